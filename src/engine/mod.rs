@@ -1,0 +1,162 @@
+//! Engines sift: out of millions of rows they name the few that can matter.
+//!
+//! An engine never decides. It returns, for each probe, a superset of the rows whose exact score
+//! reaches a floor; `search::verify` scores those rows exactly, so engines agree to the bit and a
+//! fault in one can cost speed but never an answer.
+//!
+//! Knows rows, live bits and numbers. Does not know subjects, policies, files or transports.
+
+pub mod cpu;
+pub mod gpu;
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use half::f16;
+
+/// The gallery as an engine sees it at one instant: blocks of rows and which of them are live.
+pub struct GalleryView<'a> {
+    /// Components of a row.
+    pub dim: usize,
+    /// The blocks, by ascending `first_row`, not overlapping. Row numbers may have gaps between blocks.
+    pub blocks: Vec<BlockView<'a>>,
+}
+
+/// Consecutive rows of one segment.
+pub struct BlockView<'a> {
+    /// Names the contents: a block with the same `first_row` and another `identity` holds other
+    /// rows, and an engine with a copy must take it anew. Under one identity rows are only appended.
+    pub identity: u64,
+    /// Number of the first row.
+    pub first_row: u32,
+    /// The rows, row-major. Shape: `[count, dim]`.
+    pub rows: &'a [f16],
+    /// Bit `i % 64` of word `i / 64` is set while row `first_row + i` is live. At least `count` bits.
+    pub live: &'a [AtomicU64],
+}
+
+impl BlockView<'_> {
+    /// Rows in the block.
+    #[must_use]
+    pub fn count(&self, dim: usize) -> usize {
+        self.rows.len() / dim
+    }
+
+    /// Whether the `offset`-th row of the block is live.
+    #[must_use]
+    pub fn is_live(&self, offset: usize) -> bool {
+        self.live[offset / 64].load(Ordering::Acquire) >> (offset % 64) & 1 == 1
+    }
+}
+
+/// What to sift for.
+pub struct SiftRequest<'a> {
+    /// Rotated probes, row-major, each of unit length to rounding. Shape: `[count, dim]`.
+    pub probes: &'a [f32],
+    /// A floor a probe: every live row whose exact score (`search::score::exact`) is at least
+    /// this must be among the survivors. Shape: `[count]`.
+    pub floors: &'a [f32],
+    /// If not zero, only the `keep` best rows of the probe (with every row tied with the last of
+    /// them) are needed, so the engine may raise that probe's floor as it goes. Shape: `[count]`.
+    pub keep: &'a [u32],
+    /// Most survivors a probe may have. Over it the probe is marked as overflowed, its list is
+    /// meaningless and the caller searches it another way. Never dropped silently.
+    pub survivors_max: usize,
+}
+
+/// What sifting left.
+#[derive(Debug, Default)]
+pub struct Survivors {
+    /// For each probe, row numbers in any order, without repeats.
+    pub rows: Vec<Vec<u32>>,
+    /// For each probe, whether it overflowed.
+    pub overflowed: Vec<bool>,
+    /// Time the device itself took, where it can say (GPU timestamps).
+    pub device_time: Option<Duration>,
+}
+
+impl Survivors {
+    /// Empties the lists and makes room for `probes` of them.
+    pub fn reset(&mut self, probes: usize) {
+        self.rows.truncate(probes);
+        self.rows.iter_mut().for_each(Vec::clear);
+        self.rows.resize_with(probes, Vec::new);
+        self.overflowed.clear();
+        self.overflowed.resize(probes, false);
+        self.device_time = None;
+    }
+}
+
+/// What an engine is, for status pages, metrics and benchmark tables.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineDescription {
+    /// `cpu` or `gpu`.
+    pub kind: &'static str,
+    /// The processor's instruction set in use or the adapter's name, driver and backend.
+    pub adapter: String,
+    /// Threads that sift (CPU) or 1.
+    pub threads: usize,
+    /// Bytes this engine holds for itself in main memory now (scratch, packed probes).
+    pub host_bytes: u64,
+    /// Bytes it holds on a device now.
+    pub device_bytes: u64,
+}
+
+/// Why an engine could not sift. Every one is survivable: the caller takes another engine.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// No adapter fits what was asked for.
+    #[error("no usable GPU adapter: {reason}")]
+    NoAdapter {
+        /// What was looked for and what was found.
+        reason: String,
+    },
+    /// The device was lost or refused a command; it must be rebuilt.
+    #[error("the GPU device was lost: {reason}")]
+    DeviceLost {
+        /// The driver's words.
+        reason: String,
+    },
+    /// The gallery does not fit the device.
+    #[error("the device has no memory for {needed_bytes} more bytes: {reason}")]
+    OutOfDeviceMemory {
+        /// Bytes of the allocation that failed.
+        needed_bytes: u64,
+        /// The driver's words.
+        reason: String,
+    },
+    /// The engine is being rebuilt and cannot answer yet.
+    #[error("the engine is being rebuilt")]
+    Rebuilding,
+}
+
+/// Sifts a gallery. Implementations: [`cpu::CpuEngine`], [`gpu::GpuEngine`].
+pub trait Engine: Send + Sync {
+    /// What this engine is and holds now.
+    fn describe(&self) -> EngineDescription;
+
+    /// Brings the engine's own copy of the rows, if it keeps one, up to `view`. The gallery calls
+    /// this before it shows `view` to searches, and the rows in it stay as they are until then.
+    ///
+    /// # Errors
+    /// [`EngineError`] where the device cannot take them; the engine then refuses to sift.
+    fn follow(&self, view: &GalleryView<'_>) -> Result<(), EngineError>;
+
+    /// Overwrites the engine's own copy of these rows with zeros, on the device too, and returns
+    /// once that is done. The rows are no longer live.
+    ///
+    /// # Errors
+    /// [`EngineError`] where the device cannot be reached; its memory is then given up whole.
+    fn erase(&self, rows: &[u32]) -> Result<(), EngineError>;
+
+    /// Fills `survivors` with a superset of the rows that reach each probe's floor.
+    ///
+    /// # Errors
+    /// [`EngineError`] where the device fails; `survivors` is then meaningless.
+    fn sift(
+        &self,
+        view: &GalleryView<'_>,
+        request: &SiftRequest<'_>,
+        survivors: &mut Survivors,
+    ) -> Result<(), EngineError>;
+}

@@ -1,0 +1,2 @@
+//! The thenar command.
+fn main() {}
