@@ -2,5 +2,22 @@
 //!
 //! ARCHITECTURE.md tells which room is which. Dependencies point down only.
 
+pub mod api;
+pub mod batch;
+pub mod cli;
+pub mod config;
+pub mod data;
 pub mod engine;
+pub mod gallery;
+pub mod gate;
 pub mod palm;
+pub mod registry;
+pub mod search;
+pub mod server;
+pub mod service;
+pub mod simd;
+pub mod standard;
+pub mod telemetry;
+pub mod vault;
+pub mod web;
+pub mod wire;

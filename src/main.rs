@@ -1,2 +1,33 @@
-//! The thenar command.
-fn main() {}
+//! The `thenar` command: parse, run, exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use thenar::cli::{self, Cli, Command};
+
+/// Threads that may block at once on the registry or on preparing enrolments.
+const BLOCKING_THREADS_MAX: usize = 128;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().max_blocking_threads(BLOCKING_THREADS_MAX).build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("thenar: could not start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    runtime.block_on(async {
+        match cli.command {
+            Command::Import(args) => cli::conclude(cli::import::run(args).await),
+            Command::Identify(args) => cli::conclude(cli::identify::run(args).await),
+            Command::Forget(args) => cli::conclude(cli::forget::run(args).await),
+            Command::Status(args) => cli::conclude(cli::status::run(args).await),
+            Command::Serve(args) => cli::conclude_local(cli::serve::run(args).await),
+            Command::Keys(args) => cli::conclude_local(cli::keys::run(args)),
+            Command::VerifyIndex(args) => cli::conclude_local(cli::verify_index::run(args)),
+        }
+    })
+}

@@ -217,7 +217,10 @@ impl Embedding {
         // In f64 the largest f32 squared, 2048 times over, is far from overflow.
         let norm = values.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>().sqrt();
         if norm < NORM_MIN {
-            return Err(Invalid::new("", format!("has norm {norm:.1e}, the least is {NORM_MIN:.0e}: a zero vector has no direction")));
+            return Err(Invalid::new(
+                "",
+                format!("has norm {norm:.1e}, the least is {NORM_MIN:.0e}: a zero vector has no direction"),
+            ));
         }
         for v in &mut values {
             #[expect(clippy::cast_possible_truncation, reason = "a component of a unit vector rounds to f32")]

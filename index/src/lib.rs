@@ -1,4 +1,61 @@
-//! The template index on disk.
+//! The template index of Thenar on disk: segments of f16 rows, memory-mapped, that never lie
+//! about what they hold.
+//!
+//! The index is derived. The registry is the system of record; it keeps an ordered change log,
+//! and the index holds the rows that log leaves alive up to one log sequence number ([`Lsn`]).
+//! Whatever is lost here can be rebuilt from there, so the index has one duty above all: a row
+//! it serves is the row that was appended, and a row that was erased is gone from its files.
+//!
+//! - [`Index`] is the one writer of a folder: append, forget, publish, erase, checkpoint.
+//! - [`Reader`] gives searches a [`Snapshot`]: rows, live bits and metadata, straight from the map.
+//! - [`Index::open`] yields an [`Unrepaired`] index that says what is damaged and becomes an
+//!   [`Index`] only when nothing is.
+//! - [`verify()`] checks a whole folder without changing it.
+//!
+//! `FORMAT.md` beside this crate has the bytes, the crash argument and the erase protocol.
+//!
+//! Knows rows, templates, subjects and files. Does not know keys (only their fingerprint),
+//! scores, transports, or what a change means.
+//!
+//! Invariants:
+//! - What a reader may see is fixed when a snapshot is published; rows are appended beyond it.
+//! - Bytes under a slice that a reader holds do not change (`map` and `gate` argue why).
+//! - Only rows that the manifest counts survive a restart; the rest is scrubbed.
+//! - After an I/O error the writer stops for good.
 
-/// Bytes of a row's label, at most.
-pub const LABEL_BYTES_MAX: usize = 64;
+#![deny(unsafe_code)]
+
+#[cfg(target_endian = "big")]
+compile_error!("the files are little-endian and are read in place; big-endian machines are not supported");
+
+mod birth;
+mod chains;
+mod erase;
+mod error;
+mod fill;
+mod folder;
+mod format;
+mod gate;
+mod lock;
+mod manifest;
+mod map;
+mod nouns;
+mod open;
+mod replace;
+mod scan;
+mod segment;
+mod snapshot;
+pub mod storage;
+mod verify;
+mod writer;
+
+pub use error::{Damage, DamageKind, Error};
+pub use map::Map;
+pub use nouns::{
+    Geometry, KeyId, LABEL_BYTES_MAX, Lsn, NewRow, OwnedRow, Row, RowMeta, SUBJECT_NUMBER_MAX, SubjectNumber,
+    TemplateId,
+};
+pub use open::Unrepaired;
+pub use snapshot::{Block, Reader, RowsOf, Snapshot};
+pub use verify::{VerifyReport, verify, verify_on};
+pub use writer::{Index, SegmentInfo};

@@ -8,6 +8,7 @@
 
 pub mod cpu;
 pub mod gpu;
+pub mod standby;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

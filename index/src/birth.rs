@@ -1,0 +1,175 @@
+//! How an [`Index`] comes to be, and to its end: create, open, wipe.
+//!
+//! Does not know what the index does in between.
+//!
+//! Invariant: an index is never made over what is left of another.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use parking_lot::{Mutex, RwLock};
+
+use crate::chains::Chains;
+use crate::error::Error;
+use crate::folder;
+use crate::gate::{Gate, Writer, gate};
+use crate::lock::Lock;
+use crate::manifest::Manifest;
+use crate::nouns::{Geometry, KeyId, Lsn};
+use crate::open::Unrepaired;
+use crate::segment::{destroy, file_name};
+use crate::snapshot::Shared;
+use crate::storage::{Files, Storage};
+use crate::writer::{Index, READER_WAIT_DEFAULT, Slot, view_of};
+
+impl Index {
+    /// Makes an empty index in `dir`, which is made if it is not there.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] where there is one or what is left of one, [`Error::Locked`],
+    /// [`Error::Geometry`], [`Error::Io`].
+    pub fn create(dir: &Path, geometry: Geometry, key: KeyId) -> Result<Self, Error> {
+        Self::create_on(Arc::new(Files), dir, geometry, key)
+    }
+
+    /// [`Index::create`] on a storage of the caller's.
+    ///
+    /// # Errors
+    /// As [`Index::create`].
+    pub fn create_on(storage: Arc<dyn Storage>, dir: &Path, geometry: Geometry, key: KeyId) -> Result<Self, Error> {
+        let geometry = geometry.checked()?;
+        let lock = Lock::take_or_make(dir)?;
+        if folder::has_index(&*storage, dir)? {
+            return Err(Error::Exists { dir: dir.to_owned() });
+        }
+        let manifest =
+            Manifest { geometry, key, lsn: Lsn(0), next_file: 0, segments: Vec::new(), forgotten: Vec::new() };
+        folder::write_manifest(&*storage, dir, &manifest)?;
+        let (gate, writer) = gate();
+        let chains = Chains::new(geometry.segment_rows);
+        Ok(Self::assemble(Parts {
+            storage,
+            dir: dir.to_owned(),
+            lock,
+            gate,
+            writer,
+            manifest,
+            chains,
+            slots: Vec::new(),
+            live: 0,
+            dead: 0,
+        }))
+    }
+
+    /// Reads and checks the index in `dir`, every row of it. Nothing is written and nothing is
+    /// open to readers until [`Unrepaired::finish`].
+    ///
+    /// # Errors
+    /// [`Error::Locked`], [`Error::ManifestMissing`], [`Error::ManifestCorrupt`],
+    /// [`Error::Version`], [`Error::WrongKey`], [`Error::Io`]. Damaged segments are no error here.
+    pub fn open(dir: &Path, key: KeyId) -> Result<Unrepaired, Error> {
+        Self::open_on(Arc::new(Files), dir, key)
+    }
+
+    /// [`Index::open`] on a storage of the caller's.
+    ///
+    /// # Errors
+    /// As [`Index::open`].
+    pub fn open_on(storage: Arc<dyn Storage>, dir: &Path, key: KeyId) -> Result<Unrepaired, Error> {
+        Unrepaired::read(storage, dir, key, &mut |_, _| true)
+    }
+
+    /// Whether `dir` holds an index, or what is left of one: a manifest or segment files.
+    #[must_use]
+    pub fn exists(dir: &Path) -> bool {
+        // A folder that cannot be listed is not known to be free.
+        folder::has_index(&Files, dir).unwrap_or(true)
+    }
+
+    /// Overwrites and removes every file of the index in `dir`, so that it can be made anew.
+    ///
+    /// # Errors
+    /// [`Error::Locked`], [`Error::Io`].
+    pub fn wipe(dir: &Path) -> Result<(), Error> {
+        Self::wipe_on(&Files, dir)
+    }
+
+    /// [`Index::wipe`] on a storage of the caller's.
+    ///
+    /// # Errors
+    /// As [`Index::wipe`].
+    pub fn wipe_on(storage: &dyn Storage, dir: &Path) -> Result<(), Error> {
+        let _lock = Lock::take_or_make(dir)?;
+        folder::remove_new_manifest(storage, dir)?;
+        folder::remove_manifest(storage, dir)?;
+        // First of all nothing names the segments any more; then they go.
+        folder::sync_dir(storage, dir)?;
+        for file in folder::segment_files(storage, dir)? {
+            destroy(storage, &dir.join(file_name(file)))?;
+        }
+        folder::sync_dir(storage, dir)
+    }
+
+    pub(crate) fn opened(from: Unrepaired) -> Self {
+        let Unrepaired { lock, storage, dir, manifest, gate, mut writer, parts, .. } = from;
+        let mut chains = Chains::new(manifest.geometry.segment_rows);
+        let (mut slots, mut live, mut dead) = (Vec::new(), 0, 0);
+        for (slot, scan) in Unrepaired::into_slots(parts) {
+            chains.add_segment();
+            let first_row = slots.len() as u32 * manifest.geometry.segment_rows;
+            let records = slot.segment.pages.records(&writer);
+            let mut from = 0;
+            while let Some(offset) = slot.segment.next_live(from, slot.rows) {
+                chains.link(records[offset as usize].subject, first_row + offset);
+                from = offset + 1;
+            }
+            slot.segment.pages.show(slot.rows, &mut writer);
+            live += scan.live_count;
+            dead += scan.erased;
+            slots.push(slot);
+        }
+        Self::assemble(Parts { storage, dir, lock, gate, writer, manifest, chains, slots, live, dead })
+    }
+
+    fn assemble(parts: Parts) -> Self {
+        let Parts { storage, dir, lock, gate, writer, manifest, chains, slots, live, dead } = parts;
+        let view = Arc::new(view_of(&slots, manifest.lsn, live, dead));
+        let shared = Shared {
+            gate,
+            current: Mutex::new(view),
+            chains: RwLock::new(chains),
+            geometry: manifest.geometry,
+            _lock: lock,
+        };
+        Self {
+            dir,
+            storage,
+            key: manifest.key,
+            shared: Arc::new(shared),
+            writer,
+            slots,
+            forgotten: BTreeSet::new(),
+            live,
+            dead,
+            next_file: manifest.next_file,
+            dir_dirty: false,
+            stopped: false,
+            reader_wait: READER_WAIT_DEFAULT,
+        }
+    }
+}
+
+/// What an index is put together from.
+struct Parts {
+    storage: Arc<dyn Storage>,
+    dir: PathBuf,
+    lock: Lock,
+    gate: Arc<Gate>,
+    writer: Writer,
+    manifest: Manifest,
+    chains: Chains,
+    slots: Vec<Slot>,
+    live: u64,
+    dead: u64,
+}

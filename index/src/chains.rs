@@ -1,0 +1,185 @@
+//! Which rows belong to a subject: a linked list of rows for each, about eight bytes a row.
+//!
+//! `heads` has the first row of each subject, `next` the row after each row. Subject numbers are
+//! dense but for those forgotten, so heads are an array; it is paged, so a leap in the numbers
+//! costs a pointer for every 4,096 of them and not the whole stretch.
+//!
+//! Knows numbers. Does not know files, and keeps only rows that are live.
+//!
+//! Invariants: a row is in one list at most; lists end.
+
+use std::mem::size_of;
+
+/// No row: the end of a list.
+const NONE: u32 = u32::MAX;
+/// Heads in one page.
+const PAGE: usize = 4096;
+
+#[derive(Debug)]
+pub(crate) struct Chains {
+    heads: Vec<Option<Box<[u32; PAGE]>>>,
+    /// By segment, by offset.
+    next: Vec<Box<[u32]>>,
+    segment_rows: u32,
+}
+
+impl Chains {
+    pub(crate) fn new(segment_rows: u32) -> Self {
+        Self { heads: Vec::new(), next: Vec::new(), segment_rows }
+    }
+
+    /// Makes room for one more segment.
+    pub(crate) fn add_segment(&mut self) {
+        self.next.push(vec![NONE; self.segment_rows as usize].into_boxed_slice());
+    }
+
+    fn next(&self, row: u32) -> u32 {
+        self.next[(row / self.segment_rows) as usize][(row % self.segment_rows) as usize]
+    }
+
+    fn set_next(&mut self, row: u32, next: u32) {
+        self.next[(row / self.segment_rows) as usize][(row % self.segment_rows) as usize] = next;
+    }
+
+    fn head(&self, subject: u64) -> u32 {
+        let subject = usize::try_from(subject).unwrap_or(usize::MAX);
+        match self.heads.get(subject / PAGE) {
+            Some(Some(page)) => page[subject % PAGE],
+            _ => NONE,
+        }
+    }
+
+    fn set_head(&mut self, subject: u64, row: u32) {
+        let subject = usize::try_from(subject).expect("subject numbers were checked against SUBJECT_NUMBER_MAX");
+        let page = subject / PAGE;
+        if self.heads.len() <= page {
+            self.heads.resize(page + 1, None);
+        }
+        self.heads[page].get_or_insert_with(|| Box::new([NONE; PAGE]))[subject % PAGE] = row;
+    }
+
+    /// Adds `row` to the rows of `subject`.
+    pub(crate) fn link(&mut self, subject: u64, row: u32) {
+        assert_ne!(row, NONE);
+        let head = self.head(subject);
+        assert_ne!(head, row);
+        self.set_next(row, head);
+        self.set_head(subject, row);
+    }
+
+    /// Takes `row` from the rows of `subject`, which must have it.
+    pub(crate) fn unlink(&mut self, subject: u64, row: u32) {
+        let after = self.next(row);
+        let mut at = self.head(subject);
+        if at == row {
+            self.set_head(subject, after);
+        } else {
+            loop {
+                assert_ne!(at, NONE, "the row is not in its subject's list");
+                let next = self.next(at);
+                if next == row {
+                    break;
+                }
+                at = next;
+            }
+            self.set_next(at, after);
+        }
+        self.set_next(row, NONE);
+    }
+
+    /// The rows of `subject`, ascending.
+    pub(crate) fn rows_of(&self, subject: u64) -> Vec<u32> {
+        let mut rows = Vec::new();
+        let mut at = self.head(subject);
+        while at != NONE {
+            rows.push(at);
+            at = self.next(at);
+        }
+        rows.sort_unstable();
+        rows
+    }
+
+    /// Takes all rows from `subject` and returns them, ascending.
+    pub(crate) fn take(&mut self, subject: u64) -> Vec<u32> {
+        let rows = self.rows_of(subject);
+        if !rows.is_empty() {
+            self.set_head(subject, NONE);
+            rows.iter().for_each(|&row| self.set_next(row, NONE));
+        }
+        rows
+    }
+
+    /// Bytes of heap memory held.
+    pub(crate) fn host_bytes(&self) -> u64 {
+        let pages = self.heads.iter().flatten().count() * PAGE * 4;
+        let bytes = pages
+            + self.heads.capacity() * size_of::<Option<Box<[u32; PAGE]>>>()
+            + self.next.len() * (self.segment_rows as usize * 4 + size_of::<Box<[u32]>>());
+        bytes as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::{BTreeMap, BTreeSet};
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn chains_hold_what_a_map_of_sets_holds(steps in prop::collection::vec((0u8..4, 0u64..6, 0u32..192), 0..300)) {
+            let mut chains = Chains::new(64);
+            (0..3).for_each(|_| chains.add_segment());
+            let mut model: BTreeMap<u64, BTreeSet<u32>> = BTreeMap::new();
+            let mut owner = BTreeMap::new();
+            for (what, near, row) in steps {
+                // Subjects far apart, so that heads are on several pages.
+                let subject = near * 3000;
+                match (what, owner.get(&row).copied()) {
+                    (0 | 1, None) => {
+                        chains.link(subject, row);
+                        model.entry(subject).or_default().insert(row);
+                        owner.insert(row, subject);
+                    }
+                    (2, Some(owned_by)) => {
+                        chains.unlink(owned_by, row);
+                        model.get_mut(&owned_by).unwrap().remove(&row);
+                        owner.remove(&row);
+                    }
+                    (3, _) => {
+                        let rows: Vec<u32> = model.remove(&subject).unwrap_or_default().into_iter().collect();
+                        owner.retain(|row, _| !rows.contains(row));
+                        prop_assert_eq!(chains.take(subject), rows);
+                    }
+                    _ => {}
+                }
+                for near in 0..6 {
+                    let rows: Vec<u32> = model.get(&(near * 3000)).into_iter().flatten().copied().collect();
+                    prop_assert_eq!(chains.rows_of(near * 3000), rows);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_leap_in_the_numbers_costs_little() {
+        let mut chains = Chains::new(64);
+        chains.add_segment();
+        chains.link(u64::from(u32::MAX), 5);
+        assert_eq!(chains.rows_of(u64::from(u32::MAX)), [5]);
+        assert_eq!(chains.rows_of(u64::MAX), []);
+        assert!(chains.host_bytes() < 17 << 20, "{} bytes", chains.host_bytes());
+    }
+
+    #[test]
+    #[should_panic(expected = "not in its subject's list")]
+    fn a_row_of_another_subject_is_not_unlinked() {
+        let mut chains = Chains::new(64);
+        chains.add_segment();
+        chains.link(1, 5);
+        chains.link(2, 6);
+        chains.unlink(2, 5);
+    }
+}

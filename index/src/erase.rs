@@ -1,0 +1,122 @@
+//! What the writer makes last, and what it makes go for good: erase and checkpoint.
+//!
+//! `FORMAT.md` has the order of these writes and why each crash in between is harmless.
+//!
+//! Invariants: a row's bytes go only after the disk has heard that they will; a manifest is
+//! written only after the rows it counts are durable.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use crate::error::Error;
+use crate::folder;
+use crate::format::MetaRecord;
+use crate::manifest::{Manifest, SegmentEntry};
+use crate::nouns::Row;
+use crate::snapshot::ViewSegment;
+use crate::writer::Index;
+
+/// Rows overwritten while readers wait, before the gate opens to them again.
+const ERASE_ROWS_PER_PAUSE: usize = 1024;
+
+impl Index {
+    /// Overwrites forgotten rows and returns once no byte of them is left in the index's files or
+    /// maps, for good. Rows erased already are passed over.
+    ///
+    /// Waits until no snapshot is held; who asks a [`crate::Reader`] for one meanwhile waits too, for as
+    /// long as the searches that run take. The caller must hold none itself.
+    ///
+    /// # Errors
+    /// [`Error::NoSuchRow`], [`Error::StillLive`]: nothing was done. [`Error::Readers`]: snapshots
+    /// are held for longer than the writer waits; the rows stay forgotten, ask again.
+    /// [`Error::Io`]: the writer stops; opening the index again finishes what was begun.
+    /// [`Error::Stopped`].
+    pub fn erase(&mut self, rows: &[Row]) -> Result<(), Error> {
+        self.running()?;
+        let mut doomed = BTreeSet::new();
+        for &row in rows {
+            let (place, offset) = self.place_of(row.0);
+            let slot = self.slots.get(place).filter(|slot| offset < slot.rows).ok_or(Error::NoSuchRow { row })?;
+            if slot.segment.is_live(offset) {
+                return Err(Error::StillLive { row });
+            }
+            if self.forgotten.contains(&row.0) {
+                doomed.insert(row.0);
+            }
+        }
+        let erased = self.erase_checked(&doomed);
+        self.stop_if_failed(erased)
+    }
+
+    fn erase_checked(&mut self, rows: &BTreeSet<u32>) -> Result<(), Error> {
+        let places: Vec<(usize, u32)> = rows.iter().map(|&row| self.place_of(row)).collect();
+        let touched: BTreeSet<usize> = places.iter().map(|&(place, _)| place).collect();
+        // First the disk learns that these rows are going, then they go: a row half overwritten
+        // by a crash would otherwise look damaged.
+        for &(place, offset) in &places {
+            self.slots[place].segment.pages.mark_gone(offset, &mut self.writer)?;
+        }
+        for &place in &touched {
+            self.slots[place].segment.pages.sync()?;
+        }
+        for pause in places.chunks(ERASE_ROWS_PER_PAUSE) {
+            let mut quiet = self.writer.quiet(self.reader_wait)?;
+            for &(place, offset) in pause {
+                self.slots[place].segment.pages.scrub(offset, &MetaRecord::gone(), &mut quiet)?;
+            }
+        }
+        for &place in &touched {
+            self.slots[place].segment.pages.sync()?;
+            self.slots[place].dirty = false;
+        }
+        for row in rows {
+            assert!(self.forgotten.remove(row));
+        }
+        Ok(())
+    }
+
+    /// Makes what was published durable, as of the last publication's LSN. Rows appended since
+    /// stay unseen by the manifest; rows forgotten and not erased are named in it.
+    ///
+    /// # Errors
+    /// [`Error::Io`]: the writer stops. [`Error::Stopped`].
+    pub fn checkpoint(&mut self) -> Result<(), Error> {
+        self.running()?;
+        let done = self.checkpoint_now();
+        self.stop_if_failed(done)
+    }
+
+    pub(crate) fn checkpoint_now(&mut self) -> Result<(), Error> {
+        for slot in &mut self.slots {
+            if slot.dirty {
+                slot.segment.pages.sync()?;
+                slot.dirty = false;
+            }
+        }
+        if self.dir_dirty {
+            folder::sync_dir(&*self.storage, &self.dir)?;
+            self.dir_dirty = false;
+        }
+        let view = Arc::clone(&self.shared.current.lock());
+        let segment_rows = self.shared.geometry.segment_rows;
+        let counted = |row: u32| {
+            view.segments.get((row / segment_rows) as usize).is_some_and(|part| row % segment_rows < part.rows)
+        };
+        let entry = |part: &ViewSegment| SegmentEntry {
+            identity: part.segment.identity,
+            first_template: part.first_template.0,
+            last_template: part.last_template.0,
+            file: part.segment.file,
+            rows: part.rows,
+        };
+        let manifest = Manifest {
+            geometry: self.shared.geometry,
+            key: self.key,
+            lsn: view.lsn,
+            next_file: self.next_file,
+            segments: view.segments.iter().map(entry).collect(),
+            forgotten: self.forgotten.iter().copied().filter(|&row| counted(row)).collect(),
+        };
+        folder::write_manifest(&*self.storage, &self.dir, &manifest)
+    }
+}

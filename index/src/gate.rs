@@ -1,0 +1,201 @@
+//! The gate between readers and the one writer: when may bytes that readers see be overwritten?
+//!
+//! A reader enters and holds a [`Ticket`] for as long as it looks at rows. The writer, before it
+//! overwrites rows that were shown, closes the gate and waits until no ticket is held; the proof
+//! of that is a [`Quiet`]. Once the gate is closing, who comes to enter waits, so readers that
+//! keep coming cannot starve an erasure. When it opens, all who wait are handed their tickets in
+//! the same step, so erasures that keep coming cannot starve a reader either.
+//!
+//! The three types are proofs that `map` asks for: `&Ticket` to read what was shown,
+//! `&mut Writer` to write what was not, `&mut Quiet` to overwrite anything.
+//!
+//! Knows nothing of files or rows.
+//!
+//! Invariants: while a `Quiet` lives no `Ticket` does; there is one `Writer` a gate.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use crate::error::Error;
+
+#[derive(Debug, Default)]
+struct State {
+    /// Tickets held.
+    held: usize,
+    /// Whether the writer waits for quiet, or has it.
+    closed: bool,
+    /// Readers that came while it was closed.
+    waiting: usize,
+    /// How often it was opened again: what those who wait look at.
+    openings: u64,
+}
+
+/// Counts readers in and out.
+#[derive(Debug, Default)]
+pub(crate) struct Gate {
+    state: Mutex<State>,
+    opened: Condvar,
+    emptied: Condvar,
+}
+
+/// Proof that its holder entered as a reader.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    gate: Arc<Gate>,
+}
+
+/// Proof of being the one writer.
+#[derive(Debug)]
+pub(crate) struct Writer {
+    gate: Arc<Gate>,
+}
+
+/// Proof that no reader holds a ticket, and none will get one before this is dropped.
+#[derive(Debug)]
+pub(crate) struct Quiet<'w> {
+    writer: &'w mut Writer,
+}
+
+/// A new gate, open, and its one writer.
+pub(crate) fn gate() -> (Arc<Gate>, Writer) {
+    let gate = Arc::new(Gate::default());
+    (Arc::clone(&gate), Writer { gate })
+}
+
+impl Gate {
+    /// Waits while the gate is closed, then enters.
+    pub(crate) fn enter(self: &Arc<Self>) -> Ticket {
+        let mut state = self.state.lock();
+        if state.closed {
+            state.waiting += 1;
+            let openings = state.openings;
+            while state.openings == openings {
+                self.opened.wait(&mut state);
+            }
+            // Whoever opened the gate has counted this ticket among those held.
+            assert!(state.held > 0);
+        } else {
+            state.held += 1;
+        }
+        Ticket { gate: Arc::clone(self) }
+    }
+
+    fn open(&self, state: &mut State) {
+        assert!(state.closed);
+        state.closed = false;
+        state.held += std::mem::take(&mut state.waiting);
+        state.openings += 1;
+        self.opened.notify_all();
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut state = self.gate.state.lock();
+        assert!(state.held > 0);
+        state.held -= 1;
+        if state.held == 0 {
+            self.gate.emptied.notify_all();
+        }
+    }
+}
+
+impl Writer {
+    /// Closes the gate and waits until no ticket is held, `timeout` at most.
+    ///
+    /// # Errors
+    /// [`Error::Readers`] where tickets are held after that; the gate is open again then.
+    pub(crate) fn quiet(&mut self, timeout: Duration) -> Result<Quiet<'_>, Error> {
+        let began = Instant::now();
+        let mut state = self.gate.state.lock();
+        assert!(!state.closed);
+        state.closed = true;
+        while state.held > 0 {
+            let late = self.gate.emptied.wait_until(&mut state, began + timeout).timed_out();
+            if late && state.held > 0 {
+                let held = state.held;
+                self.gate.open(&mut state);
+                return Err(Error::Readers { held, waited: began.elapsed() });
+            }
+        }
+        drop(state);
+        Ok(Quiet { writer: self })
+    }
+}
+
+impl Drop for Quiet<'_> {
+    fn drop(&mut self) {
+        let gate = &self.writer.gate;
+        let mut state = gate.state.lock();
+        assert_eq!(state.held, 0);
+        gate.open(&mut state);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn quiet_waits_for_tickets_and_tickets_for_quiet() {
+        let (gate, mut writer) = gate();
+        let first = gate.enter();
+        let (asked, entered) = (AtomicBool::new(false), AtomicBool::new(false));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                // Asks while the writer waits for the first ticket; must not overtake it.
+                while !gate.state.lock().closed {
+                    thread::yield_now();
+                }
+                asked.store(true, Ordering::SeqCst);
+                let ticket = gate.enter();
+                entered.store(true, Ordering::SeqCst);
+                drop(ticket);
+            });
+            scope.spawn(|| {
+                while gate.state.lock().waiting == 0 {
+                    thread::yield_now();
+                }
+                assert!(asked.load(Ordering::SeqCst) && !entered.load(Ordering::SeqCst));
+                drop(first);
+            });
+            let quiet = writer.quiet(Duration::from_secs(10)).unwrap();
+            assert!(!entered.load(Ordering::SeqCst));
+            thread::sleep(Duration::from_millis(5));
+            assert!(!entered.load(Ordering::SeqCst));
+            drop(quiet);
+        });
+        assert!(entered.into_inner());
+        assert_eq!(gate.state.lock().held, 0);
+    }
+
+    #[test]
+    fn who_waited_is_let_in_before_the_next_quiet() {
+        let (gate, mut writer) = gate();
+        thread::scope(|scope| {
+            let quiet = writer.quiet(Duration::ZERO).unwrap();
+            let (go, wait) = std::sync::mpsc::channel::<()>();
+            let reader = Arc::clone(&gate);
+            scope.spawn(move || {
+                let _ticket = reader.enter();
+                wait.recv().unwrap();
+            });
+            while gate.state.lock().waiting == 0 {
+                thread::yield_now();
+            }
+            drop(quiet);
+            // The reader has its ticket already, whether its thread has run again or not.
+            match writer.quiet(Duration::ZERO) {
+                Err(Error::Readers { held: 1, .. }) => {}
+                other => panic!("{other:?}"),
+            }
+            go.send(()).unwrap();
+            drop(writer.quiet(Duration::from_secs(10)).unwrap());
+        });
+    }
+}

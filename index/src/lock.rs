@@ -1,0 +1,52 @@
+//! The lock of a folder: one writer at a time, across processes and within one.
+//!
+//! It is held until the index, every reader and every snapshot are gone, because a second writer
+//! could erase rows under a snapshot of the first.
+
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use crate::error::Error;
+
+/// Name of the lock file in its folder. It stays when the lock is released.
+pub(crate) const LOCK_NAME: &str = "LOCK";
+
+/// A locked folder.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    /// Closing it releases the lock.
+    _file: File,
+}
+
+impl Lock {
+    /// Locks `dir`, which must be there.
+    ///
+    /// # Errors
+    /// [`Error::Locked`] where someone holds it, [`Error::Io`] where it cannot be locked.
+    pub(crate) fn take(dir: &Path) -> Result<Self, Error> {
+        let path = dir.join(LOCK_NAME);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .map_err(Error::io(&path, "open"))?;
+        match file.try_lock() {
+            Ok(()) => Ok(Self { _file: file }),
+            Err(TryLockError::WouldBlock) => Err(Error::Locked { dir: dir.to_owned() }),
+            Err(TryLockError::Error(source)) => Err(Error::Io { path, action: "lock", source }),
+        }
+    }
+
+    /// Makes `dir` if need be, then locks it.
+    ///
+    /// # Errors
+    /// As [`Lock::take`].
+    pub(crate) fn take_or_make(dir: &Path) -> Result<Self, Error> {
+        fs::create_dir_all(dir).map_err(Error::io(dir, "create"))?;
+        Self::take(dir)
+    }
+}

@@ -1,0 +1,233 @@
+//! The manifest: which segments there are, how many rows of each count, and up to which change.
+//!
+//! Pure: bytes in, values out. It is replaced whole (written beside, synced, renamed), so a
+//! reader meets the old one or the new one.
+//!
+//! Invariants: every byte is covered by the checksum at the end, of every version to come too.
+
+use std::path::Path;
+
+use bytemuck::{Pod, Zeroable};
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::error::Error;
+use crate::format::u64_at;
+use crate::nouns::{Geometry, KeyId, Lsn};
+
+/// Name of the manifest in its folder.
+pub(crate) const MANIFEST_NAME: &str = "MANIFEST";
+/// Name it is written under before it replaces the old one.
+pub(crate) const MANIFEST_NEW_NAME: &str = "MANIFEST.new";
+/// Version of the manifest format.
+pub(crate) const MANIFEST_VERSION: u32 = 1;
+/// A manifest is refused over this length; ten million rows need under 6 KiB, and four bytes for
+/// each row that is forgotten and not erased yet.
+pub(crate) const MANIFEST_BYTES_MAX: u64 = 1 << 28;
+
+const MANIFEST_MAGIC: [u8; 8] = *b"THNRMANI";
+
+#[derive(Copy, Clone, Pod, Zeroable)]
+#[repr(C)]
+struct Head {
+    magic: [u8; 8],
+    version: u32,
+    dim: u32,
+    segment_rows: u32,
+    next_file: u32,
+    lsn: u64,
+    key: [u8; 16],
+    segments: u32,
+    forgotten: u32,
+    reserved: u64,
+}
+
+/// What the manifest says of one segment.
+#[derive(Copy, Clone, Pod, Zeroable, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub(crate) struct SegmentEntry {
+    /// Names the contents; the header of the file says the same.
+    pub(crate) identity: u64,
+    /// The smallest template number that belongs here.
+    pub(crate) first_template: u64,
+    /// The largest template number that belongs here.
+    pub(crate) last_template: u64,
+    /// Number in the file's name.
+    pub(crate) file: u32,
+    /// Rows that count.
+    pub(crate) rows: u32,
+}
+
+const HEAD_BYTES: usize = size_of::<Head>();
+const ENTRY_BYTES: usize = size_of::<SegmentEntry>();
+const _: () = assert!(HEAD_BYTES == 64 && ENTRY_BYTES == 32);
+
+/// The manifest of a folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Manifest {
+    pub(crate) geometry: Geometry,
+    pub(crate) key: KeyId,
+    pub(crate) lsn: Lsn,
+    /// The number the next segment file gets.
+    pub(crate) next_file: u32,
+    /// Segments in the order of their rows.
+    pub(crate) segments: Vec<SegmentEntry>,
+    /// Rows that are forgotten and not erased yet, ascending.
+    pub(crate) forgotten: Vec<u32>,
+}
+
+impl Manifest {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let head = Head {
+            magic: MANIFEST_MAGIC,
+            version: MANIFEST_VERSION,
+            dim: u32::try_from(self.geometry.dim).expect("dim was checked against DIM_MAX"),
+            segment_rows: self.geometry.segment_rows,
+            next_file: self.next_file,
+            lsn: self.lsn.0,
+            key: self.key.0,
+            segments: u32::try_from(self.segments.len()).expect("segments are bounded by the row numbers"),
+            forgotten: u32::try_from(self.forgotten.len()).expect("rows are numbered in 32 bits"),
+            reserved: 0,
+        };
+        let mut bytes = bytemuck::bytes_of(&head).to_vec();
+        bytes.extend_from_slice(bytemuck::cast_slice(&self.segments));
+        bytes.extend_from_slice(bytemuck::cast_slice(&self.forgotten));
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        let checksum = xxh3_64(&bytes);
+        bytes.extend_from_slice(&checksum.to_le_bytes());
+        assert!(bytes.len() as u64 <= MANIFEST_BYTES_MAX);
+        bytes
+    }
+
+    /// # Errors
+    /// [`Error::ManifestCorrupt`] where a byte is not as it was written, [`Error::Version`] where
+    /// it is whole and of another version.
+    pub(crate) fn decode(bytes: &[u8], path: &Path) -> Result<Self, Error> {
+        let corrupt = |offset: usize, expected: u64, found: u64| Error::ManifestCorrupt {
+            path: path.to_owned(),
+            offset: offset as u64,
+            expected,
+            found,
+        };
+        let len = bytes.len();
+        if len < HEAD_BYTES + 8 {
+            return Err(corrupt(len, (HEAD_BYTES + 8) as u64, len as u64));
+        }
+        let sum_at = len - 8;
+        let (expected, found) = (xxh3_64(&bytes[..sum_at]), u64_at(bytes, sum_at));
+        if expected != found {
+            return Err(corrupt(sum_at, expected, found));
+        }
+        let head: Head = bytemuck::pod_read_unaligned(&bytes[..HEAD_BYTES]);
+        if head.magic != MANIFEST_MAGIC {
+            return Err(corrupt(0, u64::from_le_bytes(MANIFEST_MAGIC), u64::from_le_bytes(head.magic)));
+        }
+        if head.version != MANIFEST_VERSION {
+            return Err(Error::Version { path: path.to_owned(), found: head.version, supported: MANIFEST_VERSION });
+        }
+        // The checksum is right, so from here on only a faulty writer can be at fault; its
+        // manifest is refused all the same rather than believed.
+        let forgotten_at = HEAD_BYTES + head.segments as usize * ENTRY_BYTES;
+        let whole = (forgotten_at + head.forgotten as usize * 4).next_multiple_of(8) + 8;
+        if whole != len {
+            return Err(corrupt(len, whole as u64, len as u64));
+        }
+        let geometry = Geometry { dim: head.dim as usize, segment_rows: head.segment_rows };
+        geometry.checked().map_err(|_| corrupt(12, 32, u64::from(head.dim)))?;
+        let segments: Vec<SegmentEntry> =
+            bytes[HEAD_BYTES..forgotten_at].chunks_exact(ENTRY_BYTES).map(bytemuck::pod_read_unaligned).collect();
+        let forgotten: Vec<u32> = bytes[forgotten_at..forgotten_at + head.forgotten as usize * 4]
+            .chunks_exact(4)
+            .map(bytemuck::pod_read_unaligned)
+            .collect();
+        for (place, entry) in segments.iter().enumerate() {
+            let at = HEAD_BYTES + place * ENTRY_BYTES;
+            if entry.rows > geometry.segment_rows {
+                return Err(corrupt(at + 28, u64::from(geometry.segment_rows), u64::from(entry.rows)));
+            }
+            if entry.file >= head.next_file {
+                return Err(corrupt(at + 24, u64::from(head.next_file), u64::from(entry.file)));
+            }
+        }
+        if segments.len() as u64 * u64::from(geometry.segment_rows) > u64::from(u32::MAX) {
+            return Err(corrupt(48, u64::from(u32::MAX) / u64::from(geometry.segment_rows), segments.len() as u64));
+        }
+        let counted = |row: u32| {
+            segments
+                .get((row / geometry.segment_rows) as usize)
+                .is_some_and(|entry| row % geometry.segment_rows < entry.rows)
+        };
+        if let Some(place) = forgotten.iter().position(|&row| !counted(row)) {
+            return Err(corrupt(forgotten_at + place * 4, 0, u64::from(forgotten[place])));
+        }
+        Ok(Self { geometry, key: KeyId(head.key), lsn: Lsn(head.lsn), next_file: head.next_file, segments, forgotten })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn manifest() -> Manifest {
+        let entry = |file, rows| SegmentEntry {
+            identity: 77 + u64::from(file),
+            first_template: 1,
+            last_template: 900,
+            file,
+            rows,
+        };
+        Manifest {
+            geometry: Geometry { dim: 64, segment_rows: 128 },
+            key: KeyId([3; 16]),
+            lsn: Lsn(5),
+            next_file: 9,
+            segments: vec![entry(2, 128), entry(8, 100)],
+            forgotten: vec![0, 127, 128 + 99],
+        }
+    }
+
+    #[test]
+    fn a_manifest_reads_as_it_was_written() {
+        assert_eq!(Manifest::decode(&manifest().encode(), Path::new("m")).unwrap(), manifest());
+    }
+
+    /// What a decoder says of a manifest that a faulty writer made, its checksum right.
+    fn refused(change: impl FnOnce(&mut Manifest)) -> u64 {
+        let mut faulty = manifest();
+        change(&mut faulty);
+        match Manifest::decode(&faulty.encode(), Path::new("m")) {
+            Err(Error::ManifestCorrupt { offset, .. }) => offset,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_manifest_that_cannot_be_is_refused_though_its_checksum_is_right() {
+        assert_eq!(refused(|m| m.segments[1].rows = 129), 64 + 32 + 28);
+        assert_eq!(refused(|m| m.segments[1].file = 9), 64 + 32 + 24);
+        assert_eq!(refused(|m| m.forgotten[2] = 128 + 100), 64 + 2 * 32 + 8);
+        assert_eq!(refused(|m| m.forgotten[2] = 256), 64 + 2 * 32 + 8);
+        assert_eq!(refused(|m| m.geometry.dim = 65), 12);
+        assert_eq!(refused(|m| m.geometry.segment_rows = 0), 12);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_decoder_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..400), magic: bool, sum: bool) {
+            if magic && bytes.len() >= HEAD_BYTES + 8 {
+                bytes[..HEAD_BYTES].copy_from_slice(&manifest().encode()[..HEAD_BYTES]);
+                bytes[48] %= 12;
+            }
+            if sum && bytes.len() >= 8 {
+                let end = bytes.len() - 8;
+                let checksum = xxh3_64(&bytes[..end]);
+                bytes[end..].copy_from_slice(&checksum.to_le_bytes());
+            }
+            if let Ok(decoded) = Manifest::decode(&bytes, Path::new("m")) {
+                prop_assert!(decoded.segments.len() * 32 + 64 < bytes.len());
+            }
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! The one module that maps files, and the only one with unsafe code.
+//!
+//! A segment file is mapped read-only and written with `pwrite`, so a full disk is an error and
+//! never a SIGBUS; the file has its full length before it is mapped, and never gets shorter.
+//!
+//! Why the slices are sound: Rust asks that bytes under a `&[u8]` do not change while it lives.
+//! Every write to a mapped file goes through [`Pages`], and every slice comes from it:
+//! - A reader's slice needs a `&Ticket`, and covers rows below `shown`, or of a record everything
+//!   but the four bytes of its state word.
+//! - [`Pages::write_fresh`] needs the `&mut Writer` and touches rows at or beyond `shown` only.
+//! - [`Pages::mark_gone`] needs the `&mut Writer` and touches state words only.
+//! - [`Pages::scrub`] may touch every row, and needs a `&mut Quiet`: no ticket is held then.
+//! - The writer's own slices borrow the `Writer`, and every write borrows it mutably.
+//!
+//! What remains is what no program can rule out alone: another process that writes to the files
+//! or cuts them short. The folder's lock keeps honest ones away; the files have mode 0600.
+//!
+//! Knows bytes and places. Does not know subjects, manifests or which rows are live.
+
+#![expect(unsafe_code, reason = "memory-mapped files are read through raw pointers here and nowhere else")]
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::slice;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use half::f16;
+use memmap2::{Advice, MmapOptions, MmapRaw};
+
+use crate::error::Error;
+use crate::format::{Layout, META_BYTES, MetaRecord, STATE_AT, STATE_GONE};
+use crate::gate::{Quiet, Ticket, Writer};
+use crate::nouns::{RowMeta, SubjectNumber, TemplateId};
+use crate::storage::StoredFile;
+
+/// A file's first bytes, mapped to read. Made by [`crate::storage::StoredFile::map`].
+#[derive(Debug)]
+pub struct Map(MmapRaw);
+
+impl Map {
+    /// # Errors
+    /// What the system says; `UnexpectedEof` where the file is shorter than `len`.
+    pub(crate) fn of(file: &File, len: usize) -> io::Result<Self> {
+        // Bytes beyond the end of a file would be SIGBUS to touch.
+        if file.metadata()?.len() < len as u64 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(Self(MmapOptions::new().len(len).map_raw_read_only(file)?))
+    }
+}
+
+/// The mapped pages of one segment file, with the file to write them through.
+#[derive(Debug)]
+pub(crate) struct Pages {
+    file: Box<dyn StoredFile>,
+    path: PathBuf,
+    map: Map,
+    layout: Layout,
+    /// Rows below this may be under a reader's slice.
+    shown: AtomicU32,
+}
+
+impl Pages {
+    /// Maps `file`, which must have the length of `layout`.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where it cannot be mapped.
+    pub(crate) fn new(file: Box<dyn StoredFile>, path: &Path, layout: Layout) -> Result<Self, Error> {
+        let map = file.map(layout.file_bytes()).map_err(Error::io(path, "map"))?;
+        assert_eq!(map.0.len(), layout.file_bytes());
+        // Rows start on 64-byte boundaries of the file, and so of the memory: maps start on pages.
+        assert!((map.0.as_ptr() as usize + layout.row_at(0)).is_multiple_of(64));
+        Ok(Self { file, path: path.to_owned(), map, layout, shown: AtomicU32::new(0) })
+    }
+
+    pub(crate) fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// `count` bytes from byte `at` on. Private: the callers below hold the proofs.
+    ///
+    /// # Safety
+    /// No byte of them may be written while the slice lives.
+    unsafe fn bytes(&self, at: usize, count: usize) -> &[u8] {
+        assert!(at.checked_add(count).is_some_and(|end| end <= self.map.0.len()));
+        // SAFETY: the range is inside of the mapping, which lives as long as `self` and backs a
+        // file that is at least that long; the caller keeps writers away.
+        unsafe { slice::from_raw_parts(self.map.0.as_ptr().add(at), count) }
+    }
+
+    /// The first `count` rows. Shape: `[count, dim]`.
+    pub(crate) fn rows<'t>(&'t self, count: u32, _reader: &'t Ticket) -> &'t [f16] {
+        assert!(count <= self.shown.load(Ordering::Acquire));
+        // SAFETY: rows below `shown` are written under a `Quiet` only, and a ticket is held.
+        let bytes = unsafe { self.bytes(self.layout.row_at(0), count as usize * self.layout.row_bytes()) };
+        bytemuck::cast_slice(bytes)
+    }
+
+    /// One row. Shape: `[dim]`.
+    pub(crate) fn row<'t>(&'t self, offset: u32, _reader: &'t Ticket) -> &'t [f16] {
+        assert!(offset < self.shown.load(Ordering::Acquire));
+        // SAFETY: rows below `shown` are written under a `Quiet` only, and a ticket is held.
+        let bytes = unsafe { self.bytes(self.layout.row_at(offset), self.layout.row_bytes()) };
+        bytemuck::cast_slice(bytes)
+    }
+
+    /// What a row that was found live says of itself.
+    pub(crate) fn meta<'t>(&'t self, offset: u32, _reader: &'t Ticket) -> RowMeta<'t> {
+        assert!(offset < self.shown.load(Ordering::Acquire));
+        let at = self.layout.meta_at(offset);
+        // The two slices leave out the state word between them: `mark_gone` may write it now.
+        // SAFETY: but for that word, records below `shown` are written under a `Quiet` only, and
+        // a ticket is held.
+        let (ids, rest) =
+            unsafe { (self.bytes(at, STATE_AT), self.bytes(at + STATE_AT + 4, META_BYTES - STATE_AT - 4)) };
+        let label_len = usize::from(rest[1]);
+        RowMeta {
+            template: TemplateId(crate::format::u64_at(ids, 0)),
+            subject: SubjectNumber(crate::format::u64_at(ids, 8)),
+            hand: rest[0],
+            label: std::str::from_utf8(&rest[4..4 + label_len])
+                .expect("labels were checked when written and when opened"),
+        }
+    }
+
+    /// Every record, shown or not, for the writer.
+    pub(crate) fn records<'w>(&'w self, _writer: &'w Writer) -> &'w [MetaRecord] {
+        // SAFETY: every write borrows the writer mutably.
+        let bytes = unsafe { self.bytes(self.layout.meta_at(0), self.layout.capacity as usize * META_BYTES) };
+        bytemuck::cast_slice(bytes)
+    }
+
+    /// The bytes of one row, shown or not, for the writer.
+    pub(crate) fn row_bytes<'w>(&'w self, offset: u32, _writer: &'w Writer) -> &'w [u8] {
+        assert!(offset < self.layout.capacity);
+        // SAFETY: every write borrows the writer mutably.
+        unsafe { self.bytes(self.layout.row_at(offset), self.layout.row_bytes()) }
+    }
+
+    /// Asks the system to read ahead, for a pass over the whole file.
+    pub(crate) fn will_read(&self) {
+        // Advice: where it is not taken, the pass is slower and no less right.
+        let _ = self.map.0.advise(Advice::WillNeed);
+    }
+
+    /// Lets readers see the first `count` rows.
+    pub(crate) fn show(&self, count: u32, _writer: &mut Writer) {
+        assert!(count <= self.layout.capacity && count >= self.shown.load(Ordering::Acquire));
+        self.shown.store(count, Ordering::Release);
+    }
+
+    /// Writes records and rows from `offset` on, none of them shown yet.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; part of it may be written then.
+    pub(crate) fn write_fresh(
+        &self,
+        offset: u32,
+        records: &[MetaRecord],
+        rows: &[u8],
+        _writer: &mut Writer,
+    ) -> Result<(), Error> {
+        assert!(offset >= self.shown.load(Ordering::Acquire));
+        assert!(offset as usize + records.len() <= self.layout.capacity as usize);
+        assert_eq!(rows.len(), records.len() * self.layout.row_bytes());
+        self.write(rows, self.layout.row_at(offset))?;
+        self.write(bytemuck::cast_slice(records), self.layout.meta_at(offset))
+    }
+
+    /// Says on disk that the row's erasure has begun. Changes nothing a reader looks at.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn mark_gone(&self, offset: u32, _writer: &mut Writer) -> Result<(), Error> {
+        assert!(offset < self.layout.capacity);
+        self.write(&STATE_GONE.to_le_bytes(), self.layout.meta_at(offset) + STATE_AT)
+    }
+
+    /// Overwrites a row and its record: `record` is all that is left.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; part of it may be done then.
+    pub(crate) fn scrub(&self, offset: u32, record: &MetaRecord, _quiet: &mut Quiet<'_>) -> Result<(), Error> {
+        assert!(offset < self.layout.capacity);
+        self.write(bytemuck::bytes_of(record), self.layout.meta_at(offset))?;
+        self.write(&vec![0; self.layout.row_bytes()], self.layout.row_at(offset))
+    }
+
+    /// Returns once what was written will survive a power cut.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn sync(&self) -> Result<(), Error> {
+        self.file.sync().map_err(Error::io(&self.path, "sync"))
+    }
+
+    fn write(&self, bytes: &[u8], at: usize) -> Result<(), Error> {
+        assert!(at + bytes.len() <= self.layout.file_bytes());
+        self.file.write_at(bytes, at as u64).map_err(Error::io(&self.path, "write"))
+    }
+}

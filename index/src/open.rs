@@ -1,0 +1,301 @@
+//! Opening: from files to an index, by way of knowing what is wrong with them.
+//!
+//! Opening reads and writes nothing; [`Unrepaired::finish`] writes: it finishes erasures that a
+//! crash cut short, scrubs rows that the manifest does not count and removes files it does not
+//! name. Only then is there an [`Index`] to read from.
+//!
+//! Does not know the registry: the caller brings the rows of a damaged segment.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::{Damage, DamageKind, Error};
+use crate::fill::write_segment;
+use crate::folder;
+use crate::format::{Fault, HEADER_BYTES, Layout, MetaRecord, check_header};
+use crate::gate::{Gate, Writer, gate};
+use crate::lock::Lock;
+use crate::manifest::{Manifest, SegmentEntry};
+use crate::map::Pages;
+use crate::nouns::{Geometry, KeyId, Lsn, OwnedRow, TemplateId};
+use crate::scan::{Scan, scan};
+use crate::segment::{Segment, destroy, file_name};
+use crate::storage::Storage;
+use crate::writer::{Index, Slot};
+
+/// An index that was read and checked, and serves nobody yet.
+pub struct Unrepaired {
+    pub(crate) lock: Lock,
+    pub(crate) storage: Arc<dyn Storage>,
+    pub(crate) dir: PathBuf,
+    pub(crate) manifest: Manifest,
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) writer: Writer,
+    pub(crate) parts: Vec<Part>,
+    damage: Vec<Damage>,
+    /// Files to destroy once a manifest that does not name them is durable.
+    doomed: Vec<PathBuf>,
+    replaced: bool,
+}
+
+/// One segment of the manifest; without contents while it is damaged.
+pub(crate) struct Part {
+    pub(crate) entry: SegmentEntry,
+    pub(crate) found: Option<(Segment, Scan)>,
+}
+
+impl Unrepaired {
+    /// Reads and checks the index in `dir`. `progress` hears of rows checked and says whether to
+    /// go on.
+    pub(crate) fn read(
+        storage: Arc<dyn Storage>,
+        dir: &Path,
+        key: KeyId,
+        progress: &mut dyn FnMut(&Manifest, u64) -> bool,
+    ) -> Result<Self, Error> {
+        if !folder::has_index(&*storage, dir)? {
+            return Err(Error::ManifestMissing { path: dir.join(crate::manifest::MANIFEST_NAME) });
+        }
+        let lock = Lock::take(dir)?;
+        let mut manifest = folder::read_manifest(&*storage, dir)?;
+        if manifest.key != key {
+            return Err(Error::WrongKey { expected: key, found: manifest.key });
+        }
+        let (gate, writer) = gate();
+        let (mut parts, mut damage, mut done_rows) = (Vec::new(), Vec::new(), 0);
+        for (place, entry) in manifest.segments.iter().enumerate() {
+            let mut on_step = |rows| {
+                done_rows += rows;
+                progress(&manifest, done_rows)
+            };
+            let found = read_segment(&*storage, dir, entry, manifest.geometry, &writer, &mut on_step)?;
+            let segment_damage = |fault: Fault, bad_rows| Damage {
+                path: dir.join(file_name(entry.file)),
+                segment: place,
+                first_template: TemplateId(entry.first_template),
+                last_template: TemplateId(entry.last_template),
+                offset: fault.offset,
+                kind: fault.kind,
+                expected: fault.expected,
+                found: fault.found,
+                bad_rows,
+            };
+            let found = match found {
+                Err(fault) => {
+                    damage.push(segment_damage(fault, u64::from(entry.rows)));
+                    None
+                }
+                Ok((segment, scan)) => match scan.first_fault {
+                    Some(fault) => {
+                        damage.push(segment_damage(fault, scan.bad_rows));
+                        None
+                    }
+                    None => Some((segment, scan)),
+                },
+            };
+            parts.push(Part { entry: *entry, found });
+        }
+        let files = folder::segment_files(&*storage, dir)?;
+        let named: BTreeSet<u32> = manifest.segments.iter().map(|entry| entry.file).collect();
+        let doomed = files.iter().filter(|file| !named.contains(file)).map(|&file| dir.join(file_name(file))).collect();
+        // A file made after the manifest was written has a number the manifest thinks is free.
+        if let Some(last) = files.iter().max() {
+            manifest.next_file = manifest.next_file.max(last.checked_add(1).ok_or_else(file_numbers_spent)?);
+        }
+        Ok(Self { lock, storage, dir: dir.to_owned(), manifest, gate, writer, parts, damage, doomed, replaced: false })
+    }
+
+    /// The change up to which the index has everything: replay the log from there.
+    #[must_use]
+    pub fn lsn(&self) -> Lsn {
+        self.manifest.lsn
+    }
+
+    /// The shape the index was created with.
+    #[must_use]
+    pub fn geometry(&self) -> Geometry {
+        self.manifest.geometry
+    }
+
+    /// The damaged segments that were not replaced yet, each once.
+    #[must_use]
+    pub fn damage(&self) -> &[Damage] {
+        &self.damage
+    }
+
+    /// Writes a new file for a segment, with `rows` in it: every template of the registry that is
+    /// alive and numbered from the damage's first to its last template, ascending. The old file is
+    /// overwritten and removed by [`Unrepaired::finish`].
+    ///
+    /// # Errors
+    /// [`Error::NoSuchSegment`], [`Error::Order`], [`Error::TemplateRange`], [`Error::RowLimit`],
+    /// [`Error::Dim`], [`Error::Label`], [`Error::SubjectRange`] where the rows do not fit;
+    /// [`Error::Io`] where they could not be written.
+    pub fn replace_segment(&mut self, segment: usize, rows: Vec<OwnedRow>) -> Result<(), Error> {
+        let entry = self.parts.get(segment).ok_or(Error::NoSuchSegment { segment })?.entry;
+        let file = self.manifest.next_file;
+        self.manifest.next_file = file.checked_add(1).ok_or_else(file_numbers_spent)?;
+        let layout = Layout::of(self.manifest.geometry);
+        let range = (TemplateId(entry.first_template), TemplateId(entry.last_template));
+        let (new, count) =
+            write_segment(&*self.storage, &self.dir, file, layout, &mut self.writer, range, rows.into_iter())?;
+        folder::sync_dir(&*self.storage, &self.dir)?;
+        let scan = Scan::of_new(layout.capacity, count);
+        let entry = SegmentEntry { identity: new.identity, file, rows: count, ..entry };
+        let new = Segment { live: scan.live.iter().map(|&word| word.into()).collect(), ..new };
+        let old = std::mem::replace(&mut self.parts[segment], Part { entry, found: Some((new, scan)) });
+        self.manifest.segments[segment] = entry;
+        let rows = self.manifest.geometry.segment_rows;
+        self.manifest.forgotten.retain(|row| (row / rows) as usize != segment);
+        self.damage.retain(|damage| damage.segment != segment);
+        self.doomed.push(self.dir.join(file_name(old.entry.file)));
+        self.replaced = true;
+        Ok(())
+    }
+
+    /// Finishes what a crash cut short and opens the index to readers.
+    ///
+    /// # Errors
+    /// [`Error::Damaged`] while there is damage, [`Error::Io`] where a repair could not be written.
+    pub fn finish(mut self) -> Result<Index, Error> {
+        if let Some(first) = self.damage.first() {
+            return Err(Error::Damaged { count: self.damage.len(), first: Box::new(first.clone()) });
+        }
+        self.finish_erasures()?;
+        if self.replaced {
+            // Whatever was forgotten is erased and synced by now.
+            self.manifest.forgotten.clear();
+            folder::write_manifest(&*self.storage, &self.dir, &self.manifest)?;
+        }
+        let mut removed = false;
+        for path in std::mem::take(&mut self.doomed) {
+            match destroy(&*self.storage, &path) {
+                // A missing file was the damage.
+                Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                destroyed => destroyed?,
+            }
+            removed = true;
+        }
+        folder::remove_new_manifest(&*self.storage, &self.dir)?;
+        if removed {
+            folder::sync_dir(&*self.storage, &self.dir)?;
+        }
+        Ok(Index::opened(self))
+    }
+
+    /// Erases rows that the manifest or the disk say are to be erased, and scrubs those that the
+    /// manifest does not count: they may be templates of people who were forgotten since.
+    fn finish_erasures(&mut self) -> Result<(), Error> {
+        let segment_rows = self.manifest.geometry.segment_rows;
+        for (place, part) in self.parts.iter_mut().enumerate() {
+            let (segment, scan) = part.found.as_mut().expect("no segment is damaged");
+            let forgotten: Vec<u32> = self
+                .manifest
+                .forgotten
+                .iter()
+                .filter(|&row| (row / segment_rows) as usize == place)
+                .map(|row| row % segment_rows)
+                .collect();
+            let mut gone = std::mem::take(&mut scan.half_gone);
+            let live: Vec<u32> = forgotten.into_iter().filter(|&offset| segment.is_live(offset)).collect();
+            for &offset in &live {
+                segment.pages.mark_gone(offset, &mut self.writer)?;
+            }
+            if !live.is_empty() {
+                segment.pages.sync()?;
+            }
+            for offset in live {
+                segment.clear_live(offset);
+                scan.live_count -= 1;
+                scan.erased += 1;
+                gone.push(offset);
+            }
+            // Nobody reads yet, so this does not wait.
+            let mut quiet = self.writer.quiet(Duration::ZERO)?;
+            for &offset in &gone {
+                segment.pages.scrub(offset, &MetaRecord::gone(), &mut quiet)?;
+            }
+            for &offset in &scan.stale {
+                segment.pages.scrub(offset, &MetaRecord::never(), &mut quiet)?;
+            }
+            drop(quiet);
+            if !gone.is_empty() || !scan.stale.is_empty() {
+                segment.pages.sync()?;
+                scan.stale.clear();
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows that the manifest says are to be erased and that have not begun to go.
+    pub(crate) fn forgotten_live(&self) -> u64 {
+        let rows = self.manifest.geometry.segment_rows;
+        let is_live = |&&row: &&u32| {
+            let part = &self.parts[(row / rows) as usize];
+            part.found.as_ref().is_some_and(|(segment, _)| segment.is_live(row % rows))
+        };
+        self.manifest.forgotten.iter().filter(is_live).count() as u64
+    }
+
+    /// The segments with their counts, for the writer.
+    pub(crate) fn into_slots(parts: Vec<Part>) -> Vec<(Slot, Scan)> {
+        let slot = |part: Part| {
+            let (segment, scan) = part.found.expect("no segment is damaged");
+            let range = Some((TemplateId(part.entry.first_template), TemplateId(part.entry.last_template)));
+            (Slot { segment: Arc::new(segment), rows: part.entry.rows, range, dirty: false }, scan)
+        };
+        parts.into_iter().map(slot).collect()
+    }
+}
+
+impl fmt::Debug for Unrepaired {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Unrepaired({}, lsn {}, {} damaged)", self.dir.display(), self.manifest.lsn.0, self.damage.len())
+    }
+}
+
+/// Rows of all numbers a file could have: four thousand million files ago something went wrong.
+pub(crate) fn file_numbers_spent() -> Error {
+    Error::RowLimit { found: u64::from(u32::MAX) + 1, limit: u64::from(u32::MAX) }
+}
+
+/// Reads and checks one segment. The inner error is damage.
+fn read_segment(
+    storage: &dyn Storage,
+    dir: &Path,
+    entry: &SegmentEntry,
+    geometry: Geometry,
+    writer: &Writer,
+    progress: &mut dyn FnMut(u64) -> bool,
+) -> Result<Result<(Segment, Scan), Fault>, Error> {
+    let (path, layout) = (dir.join(file_name(entry.file)), Layout::of(geometry));
+    let file = match storage.open(&path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            return Ok(Err(Fault { offset: 0, kind: DamageKind::Missing, expected: 1, found: 0 }));
+        }
+        file => file.map_err(Error::io(&path, "open"))?,
+    };
+    let (expected, found) = (layout.file_bytes() as u64, file.len().map_err(Error::io(&path, "measure"))?);
+    if expected != found {
+        return Ok(Err(Fault { offset: expected.min(found), kind: DamageKind::Length, expected, found }));
+    }
+    let mut header = vec![0; HEADER_BYTES];
+    file.read_at(&mut header, 0).map_err(Error::io(&path, "read"))?;
+    if let Err(fault) = check_header(&header, layout, entry.identity) {
+        return Ok(Err(fault));
+    }
+    let pages = Pages::new(file, &path, layout)?;
+    let mut done_rows = 0;
+    let scan = scan(&pages, entry, writer, &mut |rows| {
+        done_rows += rows;
+        progress(rows)
+    });
+    match scan {
+        Some(scan) => Ok(Ok((Segment::checked(entry.identity, entry.file, path, pages, &scan.live), scan))),
+        None => Err(Error::Cancelled { done_rows }),
+    }
+}

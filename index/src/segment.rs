@@ -1,0 +1,180 @@
+//! One segment: a mapped file of rows and the live bits of them.
+//!
+//! Knows its file and its rows. Does not know its place in the index or how many of its rows count.
+//!
+//! Invariants: a live bit is set for a row that was written, and cleared before it is erased.
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::Error;
+use crate::format::{Layout, encode_header};
+use crate::map::Pages;
+use crate::storage::{Storage, StoredFile};
+
+/// Name of the file with number `file`.
+pub(crate) fn file_name(file: u32) -> String {
+    format!("seg-{file:08x}.idx")
+}
+
+/// The number in a segment file's name, if it is one.
+pub(crate) fn file_number(name: &str) -> Option<u32> {
+    let digits = name.strip_prefix("seg-")?.strip_suffix(".idx")?;
+    let file = u32::from_str_radix(digits, 16).ok()?;
+    (file_name(file) == name).then_some(file)
+}
+
+#[derive(Debug)]
+pub(crate) struct Segment {
+    pub(crate) identity: u64,
+    /// Number in the file's name.
+    pub(crate) file: u32,
+    pub(crate) path: PathBuf,
+    pub(crate) pages: Pages,
+    /// Bit `i % 64` of word `i / 64` is set while row `i` is live.
+    pub(crate) live: Box<[AtomicU64]>,
+}
+
+impl Segment {
+    /// Makes the file of a new segment, empty and at its full length. Not synced.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn create(storage: &dyn Storage, dir: &Path, file: u32, layout: Layout) -> Result<Self, Error> {
+        let path = dir.join(file_name(file));
+        let identity = storage.fresh_identity();
+        let stored = storage.create(&path).map_err(Error::io(&path, "create"))?;
+        stored.set_len(layout.file_bytes() as u64).map_err(Error::io(&path, "extend"))?;
+        stored.write_at(&encode_header(layout, identity), 0).map_err(Error::io(&path, "write"))?;
+        let pages = Pages::new(stored, &path, layout)?;
+        let live = (0..layout.capacity / 64).map(|_| AtomicU64::new(0)).collect();
+        Ok(Self { identity, file, path, pages, live })
+    }
+
+    /// A segment whose file was checked and whose live rows are known.
+    pub(crate) fn checked(identity: u64, file: u32, path: PathBuf, pages: Pages, live: &[u64]) -> Self {
+        assert_eq!(live.len(), pages.layout().capacity as usize / 64);
+        Self { identity, file, path, pages, live: live.iter().map(|&word| AtomicU64::new(word)).collect() }
+    }
+
+    pub(crate) fn is_live(&self, offset: u32) -> bool {
+        self.live[offset as usize / 64].load(Ordering::Acquire) >> (offset % 64) & 1 == 1
+    }
+
+    pub(crate) fn set_live(&self, offset: u32) {
+        let before = self.live[offset as usize / 64].fetch_or(1 << (offset % 64), Ordering::AcqRel);
+        assert_eq!(before >> (offset % 64) & 1, 0);
+    }
+
+    pub(crate) fn clear_live(&self, offset: u32) {
+        let before = self.live[offset as usize / 64].fetch_and(!(1 << (offset % 64)), Ordering::AcqRel);
+        assert_eq!(before >> (offset % 64) & 1, 1);
+    }
+
+    /// The first live row at or after `from` and before `end`.
+    pub(crate) fn next_live(&self, from: u32, end: u32) -> Option<u32> {
+        let mut at = from;
+        while at < end {
+            let word = self.live[at as usize / 64].load(Ordering::Acquire) >> (at % 64);
+            if word != 0 {
+                let found = at + word.trailing_zeros();
+                return (found < end).then_some(found);
+            }
+            at = (at / 64 + 1) * 64;
+        }
+        None
+    }
+
+    /// Live rows before `end`.
+    pub(crate) fn live_count(&self, end: u32) -> u64 {
+        let whole = &self.live[..end as usize / 64];
+        let rest = if end.is_multiple_of(64) {
+            0
+        } else {
+            self.live[end as usize / 64].load(Ordering::Acquire) & ((1 << (end % 64)) - 1)
+        };
+        whole.iter().map(|word| u64::from(word.load(Ordering::Acquire).count_ones())).sum::<u64>()
+            + u64::from(rest.count_ones())
+    }
+
+    /// Bytes of heap memory held.
+    pub(crate) fn host_bytes(&self) -> u64 {
+        (size_of::<Self>() + self.live.len() * 8) as u64
+    }
+}
+
+/// Overwrites with zeros what a file holds, then removes it: segment files hold templates, and an
+/// unlinked file's bytes stay on the disk. What is zero already is not written, so that holes of
+/// a sparse file stay holes and this works on a full disk.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(crate) fn destroy(storage: &dyn Storage, path: &Path) -> Result<(), Error> {
+    let file = storage.open(path).map_err(Error::io(path, "open"))?;
+    zero_out(&*file).map_err(Error::io(path, "overwrite"))?;
+    file.sync().map_err(Error::io(path, "sync"))?;
+    storage.remove(path).map_err(Error::io(path, "remove"))
+}
+
+fn zero_out(file: &dyn StoredFile) -> std::io::Result<()> {
+    const PIECE: usize = 1 << 16;
+    let (len, zeros) = (file.len()?, vec![0; PIECE]);
+    let mut piece = vec![0; PIECE];
+    let mut at = 0;
+    while at < len {
+        let count = PIECE.min(usize::try_from(len - at).unwrap_or(PIECE));
+        file.read_at(&mut piece[..count], at)?;
+        if !crate::format::is_zero(&piece[..count]) {
+            file.write_at(&zeros[..count], at)?;
+        }
+        at += count as u64;
+    }
+    piece.fill(0);
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::storage::Files;
+
+    #[test]
+    fn file_names_and_numbers_are_each_others_inverse() {
+        for file in [0, 1, 0x2a, u32::MAX] {
+            assert_eq!(file_number(&file_name(file)), Some(file));
+        }
+        for name in
+            ["seg-2a.idx", "seg-0000002A.idx", "seg-0000002a.tmp", "seg-+000002a.idx", "MANIFEST", "seg-000000002a.idx"]
+        {
+            assert_eq!(file_number(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn live_rows_are_found_and_counted_across_words() {
+        let dir = tempfile::tempdir().unwrap();
+        let segment = Segment::create(&Files, dir.path(), 0, Layout { dim: 32, capacity: 256 }).unwrap();
+        let live = [0, 1, 63, 64, 127, 200, 255];
+        live.iter().for_each(|&row| segment.set_live(row));
+        for end in 0..=256 {
+            assert_eq!(segment.live_count(end), live.iter().filter(|&&row| row < end).count() as u64);
+            for from in 0..=end {
+                let expected = live.iter().copied().find(|&row| row >= from && row < end);
+                assert_eq!(segment.next_live(from, end), expected, "{from} to {end}");
+            }
+        }
+        live.iter().for_each(|&row| segment.clear_live(row));
+        assert_eq!((segment.live_count(256), segment.next_live(0, 256)), (0, None));
+    }
+
+    #[test]
+    fn a_destroyed_file_is_overwritten_before_its_name_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, other) = (dir.path().join("seg-00000000.idx"), dir.path().join("another name"));
+        std::fs::write(&path, vec![5; 200_000]).unwrap();
+        std::fs::hard_link(&path, &other).unwrap();
+        destroy(&Files, &path).unwrap();
+        assert!(!path.exists());
+        assert!(std::fs::read(&other).unwrap() == vec![0; 200_000]);
+    }
+}

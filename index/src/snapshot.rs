@@ -1,0 +1,229 @@
+//! What readers see: snapshots of the rows published so far.
+//!
+//! A snapshot fixes how many rows there are; live bits are shared with the writer, so a row that
+//! is forgotten stops being live in every snapshot at once. A snapshot holds a ticket of the gate:
+//! as long as it lives, no byte of its rows changes, erased or not.
+//!
+//! Does not know how rows are written.
+//!
+//! Invariants: a block's rows are all shown; snapshots are held for the time of one search.
+
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use half::f16;
+use parking_lot::{Mutex, RwLock};
+
+use crate::chains::Chains;
+use crate::gate::{Gate, Ticket};
+use crate::lock::Lock;
+use crate::nouns::{Geometry, Lsn, Row, RowMeta, SubjectNumber, TemplateId};
+use crate::segment::Segment;
+
+/// What the writer shares with readers. The lock is in here so that it outlives them all.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) current: Mutex<Arc<View>>,
+    pub(crate) chains: RwLock<Chains>,
+    pub(crate) geometry: Geometry,
+    pub(crate) _lock: Lock,
+}
+
+/// The segments and row counts of one publication.
+#[derive(Debug, Clone)]
+pub(crate) struct View {
+    pub(crate) lsn: Lsn,
+    pub(crate) segments: Vec<ViewSegment>,
+    pub(crate) live: u64,
+    pub(crate) erased: u64,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct ViewSegment {
+    pub(crate) segment: Arc<Segment>,
+    pub(crate) rows: u32,
+    pub(crate) first_template: TemplateId,
+    pub(crate) last_template: TemplateId,
+}
+
+impl Shared {
+    /// Enters the gate, then takes a view: `pick` runs with the ticket held.
+    pub(crate) fn enter(self: &Arc<Self>, pick: impl FnOnce(&Self) -> Arc<View>) -> Arc<Snapshot> {
+        let ticket = self.gate.enter();
+        let view = pick(self);
+        Arc::new(Snapshot { view, ticket, shared: Arc::clone(self) })
+    }
+}
+
+/// Hands out snapshots to search threads. Cheap to clone.
+#[derive(Clone)]
+pub struct Reader {
+    pub(crate) shared: Arc<Shared>,
+}
+
+impl Reader {
+    /// What was published last. Waits while rows are being overwritten, or a writer waits to do
+    /// so: microseconds, or as long as the searches that run take.
+    ///
+    /// A thread takes one snapshot and drops it when its search is done. Whoever asks for a second
+    /// one while holding a first can make an erasure wait for itself, until that gives up.
+    #[must_use]
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.shared.enter(|shared| Arc::clone(&shared.current.lock()))
+    }
+}
+
+impl fmt::Debug for Reader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Reader")
+    }
+}
+
+/// The rows published up to one change of the log. Hold it for one search, not longer: erasures
+/// wait until no snapshot is held.
+pub struct Snapshot {
+    view: Arc<View>,
+    ticket: Ticket,
+    shared: Arc<Shared>,
+}
+
+/// The published rows of one segment.
+#[derive(Clone, Copy)]
+pub struct Block<'a> {
+    /// Names the contents: under one identity rows are only appended, and erased.
+    pub identity: u64,
+    /// Number of the first row; a multiple of 64.
+    pub first_row: u32,
+    /// The rows, row-major, dead ones too (an erased row is all zeros). Shape: `[count, dim]`.
+    pub rows: &'a [f16],
+    /// Bit `i % 64` of word `i / 64` is set while row `first_row + i` is live. Bits at `count` and
+    /// beyond mean nothing here.
+    pub live: &'a [AtomicU64],
+}
+
+impl Snapshot {
+    /// Components of a row.
+    #[must_use]
+    pub fn dim(&self) -> usize {
+        self.shared.geometry.dim
+    }
+
+    /// The change up to which everything is in.
+    #[must_use]
+    pub fn lsn(&self) -> Lsn {
+        self.view.lsn
+    }
+
+    /// One past the last row's number. Numbers may have gaps: a segment need not be full.
+    #[must_use]
+    pub fn rows_end(&self) -> u32 {
+        let before = self.view.segments.len().saturating_sub(1) as u32 * self.shared.geometry.segment_rows;
+        before + self.view.segments.last().map_or(0, |last| last.rows)
+    }
+
+    /// Rows that were live when this was published.
+    #[must_use]
+    pub fn live(&self) -> u64 {
+        self.view.live
+    }
+
+    /// Rows that were forgotten when this was published, overwritten already or not.
+    #[must_use]
+    pub fn erased(&self) -> u64 {
+        self.view.erased
+    }
+
+    /// The rows, a segment at a time, by ascending row number.
+    pub fn blocks(&self) -> impl Iterator<Item = Block<'_>> {
+        let segment_rows = self.shared.geometry.segment_rows;
+        self.view.segments.iter().enumerate().filter(|(_, part)| part.rows > 0).map(move |(place, part)| Block {
+            identity: part.segment.identity,
+            first_row: place as u32 * segment_rows,
+            rows: part.segment.pages.rows(part.rows, &self.ticket),
+            live: &part.segment.live[..(part.rows as usize).div_ceil(64)],
+        })
+    }
+
+    /// The segment of a row, and its place in there, if this snapshot has it.
+    fn locate(&self, row: Row) -> Option<(&Segment, u32)> {
+        let segment_rows = self.shared.geometry.segment_rows;
+        let part = self.view.segments.get((row.0 / segment_rows) as usize)?;
+        let offset = row.0 % segment_rows;
+        (offset < part.rows).then_some((&*part.segment, offset))
+    }
+
+    /// Whether this snapshot has the row and it is live now.
+    #[must_use]
+    pub fn is_live(&self, row: Row) -> bool {
+        self.locate(row).is_some_and(|(segment, offset)| segment.is_live(offset))
+    }
+
+    /// The row. Shape: `[dim]`. It may be dead, and then it may be all zeros.
+    ///
+    /// # Panics
+    /// Where this snapshot has no such row.
+    #[must_use]
+    pub fn row(&self, row: Row) -> &[f16] {
+        let (segment, offset) = self.locate(row).expect("the row is one of this snapshot's");
+        segment.pages.row(offset, &self.ticket)
+    }
+
+    /// What a row says of itself; none if it is not live or not in this snapshot.
+    #[must_use]
+    pub fn meta(&self, row: Row) -> Option<RowMeta<'_>> {
+        let (segment, offset) = self.locate(row).filter(|(segment, offset)| segment.is_live(*offset))?;
+        // Should it be forgotten this instant, its bytes still stay until this snapshot is gone.
+        Some(segment.pages.meta(offset, &self.ticket))
+    }
+
+    /// The live rows of a subject in this snapshot.
+    #[must_use]
+    pub fn rows_of(&self, subject: SubjectNumber) -> RowsOf {
+        let mut rows = self.shared.chains.read().rows_of(subject.0);
+        rows.retain(|&row| self.is_live(Row(row)));
+        RowsOf(rows.into_iter().map(Row).collect())
+    }
+
+    /// Bytes of files mapped, used or not.
+    #[must_use]
+    pub fn mapped_bytes(&self) -> u64 {
+        self.view.segments.iter().map(|part| part.segment.pages.layout().file_bytes() as u64).sum()
+    }
+
+    /// Bytes of heap memory the index holds beside the maps: the rows of each subject, live bits.
+    #[must_use]
+    pub fn host_bytes(&self) -> u64 {
+        let segments: u64 = self.view.segments.iter().map(|part| part.segment.host_bytes()).sum();
+        segments + self.shared.chains.read().host_bytes()
+    }
+}
+
+impl fmt::Debug for Snapshot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Snapshot(lsn {}, {} live, {} erased)", self.view.lsn.0, self.view.live, self.view.erased)
+    }
+}
+
+/// The live rows of one subject, ascending. Reads as a slice of [`Row`].
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct RowsOf(Vec<Row>);
+
+impl Deref for RowsOf {
+    type Target = [Row];
+
+    fn deref(&self) -> &[Row] {
+        &self.0
+    }
+}
+
+impl IntoIterator for RowsOf {
+    type Item = Row;
+    type IntoIter = std::vec::IntoIter<Row>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.0.into_iter()
+    }
+}

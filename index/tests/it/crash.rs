@@ -1,0 +1,387 @@
+//! The power goes at every single operation of a workload, and every operation fails once: what
+//! is there afterwards is what was made durable, and what was erased is nowhere.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use thenar_index::{Error, Geometry, Index, Lsn, OwnedRow, Row, SubjectNumber, TemplateId, verify};
+
+use crate::model::live_rows;
+use crate::palms::{Dice, KEY, borrowed, row, vector};
+use crate::sim::{Disk, Mishap, disk_of};
+
+/// Rows of 320 bytes straddle sectors, so that tearing tears them.
+const TORN: Geometry = Geometry { dim: 160, segment_rows: 64 };
+const STEPS: u64 = 40;
+
+/// What a manifest stands for.
+#[derive(Debug, Clone, Default)]
+struct Durable {
+    lsn: u64,
+    rows: BTreeMap<u64, OwnedRow>,
+}
+
+/// A workload and all that it was promised.
+struct World {
+    dice: Dice,
+    lsn: u64,
+    next_template: u64,
+    rows: BTreeMap<u64, OwnedRow>,
+    published: BTreeSet<u64>,
+    forgotten: BTreeMap<Row, u64>,
+    erase_begun: BTreeSet<u64>,
+    erase_done: BTreeSet<u64>,
+    /// Every template ever appended, whether that succeeded or not.
+    ever: BTreeSet<u64>,
+    durable: Option<Durable>,
+    /// The manifest on its way while a call that writes one runs.
+    attempt: Option<Durable>,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        Self {
+            dice: Dice(seed),
+            lsn: 0,
+            next_template: 1,
+            rows: BTreeMap::new(),
+            published: BTreeSet::new(),
+            forgotten: BTreeMap::new(),
+            erase_begun: BTreeSet::new(),
+            erase_done: BTreeSet::new(),
+            ever: BTreeSet::new(),
+            durable: None,
+            attempt: None,
+        }
+    }
+
+    fn published_now(&self) -> Durable {
+        let rows = self.rows.iter().filter(|(template, _)| self.published.contains(template));
+        Durable { lsn: self.lsn, rows: rows.map(|(template, row)| (*template, row.clone())).collect() }
+    }
+
+    /// Runs `write`, which leaves the old manifest or one that says what is published now.
+    fn writing_manifest(&mut self, write: impl FnOnce(&Self) -> Result<(), Error>) -> Result<(), Error> {
+        self.attempt = Some(self.published_now());
+        write(self)?;
+        self.durable = self.attempt.take();
+        Ok(())
+    }
+
+    /// Works until something fails; the error and the index if there was one.
+    fn work(&mut self, disk: &Disk, dir: &Path) -> (Option<Index>, Result<(), Error>) {
+        self.attempt = Some(Durable::default());
+        let mut index = match Index::create_on(Arc::new(disk.clone()), dir, TORN, KEY) {
+            Ok(index) => index,
+            Err(error) => return (None, Err(error)),
+        };
+        self.durable = self.attempt.take();
+        for _ in 0..STEPS {
+            if let Err(error) = self.step(&mut index) {
+                return (Some(index), Err(error));
+            }
+        }
+        (Some(index), Ok(()))
+    }
+
+    fn step(&mut self, index: &mut Index) -> Result<(), Error> {
+        match self.dice.below(10) {
+            0..=2 => {
+                let count = 1 + self.dice.below(50);
+                let rows: Vec<OwnedRow> = (0..count)
+                    .map(|_| {
+                        self.next_template += 1 + self.dice.below(2);
+                        row(self.next_template, self.dice.below(30), TORN.dim)
+                    })
+                    .collect();
+                self.ever.extend(rows.iter().map(|row| row.template.0));
+                index.append(&borrowed(&rows))?;
+                self.rows.extend(rows.into_iter().map(|row| (row.template.0, row)));
+            }
+            3 => {
+                let subject = SubjectNumber(self.dice.below(30));
+                let templates: Vec<u64> =
+                    self.rows.values().filter(|row| row.subject == subject).map(|row| row.template.0).collect();
+                let rows = index.forget(subject);
+                assert_eq!(rows.len(), templates.len());
+                self.forgotten.extend(rows.into_iter().zip(templates.iter().copied()));
+                templates.iter().for_each(|template| drop(self.rows.remove(template)));
+            }
+            4 => {
+                let template = self.dice.below(self.next_template + 1);
+                let found = index.forget_template(TemplateId(template));
+                assert_eq!(found.is_some(), self.rows.remove(&template).is_some());
+                self.forgotten.extend(found.map(|row| (row, template)));
+            }
+            5 | 6 => {
+                self.lsn += 1;
+                self.published = self.rows.keys().copied().collect();
+                drop(index.publish(Lsn(self.lsn)));
+            }
+            7 => {
+                let rows: Vec<Row> = self.forgotten.keys().copied().collect();
+                self.erase_begun.extend(self.forgotten.values());
+                index.erase(&rows)?;
+                self.erase_done.extend(std::mem::take(&mut self.forgotten).into_values());
+            }
+            8 => self.writing_manifest(|_| index.checkpoint())?,
+            _ => self.replace(index)?,
+        }
+        Ok(())
+    }
+
+    fn replace(&mut self, index: &mut Index) -> Result<(), Error> {
+        let segments = index.segments();
+        if segments.is_empty() || self.published.len() != self.rows.len() {
+            return Ok(());
+        }
+        let place = self.dice.below(segments.len() as u64) as usize;
+        let (first, last) = segments[place].templates.unwrap();
+        let inside = first.0..=last.0;
+        let rows: Vec<OwnedRow> = self.rows.range(inside.clone()).map(|(_, row)| row.clone()).collect();
+        let going: BTreeSet<u64> =
+            self.forgotten.values().copied().filter(|template| inside.contains(template)).collect();
+        self.erase_begun.extend(&going);
+        match self.writing_manifest(|_| index.replace_segment(place, rows.into_iter())) {
+            // Rows forgotten but never published count as unpublished too.
+            Err(Error::Unpublished) => self.attempt = None,
+            done => done?,
+        }
+        if index.segments()[place].identity != segments[place].identity {
+            self.forgotten.retain(|_, template| !going.contains(template));
+            self.erase_done.extend(going);
+        }
+        Ok(())
+    }
+
+    /// Holds what is in `dir` against what was promised, and opens it.
+    fn judge(&self, dir: &Path, context: &str) -> Option<Index> {
+        assert_no_bytes_of(self.erase_done.iter().copied(), dir, context);
+        self.open_and_judge(&disk_of(dir), dir, context)
+    }
+
+    fn open_and_judge(&self, disk: &Disk, dir: &Path, context: &str) -> Option<Index> {
+        let unrepaired = match Index::open_on(Arc::new(disk.clone()), dir, KEY) {
+            Err(Error::ManifestMissing { .. }) if self.durable.is_none() => return None,
+            unrepaired => unrepaired.unwrap_or_else(|error| panic!("{context}: {error:?}")),
+        };
+        // A power cut tears what was not synced, and nothing that counts was not synced.
+        assert_eq!(unrepaired.damage(), [], "{context}");
+        let index = unrepaired.finish().unwrap_or_else(|error| panic!("{context}: {error:?}"));
+        let shown = (index.snapshot().lsn().0, live_rows(&index.snapshot()));
+        let candidates: Vec<&Durable> = self.durable.iter().chain(&self.attempt).collect();
+        assert!(
+            candidates.iter().any(|durable| self.allows(durable, &shown)),
+            "{context}: lsn {} with templates {:?}",
+            shown.0,
+            shown.1.keys()
+        );
+        let gone = self.ever.iter().copied().filter(|template| !shown.1.contains_key(template));
+        assert_no_bytes_of(gone, dir, context);
+        Some(index)
+    }
+
+    fn allows(&self, durable: &Durable, (lsn, shown): &(u64, BTreeMap<u64, OwnedRow>)) -> bool {
+        durable.lsn == *lsn
+            && shown
+                .iter()
+                .all(|(template, row)| durable.rows.get(template) == Some(row) && !self.erase_done.contains(template))
+            && durable.rows.keys().all(|template| shown.contains_key(template) || self.erase_begun.contains(template))
+    }
+}
+
+/// No file in `dir` holds 16 bytes that follow each other in one of these templates.
+fn assert_no_bytes_of(templates: impl Iterator<Item = u64>, dir: &Path, context: &str) {
+    let needles: BTreeMap<[u8; 16], u64> = templates
+        .flat_map(|template| {
+            let bytes: Vec<u8> = vector(template, TORN.dim).iter().flat_map(|x| x.to_le_bytes()).collect();
+            let pieces: Vec<[u8; 16]> = bytes.chunks_exact(16).map(|piece| piece.try_into().unwrap()).collect();
+            pieces.into_iter().map(move |piece| (piece, template))
+        })
+        .collect();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        // Rows lie on 64-byte boundaries, so every piece of one lies on a 16-byte boundary.
+        for (at, piece) in fs::read(&path).unwrap().chunks_exact(16).enumerate() {
+            if let Some(template) = needles.get(piece) {
+                panic!("{context}: bytes of template {template} at {} of {}", at * 16, path.display());
+            }
+        }
+    }
+}
+
+/// The opened index goes on: what is written now is there after a clean restart.
+fn goes_on(mut index: Index, dir: &Path, context: &str) {
+    let template = index.last_template().map_or(1, |last| last.0 + 1).max(1_000_000);
+    let added = row(template, 7, TORN.dim);
+    index.append(&borrowed(std::slice::from_ref(&added))).unwrap();
+    let lsn = Lsn(index.snapshot().lsn().0 + 1);
+    let mut expected = live_rows(&index.snapshot());
+    expected.insert(template, added);
+    drop(index.publish(lsn));
+    index.checkpoint().unwrap();
+    drop(index);
+    let report = verify(dir, KEY, &|_, _| std::ops::ControlFlow::Continue(())).unwrap();
+    assert!(report.is_sound(), "{context}: {report:?}");
+    assert_eq!(report.live, expected.len() as u64, "{context}");
+    let index = Index::open_on(Arc::new(disk_of(dir)), dir, KEY).unwrap().finish().unwrap();
+    assert_eq!(live_rows(&index.snapshot()), expected, "{context}");
+}
+
+/// Operations of the whole workload when nothing goes wrong.
+fn ops_of(seed: u64) -> u64 {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = disk_of(dir.path());
+    let mut world = World::new(seed);
+    let (_, done) = world.work(&disk, dir.path());
+    done.unwrap();
+    // A workload that erases nothing or never comes to a second segment would prove little.
+    assert!(!world.erase_done.is_empty() && world.rows.len() > 70 && world.lsn > 3, "seed {seed} is a dull one");
+    disk.ops()
+}
+
+const SEEDS: [u64; 3] = [3, 8, 21];
+
+#[test]
+fn a_power_cut_at_any_operation_leaves_the_last_durable_state() {
+    for seed in SEEDS {
+        for op in 0..ops_of(seed) {
+            let dir = tempfile::tempdir().unwrap();
+            let disk = disk_of(dir.path());
+            disk.plan(op, Mishap::PowerCut);
+            let mut world = World::new(seed);
+            let (index, done) = world.work(&disk, dir.path());
+            assert!(disk.is_dead() && done.is_err());
+            drop(index);
+            for luck in 0..3 {
+                let context = format!("seed {seed}, power cut at operation {op}, luck {luck}");
+                let left = tempfile::tempdir().unwrap();
+                disk.leave(left.path(), op * 8 + luck);
+                if let Some(index) = world.judge(left.path(), &context) {
+                    goes_on(index, left.path(), &context);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_power_cut_while_opening_leaves_the_last_durable_state() {
+    let seed = SEEDS[0];
+    for op in (0..ops_of(seed)).step_by(11) {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = disk_of(dir.path());
+        disk.plan(op, Mishap::PowerCut);
+        let mut world = World::new(seed);
+        drop(world.work(&disk, dir.path()));
+        for second in 0.. {
+            let context = format!("seed {seed}, power cut at operation {op} and at operation {second} of opening");
+            let left = tempfile::tempdir().unwrap();
+            disk.leave(left.path(), op);
+            let again = disk_of(left.path());
+            again.plan(second, Mishap::PowerCut);
+            let opened =
+                Index::open_on(Arc::new(again.clone()), left.path(), KEY).and_then(thenar_index::Unrepaired::finish);
+            if !again.is_dead() {
+                break;
+            }
+            assert!(opened.is_err());
+            let last = tempfile::tempdir().unwrap();
+            again.leave(last.path(), second);
+            drop(world.judge(last.path(), &context));
+        }
+    }
+}
+
+#[test]
+fn any_operation_that_fails_stops_the_writer_and_costs_nothing_durable() {
+    let seed = SEEDS[1];
+    for op in 0..ops_of(seed) {
+        for mishap in [Mishap::Fails(io::ErrorKind::StorageFull), Mishap::Fails(io::ErrorKind::Other), Mishap::Full] {
+            let context = format!("seed {seed}, {mishap:?} at operation {op}");
+            let dir = tempfile::tempdir().unwrap();
+            let disk = disk_of(dir.path());
+            disk.plan(op, mishap);
+            let mut world = World::new(seed);
+            let (index, done) = world.work(&disk, dir.path());
+            match done {
+                // Full, and nothing was written after that.
+                Ok(()) => assert_eq!(mishap, Mishap::Full),
+                Err(Error::Io { source, .. }) => match mishap {
+                    Mishap::Fails(kind) => assert_eq!(source.kind(), kind, "{context}"),
+                    _ => assert_eq!(source.kind(), io::ErrorKind::StorageFull, "{context}"),
+                },
+                Err(other) => panic!("{context}: {other:?}"),
+            }
+            if let Some(mut index) = index.filter(Index::is_stopped) {
+                assert!(matches!(index.append(&[]), Err(Error::Stopped)));
+                assert!(matches!(index.erase(&[]), Err(Error::Stopped)));
+                assert!(matches!(index.checkpoint(), Err(Error::Stopped)));
+                assert!(matches!(index.replace_segment(0, std::iter::empty()), Err(Error::Stopped)));
+                // Readers go on: what was published is still served.
+                let served = live_rows(&index.snapshot());
+                let published = world.published_now().rows;
+                assert!(served.iter().all(|(template, row)| world.rows.get(template) == Some(row)), "{context}");
+                assert!(published.keys().all(|template| served.contains_key(template)), "{context}");
+            }
+            assert_no_bytes_of(world.erase_done.iter().copied(), dir.path(), &context);
+            drop(world.judge(dir.path(), &context));
+        }
+    }
+}
+
+#[test]
+fn a_power_cut_while_a_damaged_segment_is_replaced_loses_nothing() {
+    let seed = SEEDS[2];
+    let dir = tempfile::tempdir().unwrap();
+    let disk = disk_of(dir.path());
+    let mut world = World::new(seed);
+    let (index, done) = world.work(&disk, dir.path());
+    done.unwrap();
+    let mut index = index.unwrap();
+    world.lsn += 1;
+    world.published = world.rows.keys().copied().collect();
+    drop(index.publish(Lsn(world.lsn)));
+    index.checkpoint().unwrap();
+    world.durable = Some(world.published_now());
+    let damaged = index.segments().into_iter().next().unwrap();
+    drop(index);
+    let mut bytes = fs::read(&damaged.path).unwrap();
+    bytes[100] ^= 1;
+    fs::write(&damaged.path, &bytes).unwrap();
+    let (first, last) = damaged.templates.unwrap();
+    let rows: Vec<OwnedRow> = world.rows.range(first.0..=last.0).map(|(_, row)| row.clone()).collect();
+    for op in 0.. {
+        let context = format!("seed {seed}, power cut at operation {op} of the repair");
+        let copy = tempfile::tempdir().unwrap();
+        for entry in fs::read_dir(dir.path()).unwrap() {
+            let entry = entry.unwrap();
+            fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+        }
+        let disk = disk_of(copy.path());
+        disk.plan(op, Mishap::PowerCut);
+        let repaired = Index::open_on(Arc::new(disk.clone()), copy.path(), KEY).and_then(|mut unrepaired| {
+            assert_eq!(unrepaired.damage().len(), 1);
+            unrepaired.replace_segment(0, rows.clone())?;
+            unrepaired.finish()
+        });
+        if !disk.is_dead() {
+            assert_eq!(live_rows(&repaired.unwrap().snapshot()), world.rows, "{context}");
+            break;
+        }
+        assert!(repaired.is_err());
+        let left = tempfile::tempdir().unwrap();
+        disk.leave(left.path(), op);
+        let mut again = Index::open_on(Arc::new(disk_of(left.path())), left.path(), KEY).unwrap();
+        if !again.damage().is_empty() {
+            again.replace_segment(0, rows.clone()).unwrap();
+        }
+        let index = again.finish().unwrap();
+        assert_eq!(live_rows(&index.snapshot()), world.rows, "{context}");
+        let gone = world.ever.iter().copied().filter(|template| !world.rows.contains_key(template));
+        assert_no_bytes_of(gone, left.path(), &context);
+    }
+}

@@ -1,0 +1,10 @@
+//! What the index promises, tested from the outside: against a model, against crashes, against
+//! damage, and with threads.
+
+mod crash;
+mod damage;
+mod format;
+mod model;
+mod palms;
+mod readers;
+mod sim;

@@ -1,0 +1,261 @@
+//! The index against a `BTreeMap`: whatever is done, both hold the same rows.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use half::f16;
+use proptest::prelude::*;
+use thenar_index::{Error, Index, Lsn, OwnedRow, Row, Snapshot, SubjectNumber, TemplateId, verify};
+
+use crate::palms::{Dice, KEY, SMALL, borrowed, row};
+use crate::sim::Disk;
+
+/// One thing done to an index.
+#[derive(Debug, Clone)]
+enum Step {
+    Append { count: u8, subjects: u8 },
+    Forget { subject: u8 },
+    ForgetTemplate { back: u16 },
+    Publish,
+    Stage,
+    Erase { some: u8 },
+    Checkpoint,
+    Replace { segment: u8 },
+    Reopen,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => (1u8..60, 1u8..20).prop_map(|(count, subjects)| Step::Append { count, subjects }),
+        4 => (0u8..20).prop_map(|subject| Step::Forget { subject }),
+        3 => (0u16..200).prop_map(|back| Step::ForgetTemplate { back }),
+        4 => Just(Step::Publish),
+        1 => Just(Step::Stage),
+        3 => any::<u8>().prop_map(|some| Step::Erase { some }),
+        2 => Just(Step::Checkpoint),
+        1 => any::<u8>().prop_map(|segment| Step::Replace { segment }),
+        1 => Just(Step::Reopen),
+    ]
+}
+
+/// What an index should hold.
+#[derive(Debug, Clone, Default)]
+struct Model {
+    /// Live rows by template, unpublished ones too.
+    rows: BTreeMap<u64, OwnedRow>,
+    /// Those among them that are not published.
+    unpublished: BTreeSet<u64>,
+    lsn: u64,
+    next_template: u64,
+    /// Templates up to this one were published.
+    published_to: u64,
+}
+
+/// A model and the index it is the model of.
+struct Pair {
+    model: Model,
+    /// The model when the manifest was written last.
+    durable: Model,
+    index: Index,
+    /// Real files, but no real syncs: those are what takes long.
+    disk: Disk,
+    dir: tempfile::TempDir,
+}
+
+impl Pair {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::default();
+        let index = Index::create_on(Arc::new(disk.clone()), dir.path(), SMALL, KEY).unwrap();
+        let model = Model { next_template: 1, ..Model::default() };
+        Self { durable: model.clone(), model, index, disk, dir }
+    }
+
+    fn take(&mut self, step: &Step) {
+        match *step {
+            Step::Append { count, subjects } => {
+                let mut dice = Dice(self.model.next_template);
+                let rows: Vec<OwnedRow> = (0..u64::from(count))
+                    .map(|_| {
+                        self.model.next_template += 1 + dice.below(3);
+                        row(self.model.next_template, dice.below(u64::from(subjects)), SMALL.dim)
+                    })
+                    .collect();
+                self.index.append(&borrowed(&rows)).unwrap();
+                for row in rows {
+                    self.model.unpublished.insert(row.template.0);
+                    self.model.rows.insert(row.template.0, row);
+                }
+            }
+            Step::Forget { subject } => {
+                let rows = self.index.forget(SubjectNumber(u64::from(subject)));
+                let before = self.model.rows.len();
+                self.model.rows.retain(|_, row| row.subject.0 != u64::from(subject));
+                assert_eq!(rows.len(), before - self.model.rows.len());
+                assert!(rows.is_sorted());
+            }
+            Step::ForgetTemplate { back } => {
+                let template = self.model.next_template.saturating_sub(u64::from(back));
+                let row = self.index.forget_template(TemplateId(template));
+                assert_eq!(row.is_some(), self.model.rows.remove(&template).is_some());
+            }
+            Step::Publish => {
+                self.model.lsn += 1;
+                self.model.unpublished.clear();
+                self.model.published_to = self.model.next_template;
+                let shown = self.index.publish(Lsn(self.model.lsn));
+                assert_eq!(shown.live(), self.model.rows.len() as u64);
+            }
+            Step::Stage => {
+                let staged = self.index.stage(Lsn(self.model.lsn));
+                assert_eq!(live_rows(&staged), self.model.rows);
+            }
+            Step::Erase { some } => {
+                let mut dice = Dice(u64::from(some));
+                let rows: Vec<Row> = self.index.forgotten().into_iter().filter(|_| dice.below(3) > 0).collect();
+                self.index.erase(&rows).unwrap();
+                assert!(rows.iter().all(|row| !self.index.forgotten().contains(row)));
+                let snapshot = self.index.snapshot();
+                for row in rows.into_iter().filter(|row| row.0 < snapshot.rows_end()) {
+                    assert!(snapshot.row(row).iter().all(|x| *x == f16::from_bits(0)));
+                }
+            }
+            Step::Checkpoint => {
+                self.index.checkpoint().unwrap();
+                self.settle_durable();
+            }
+            Step::Replace { segment } => self.replace(usize::from(segment)),
+            Step::Reopen => self.reopen(),
+        }
+        self.compare();
+    }
+
+    /// What a restart would now bring back: what is live and published. What was forgotten since
+    /// the last publication is forgotten all the same.
+    fn settle_durable(&mut self) {
+        self.durable = self.model.clone();
+        let unpublished = std::mem::take(&mut self.durable.unpublished);
+        self.durable.rows.retain(|template, _| !unpublished.contains(template));
+        self.durable.next_template = self.model.published_to;
+    }
+
+    fn replace(&mut self, segment: usize) {
+        let infos = self.index.segments();
+        if infos.is_empty() {
+            return;
+        }
+        let segment = segment % infos.len();
+        let Some((first, last)) = infos[segment].templates else {
+            return;
+        };
+        let rows: Vec<OwnedRow> = self.model.rows.range(first.0..=last.0).map(|(_, row)| row.clone()).collect();
+        match self.index.replace_segment(segment, rows.into_iter()) {
+            Ok(()) => {
+                assert_ne!(self.index.segments()[segment].identity, infos[segment].identity);
+                assert!(!infos[segment].path.exists());
+                self.settle_durable();
+            }
+            Err(Error::Unpublished) => {
+                assert_ne!(self.model.published_to, self.model.next_template);
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+
+    fn reopen(&mut self) {
+        let spare = tempfile::tempdir().unwrap();
+        let other = Index::create_on(Arc::new(Disk::default()), spare.path(), SMALL, KEY).unwrap();
+        drop(std::mem::replace(&mut self.index, other));
+        let unrepaired = Index::open_on(Arc::new(self.disk.clone()), self.dir.path(), KEY).unwrap();
+        assert_eq!(unrepaired.damage(), []);
+        assert!(unrepaired.lsn().0 >= self.durable.lsn);
+        self.index = unrepaired.finish().unwrap();
+        // Rows that were erased since the checkpoint, or forgotten and begun to be erased, are
+        // gone for good; those only forgotten since come back until the log forgets them again.
+        let shown = live_rows(&self.index.snapshot());
+        for (template, row) in &shown {
+            assert_eq!(self.durable.rows.get(template), Some(row));
+        }
+        for template in self.durable.rows.keys().filter(|template| self.model.rows.contains_key(template)) {
+            assert!(shown.contains_key(template), "live row {template} was lost");
+        }
+        self.durable.rows = shown;
+        self.model = self.durable.clone();
+        self.model.published_to = self.model.next_template;
+        assert_eq!(verify_clean(self.dir.path()), Err(()));
+    }
+
+    fn compare(&self) {
+        let snapshot = self.index.snapshot();
+        let mut expected = self.model.rows.clone();
+        expected.retain(|template, _| !self.model.unpublished.contains(template));
+        assert_eq!(live_rows(&snapshot), expected);
+        assert_eq!(snapshot.lsn(), Lsn(self.model.lsn));
+        let mut by_subject: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
+        for row in expected.values() {
+            by_subject.entry(row.subject.0).or_default().push(row.template.0);
+        }
+        for subject in 0..20 {
+            let rows = snapshot.rows_of(SubjectNumber(subject));
+            let templates: Vec<u64> = rows.iter().map(|row| snapshot.meta(*row).unwrap().template.0).collect();
+            assert_eq!(templates, by_subject.remove(&subject).unwrap_or_default());
+        }
+        let last = self.index.last_template().map_or(0, |last| last.0);
+        assert!(self.model.rows.keys().next_back().is_none_or(|largest| *largest <= last));
+    }
+}
+
+/// A verify while a writer has the folder is refused.
+fn verify_clean(dir: &Path) -> Result<(), ()> {
+    match verify(dir, KEY, &|_, _| std::ops::ControlFlow::Continue(())) {
+        Err(Error::Locked { .. }) => Err(()),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The live rows of a snapshot, read by its blocks, each checked against the ways to read one row.
+pub(crate) fn live_rows(snapshot: &Snapshot) -> BTreeMap<u64, OwnedRow> {
+    let (dim, mut rows, mut end) = (snapshot.dim(), BTreeMap::new(), 0);
+    for block in snapshot.blocks() {
+        assert!(block.first_row >= end && block.first_row.is_multiple_of(64));
+        assert!(block.rows.as_ptr().addr().is_multiple_of(64));
+        for (offset, vector) in block.rows.chunks_exact(dim).enumerate() {
+            let number = Row(block.first_row + offset as u32);
+            let live = block.live[offset / 64].load(std::sync::atomic::Ordering::Acquire) >> (offset % 64) & 1 == 1;
+            assert_eq!(live, snapshot.is_live(number));
+            assert_eq!(live, snapshot.meta(number).is_some());
+            assert_eq!(vector, snapshot.row(number));
+            end = number.0 + 1;
+            if let Some(meta) = snapshot.meta(number) {
+                let row = OwnedRow {
+                    template: meta.template,
+                    subject: meta.subject,
+                    hand: meta.hand,
+                    label: meta.label.to_owned(),
+                    vector: vector.to_vec(),
+                };
+                assert!(rows.last_key_value().is_none_or(|(before, _)| *before < row.template.0));
+                rows.insert(row.template.0, row);
+            }
+        }
+    }
+    assert!(end <= snapshot.rows_end());
+    assert!(!snapshot.is_live(Row(snapshot.rows_end())) && snapshot.meta(Row(u32::MAX)).is_none());
+    rows
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, max_shrink_iters: 2000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn an_index_holds_what_a_map_holds(steps in prop::collection::vec(step(), 1..60)) {
+        let mut pair = Pair::new();
+        pair.index.set_reader_wait(Duration::from_millis(200));
+        for step in &steps {
+            pair.take(step);
+        }
+        pair.take(&Step::Reopen);
+    }
+}

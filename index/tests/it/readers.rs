@@ -1,0 +1,287 @@
+//! Readers and the writer at once: snapshots stay as they are, erasures get their turn, and the
+//! folder has one writer.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use half::f16;
+use thenar_index::{Error, Geometry, Index, Lsn, NewRow, Row, SubjectNumber, TemplateId, verify};
+
+use crate::palms::{KEY, SMALL, borrowed, row};
+
+/// Rows of two pages each, so that overwriting one takes a while.
+const WIDE: Geometry = Geometry { dim: 4096, segment_rows: 64 };
+
+/// Appends one row, every component of it `tag`, for a subject of the same number.
+fn append_tagged(index: &mut Index, tag: u16) {
+    let vector = vec![f16::from_bits(tag); index.geometry().dim];
+    let (template, subject) = (TemplateId(u64::from(tag)), SubjectNumber(u64::from(tag)));
+    index.append(&[NewRow { template, subject, hand: 0, label: "tagged", vector: &vector }]).unwrap();
+}
+
+#[test]
+fn a_scan_never_sees_a_row_change_under_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut index = Index::create(dir.path(), WIDE, KEY).unwrap();
+    let done = AtomicBool::new(false);
+    let scans = AtomicU64::new(0);
+    let mut erasures = 0;
+    thread::scope(|scope| {
+        for _ in 0..3 {
+            let (reader, done, scans) = (index.reader(), &done, &scans);
+            scope.spawn(move || {
+                while !done.load(Ordering::Relaxed) {
+                    let snapshot = reader.snapshot();
+                    // Two passes over one snapshot: each row is of one piece and stays what it is.
+                    let pass = || -> Vec<u16> {
+                        let tag = |row: &[f16]| {
+                            assert!(row.iter().all(|x| *x == row[0]), "a row is half overwritten");
+                            row[0].to_bits()
+                        };
+                        snapshot
+                            .blocks()
+                            .flat_map(|block| block.rows.chunks_exact(WIDE.dim).map(tag).collect::<Vec<_>>())
+                            .collect()
+                    };
+                    let live: Vec<u32> = (0..snapshot.rows_end()).filter(|row| snapshot.is_live(Row(*row))).collect();
+                    let (first, second) = (pass(), pass());
+                    assert_eq!(first, second, "a row changed under a snapshot");
+                    // Row n carries tag n + 1 unless it is erased; what was live has its bytes.
+                    for (row, tag) in first.iter().enumerate() {
+                        assert!(*tag == 0 || usize::from(*tag) == row + 1);
+                    }
+                    assert!(live.iter().all(|row| first[*row as usize] != 0));
+                    scans.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        let began = Instant::now();
+        let mut tag = 0;
+        while began.elapsed() < Duration::from_millis(1500) && tag < 2000 {
+            for _ in 0..4 {
+                tag += 1;
+                append_tagged(&mut index, tag);
+            }
+            drop(index.publish(Lsn(u64::from(tag))));
+            let mut rows = index.forget(SubjectNumber(u64::from(tag - 1)));
+            rows.extend(index.forget_template(TemplateId(u64::from(tag - 3))));
+            assert_eq!(rows.len(), 2);
+            drop(index.publish(Lsn(u64::from(tag))));
+            index.erase(&rows).unwrap();
+            erasures += 1;
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+    let scans = scans.into_inner();
+    assert!(erasures >= 10 && scans >= 30, "{erasures} erasures among {scans} scans prove little");
+}
+
+#[test]
+fn a_stream_of_searches_does_not_starve_an_erasure_nor_erasures_a_search() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut index = Index::create(dir.path(), SMALL, KEY).unwrap();
+    let done = AtomicBool::new(false);
+    let searches = AtomicU64::new(0);
+    thread::scope(|scope| {
+        // Four searches of 2 ms each, out of step: a snapshot is held at every instant.
+        for lag in 0..4 {
+            let (reader, done, searches) = (index.reader(), &done, &searches);
+            scope.spawn(move || {
+                thread::sleep(Duration::from_micros(500 * lag));
+                while !done.load(Ordering::Relaxed) {
+                    let _snapshot = reader.snapshot();
+                    thread::sleep(Duration::from_millis(2));
+                    searches.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        thread::sleep(Duration::from_millis(20));
+        for number in 1..=30u16 {
+            append_tagged(&mut index, number);
+            drop(index.publish(Lsn(u64::from(number))));
+            let rows = index.forget(SubjectNumber(u64::from(number)));
+            let (began, before) = (Instant::now(), searches.load(Ordering::Relaxed));
+            index.erase(&rows).unwrap();
+            // A starved writer would give up after its 10 s.
+            assert!(began.elapsed() < Duration::from_secs(3), "erasure {number} took {:?}", began.elapsed());
+            while searches.load(Ordering::Relaxed) < before + 4 {
+                assert!(began.elapsed() < Duration::from_secs(3), "searches are starved");
+                thread::yield_now();
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn an_erasure_waits_for_a_held_snapshot_gives_up_and_can_be_asked_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut index = Index::create(dir.path(), SMALL, KEY).unwrap();
+    index.set_reader_wait(Duration::from_millis(50));
+    append_tagged(&mut index, 1);
+    let held = index.publish(Lsn(1));
+    let rows = index.forget(SubjectNumber(1));
+    assert_eq!(rows, [Row(0)]);
+    assert!(!held.is_live(Row(0)) && held.meta(Row(0)).is_none() && held.rows_of(SubjectNumber(1)).is_empty());
+    drop(index.publish(Lsn(2)));
+    match index.erase(&rows) {
+        Err(Error::Readers { held: 1, waited }) => assert!(waited >= Duration::from_millis(50)),
+        other => panic!("{other:?}"),
+    }
+    // Nothing changed under the reader, nobody is locked out, and the row remains to be erased.
+    assert_eq!(held.row(Row(0)), [f16::from_bits(1); 32]);
+    assert_eq!(index.snapshot().lsn(), Lsn(2));
+    assert_eq!(index.forgotten(), rows);
+    assert!(!index.is_stopped());
+    drop(held);
+    index.erase(&rows).unwrap();
+    assert_eq!(index.forgotten(), []);
+    assert_eq!(index.snapshot().row(Row(0)), [f16::from_bits(0); 32]);
+    index.erase(&rows).unwrap();
+}
+
+#[test]
+fn a_row_that_is_live_or_was_never_there_is_not_erased() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut index = Index::create(dir.path(), SMALL, KEY).unwrap();
+    append_tagged(&mut index, 1);
+    drop(index.publish(Lsn(1)));
+    assert!(matches!(index.erase(&[Row(0)]), Err(Error::StillLive { row: Row(0) })));
+    assert!(matches!(index.erase(&[Row(1)]), Err(Error::NoSuchRow { row: Row(1) })));
+    assert!(matches!(index.erase(&[Row(64)]), Err(Error::NoSuchRow { row: Row(64) })));
+    assert_eq!(index.snapshot().row(Row(0)), [f16::from_bits(1); 32]);
+}
+
+#[test]
+fn rows_are_invisible_until_published_and_old_snapshots_stay_short() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut index = Index::create(dir.path(), SMALL, KEY).unwrap();
+    let reader = index.reader();
+    let rows: Vec<_> = (1..=100).map(|n| row(n, n % 7, SMALL.dim)).collect();
+    index.append(&borrowed(&rows[..60])).unwrap();
+    let first = index.publish(Lsn(1));
+    index.append(&borrowed(&rows[60..])).unwrap();
+    assert_eq!((first.rows_end(), first.live()), (60, 60));
+    assert_eq!(reader.snapshot().rows_end(), 60);
+    let staged = index.stage(Lsn(2));
+    assert_eq!((staged.rows_end(), staged.live(), staged.lsn()), (100, 100, Lsn(2)));
+    assert_eq!((reader.snapshot().rows_end(), reader.snapshot().lsn()), (60, Lsn(1)));
+    assert!(!reader.snapshot().is_live(Row(60)) && staged.is_live(Row(60)));
+    assert_eq!(index.publish(Lsn(2)).rows_end(), 100);
+    assert_eq!((first.rows_end(), first.rows_of(SubjectNumber(3)).len()), (60, 9));
+    assert_eq!(reader.snapshot().rows_of(SubjectNumber(3)).len(), 14);
+    // A segment's identity is the same in every snapshot that has it.
+    let identities = |blocks: Vec<u64>| blocks;
+    let old = identities(first.blocks().map(|block| block.identity).collect());
+    let new = identities(staged.blocks().map(|block| block.identity).collect());
+    assert_eq!((old.len(), new.len(), old[0]), (1, 2, new[0]));
+}
+
+#[test]
+fn rows_that_do_not_fit_are_refused_and_the_writer_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut index = Index::create(dir.path(), SMALL, KEY).unwrap();
+    index.append(&borrowed(&[row(10, 1, 32)])).unwrap();
+    assert!(matches!(index.append(&borrowed(&[row(10, 1, 32)])), Err(Error::Order { .. })));
+    assert!(matches!(index.append(&borrowed(&[row(12, 1, 32), row(11, 1, 32)])), Err(Error::Order { .. })));
+    assert!(matches!(index.append(&borrowed(&[row(11, 1, 64)])), Err(Error::Dim { expected: 32, found: 64, .. })));
+    assert!(matches!(
+        index.append(&borrowed(&[row(11, u64::from(u32::MAX) + 1, 32)])),
+        Err(Error::SubjectRange { .. })
+    ));
+    let mut long = row(11, 1, 32);
+    long.label = "é".repeat(33);
+    assert!(matches!(index.append(&borrowed(&[long.clone()])), Err(Error::Label { found: 66, .. })));
+    long.label = "é".repeat(32);
+    // The largest subject number costs a page of heads, not sixteen gigabytes.
+    long.subject = SubjectNumber(u64::from(u32::MAX));
+    index.append(&borrowed(&[long.clone()])).unwrap();
+    let snapshot = index.publish(Lsn(1));
+    assert_eq!((snapshot.live(), snapshot.meta(Row(1)).unwrap().label), (2, long.label.as_str()));
+    assert_eq!(*snapshot.rows_of(long.subject), [Row(1)]);
+    assert!(snapshot.host_bytes() < 20 << 20);
+    assert!(snapshot.rows_of(SubjectNumber(u64::MAX)).is_empty());
+    assert!(index.forget(SubjectNumber(u64::MAX)).is_empty());
+}
+
+#[test]
+fn shapes_that_no_index_can_have_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    for (dim, segment_rows) in [(0, 64), (33, 64), (1 << 17, 64), (32, 0), (32, 65), (32, 1 << 21)] {
+        let made = Index::create(dir.path(), Geometry { dim, segment_rows }, KEY);
+        assert!(matches!(made, Err(Error::Geometry { .. })), "{dim} components, {segment_rows} rows");
+    }
+    assert!(!Index::exists(dir.path()));
+    assert_eq!(Geometry::new(512), Geometry { dim: 512, segment_rows: 65_536 });
+}
+
+#[test]
+fn a_folder_has_one_writer_until_the_last_snapshot_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let nested = dir.path().join("index");
+    let mut index = Index::create(&nested, SMALL, KEY).unwrap();
+    let locked = |result: Result<(), Error>| matches!(result, Err(Error::Locked { dir }) if dir == nested);
+    let all_locked = || {
+        let verified = verify(&nested, KEY, &|_, _| std::ops::ControlFlow::Continue(()));
+        locked(Index::open(&nested, KEY).map(drop))
+            && locked(Index::create(&nested, SMALL, KEY).map(drop))
+            && locked(Index::wipe(&nested))
+            && locked(verified.map(drop))
+    };
+    assert!(all_locked());
+    append_tagged(&mut index, 1);
+    let snapshot = index.publish(Lsn(1));
+    let reader = index.reader();
+    drop(index);
+    assert!(all_locked(), "a second writer could erase rows under the snapshot");
+    drop(snapshot);
+    assert!(all_locked(), "a reader can still take snapshots");
+    drop(reader);
+    let unrepaired = Index::open(&nested, KEY).unwrap();
+    assert!(all_locked());
+    let index = unrepaired.finish().unwrap();
+    assert!(matches!(Index::open(&nested, KEY), Err(Error::Locked { .. })));
+    drop(index);
+    assert!(matches!(Index::create(&nested, SMALL, KEY), Err(Error::Exists { .. })));
+    Index::wipe(&nested).unwrap();
+    Index::create(&nested, SMALL, KEY).unwrap();
+}
+
+#[test]
+fn a_replaced_segment_waits_for_readers_and_leaves_no_trace_of_the_old() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut index = Index::create(dir.path(), SMALL, KEY).unwrap();
+    index.set_reader_wait(Duration::from_millis(30));
+    let rows: Vec<_> = (1..=150).map(|n| row(n, n, SMALL.dim)).collect();
+    index.append(&borrowed(&rows)).unwrap();
+    let kept = |n: u64| n.is_multiple_of(3);
+    let belongs: Vec<_> = rows[64..128].iter().filter(|row| kept(row.template.0)).cloned().collect();
+    assert!(matches!(index.replace_segment(1, belongs.clone().into_iter()), Err(Error::Unpublished)));
+    drop(index.publish(Lsn(1)));
+    for row in rows[64..128].iter().filter(|row| !kept(row.template.0)) {
+        index.forget(row.subject);
+    }
+    let held = index.publish(Lsn(2));
+    let files = || std::fs::read_dir(dir.path()).unwrap().count();
+    let before = (files(), index.segments());
+    assert!(matches!(index.replace_segment(1, belongs.clone().into_iter()), Err(Error::Readers { held: 1, .. })));
+    assert_eq!((files(), index.segments()), before);
+    assert_eq!(held.live(), 150 - 64 + belongs.len() as u64);
+    drop(held);
+    index.replace_segment(1, belongs.clone().into_iter()).unwrap();
+    assert_eq!(index.forgotten(), []);
+    let snapshot = index.snapshot();
+    assert_eq!((snapshot.lsn(), snapshot.live(), snapshot.erased()), (Lsn(2), 150 - 64 + belongs.len() as u64, 0));
+    assert_eq!(snapshot.rows_end(), 150);
+    for (place, row) in belongs.iter().enumerate() {
+        let number = Row(64 + place as u32);
+        assert_eq!(*snapshot.rows_of(row.subject), [number]);
+        assert_eq!(snapshot.row(number), row.vector);
+    }
+    let held = Arc::downgrade(&snapshot);
+    drop(snapshot);
+    assert!(held.upgrade().is_none());
+    assert_eq!(index.forget_template(belongs[5].template), Some(Row(69)));
+}

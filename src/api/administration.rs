@@ -1,0 +1,62 @@
+//! `thenar.v1.Administration`.
+
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status};
+
+use super::convert::wire_duration;
+use super::status::status;
+use crate::service::Service;
+use crate::wire;
+
+/// The server's side of the service.
+pub(super) struct Api(Arc<Service>);
+
+impl Api {
+    pub(super) fn new(service: Arc<Service>) -> Self {
+        Self(service)
+    }
+}
+
+#[tonic::async_trait]
+impl wire::administration_server::Administration for Api {
+    async fn get_status(&self, _: Request<wire::GetStatusRequest>) -> Result<Response<wire::Status>, Status> {
+        let s = self.0.status().await.map_err(|e| status(&e))?;
+        let g = s.gallery;
+        let small = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+        Ok(Response::new(wire::Status {
+            version: env!("CARGO_PKG_VERSION").into(),
+            dim: small(s.dim),
+            templates: g.templates,
+            subjects: s.counts.subjects,
+            tombstones: g.tombstones,
+            memory: Some(wire::MemoryStatus {
+                mapped_bytes: g.mapped_bytes,
+                index_bytes: g.index_bytes,
+                engine_bytes: g.engine.host_bytes,
+                device_bytes: g.engine.device_bytes,
+                resident_anonymous_bytes: s.resident_anonymous_bytes,
+            }),
+            engine: Some(wire::EngineStatus {
+                kind: g.engine.kind.into(),
+                adapter: g.engine.adapter,
+                threads: small(g.engine.threads),
+                preferred: g.preferred,
+            }),
+            registry_lsn: g.registry_lsn.0,
+            gallery_lsn: g.lsn.0,
+            uptime: Some(wire_duration(s.uptime)),
+            searches: s.searches,
+            policies: s
+                .policies
+                .into_iter()
+                .map(|(purpose, policy)| wire::PolicyStatus {
+                    purpose: purpose.as_str().into(),
+                    threshold: policy.threshold,
+                    margin: policy.margin,
+                })
+                .collect(),
+            opened_in: Some(wire_duration(g.opened.took)),
+        }))
+    }
+}

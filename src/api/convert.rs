@@ -1,0 +1,200 @@
+//! Messages to commands and answers to messages.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use tonic::metadata::MetadataMap;
+
+use crate::gate::Decision;
+use crate::palm::{Hand, Invalid, Purpose, RequestId, SubjectId, VenueId};
+use crate::registry::SubjectRecord;
+use crate::search::Certificate;
+use crate::service::{Enrol, Identification, Identify, Sample, ServiceError, Verify};
+use crate::wire;
+use crate::wire::palm_sample::Content;
+
+/// After when nobody waits for the answer, from the `grpc-timeout` header.
+pub(super) fn deadline(metadata: &MetadataMap, arrived: Instant) -> Option<Instant> {
+    let text = metadata.get("grpc-timeout")?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    let count: u64 = digits.parse().ok()?;
+    let timeout = match unit {
+        "H" => Duration::from_secs(count.checked_mul(3600)?),
+        "M" => Duration::from_secs(count.checked_mul(60)?),
+        "S" => Duration::from_secs(count),
+        "m" => Duration::from_millis(count),
+        "u" => Duration::from_micros(count),
+        "n" => Duration::from_nanos(count),
+        _ => return None,
+    };
+    arrived.checked_add(timeout)
+}
+
+fn hand(code: i32, field: &str) -> Result<Hand, Invalid> {
+    u8::try_from(code)
+        .ok()
+        .and_then(Hand::from_code)
+        .ok_or_else(|| Invalid::new(field, format!("{code} is not a Hand")))
+}
+
+pub(super) fn wire_hand(hand: Hand) -> i32 {
+    i32::from(hand as u8)
+}
+
+fn purpose(code: i32) -> Result<Purpose, Invalid> {
+    match wire::Purpose::try_from(code) {
+        Ok(wire::Purpose::Payment) => Ok(Purpose::Payment),
+        Ok(wire::Purpose::Entry) => Ok(Purpose::Entry),
+        Ok(wire::Purpose::Workplace) => Ok(Purpose::Workplace),
+        Ok(wire::Purpose::Loyalty) => Ok(Purpose::Loyalty),
+        Ok(wire::Purpose::Unspecified) => Err(Invalid::new("purpose", "is missing")),
+        Err(_) => Err(Invalid::new("purpose", format!("{code} is not a Purpose"))),
+    }
+}
+
+pub(super) fn samples(samples: Vec<wire::PalmSample>, field: &str) -> Result<Vec<Sample>, ServiceError> {
+    let converted = samples.into_iter().enumerate().map(|(at, sample)| {
+        let place = |inner: &str| format!("{field}[{at}].{inner}");
+        let hand = hand(sample.hand, &place("hand"))?;
+        match sample.content {
+            Some(Content::Embedding(embedding)) => Ok(Sample { hand, values: embedding.values }),
+            Some(Content::Picture(_)) => Err(ServiceError::Invalid(Invalid::new(
+                place("picture"),
+                "cannot be taken: this server has no encoder; send an embedding",
+            ))),
+            None => Err(Invalid::new(place("content"), "is missing").into()),
+        }
+    });
+    converted.collect()
+}
+
+pub(super) fn identify(
+    request: wire::IdentifyRequest,
+    arrived: Instant,
+    deadline: Option<Instant>,
+) -> Result<Identify, ServiceError> {
+    Ok(Identify {
+        request_id: RequestId::new(&request.request_id)?,
+        venue: VenueId::new(&request.venue_id)?,
+        purpose: purpose(request.purpose)?,
+        samples: samples(request.probes, "probes")?,
+        max_candidates: request.max_candidates,
+        threshold: request.threshold,
+        arrived,
+        deadline,
+    })
+}
+
+pub(super) fn verify(request: wire::VerifyRequest) -> Result<Verify, ServiceError> {
+    Ok(Verify {
+        request_id: RequestId::new(&request.request_id)?,
+        venue: VenueId::new(&request.venue_id)?,
+        purpose: purpose(request.purpose)?,
+        subject: SubjectId::new(&request.subject_id)?,
+        samples: samples(request.probes, "probes")?,
+    })
+}
+
+pub(super) fn enrol(request: wire::EnrollRequest) -> Result<Enrol, ServiceError> {
+    Ok(Enrol {
+        request_id: RequestId::new(&request.request_id)?,
+        subject: SubjectId::new(&request.subject_id)?,
+        samples: samples(request.samples, "samples")?,
+    })
+}
+
+pub(super) fn wire_decision(decision: Decision) -> i32 {
+    match decision {
+        Decision::Match => wire::Decision::Match.into(),
+        Decision::NoMatch => wire::Decision::NoMatch.into(),
+        Decision::Inconclusive => wire::Decision::Inconclusive.into(),
+    }
+}
+
+/// A duration on the wire; one beyond 300 years would saturate.
+pub(super) fn wire_duration(duration: Duration) -> prost_types::Duration {
+    prost_types::Duration::try_from(duration).unwrap_or(prost_types::Duration { seconds: i64::MAX, nanos: 0 })
+}
+
+pub(super) fn identification(answer: Identification) -> wire::IdentifyResponse {
+    let certificate = match answer.certificate {
+        Certificate::Deterministic => {
+            wire::Certificate { kind: wire::certificate::Kind::Deterministic.into(), miss_probability: 0.0 }
+        }
+    };
+    wire::IdentifyResponse {
+        request_id: answer.request_id.as_str().into(),
+        search_id: answer.search_id,
+        decision: wire_decision(answer.decision),
+        candidates: answer
+            .candidates
+            .into_iter()
+            .map(|c| wire::Candidate {
+                rank: c.rank,
+                subject_id: c.subject_id.into(),
+                score: c.score,
+                hand: wire_hand(c.hand),
+                template_id: c.template.0,
+                probes_compared: c.probes_compared,
+            })
+            .collect(),
+        threshold: answer.threshold,
+        gallery_size: answer.gallery_size,
+        certificate: Some(certificate),
+        timing: Some(wire::Timing {
+            queue: Some(wire_duration(answer.times.queue)),
+            sift: Some(wire_duration(answer.times.sift)),
+            verify: Some(wire_duration(answer.times.verify)),
+            total: Some(wire_duration(answer.times.total)),
+        }),
+    }
+}
+
+pub(super) fn subject(record: SubjectRecord) -> wire::Subject {
+    let at = |time: SystemTime| Some(prost_types::Timestamp::from(time));
+    wire::Subject {
+        subject_id: record.id.as_str().into(),
+        enrolled_at: at(record.enrolled_at),
+        templates: record
+            .templates
+            .into_iter()
+            .map(|t| wire::Template { template_id: t.id.0, hand: wire_hand(t.hand), enrolled_at: at(t.enrolled_at) })
+            .collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_callers_timeout_becomes_a_deadline() {
+        let arrived = Instant::now();
+        let after = |text: &str| {
+            let mut metadata = MetadataMap::new();
+            metadata.insert("grpc-timeout", text.parse().unwrap());
+            deadline(&metadata, arrived).map(|d| d - arrived)
+        };
+        assert_eq!(after("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(after("3S"), Some(Duration::from_secs(3)));
+        assert_eq!(after("1H"), Some(Duration::from_secs(3600)));
+        assert_eq!(after("100u"), Some(Duration::from_micros(100)));
+        for bad in ["", "S", "12", "12x", "-1S", "99999999999999999999S", "9999999999999999H"] {
+            assert_eq!(after(bad), None, "{bad:?}");
+        }
+        assert_eq!(deadline(&MetadataMap::new(), arrived), None);
+    }
+
+    #[test]
+    fn wire_enums_and_the_domains_agree() {
+        for (hand, wire) in [
+            (Hand::Unspecified, wire::Hand::Unspecified),
+            (Hand::Left, wire::Hand::Left),
+            (Hand::Right, wire::Hand::Right),
+        ] {
+            assert_eq!(wire_hand(hand), i32::from(wire));
+        }
+        assert_eq!(hand(3, "probes[0].hand").unwrap_err().field, "probes[0].hand");
+        assert_eq!(purpose(0).unwrap_err().problem, "is missing");
+        assert!(purpose(9).unwrap_err().problem.contains('9'));
+    }
+}

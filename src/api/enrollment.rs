@@ -1,0 +1,176 @@
+//! `thenar.v1.Enrollment`.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures::{Stream, StreamExt};
+use thenar_index::TemplateId;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::convert;
+use super::status::{invalid, status};
+use crate::palm::{Invalid, RequestId, SubjectId};
+use crate::service::{BulkItem, BulkOutcome, Forget, Service, ServiceError, Update};
+use crate::wire;
+
+/// Subjects in one message of a bulk stream.
+const BULK_ITEMS_MAX: usize = 1024;
+/// Messages of one bulk stream that are worked on at a time: while one is on its way to the disk,
+/// the next are rotated and sealed.
+const BULK_IN_FLIGHT_MAX: usize = 4;
+
+/// The server's side of the service.
+pub(super) struct Api(Arc<Service>);
+
+impl Api {
+    pub(super) fn new(service: Arc<Service>) -> Self {
+        Self(service)
+    }
+}
+
+fn request_id(text: &str) -> Result<RequestId, Status> {
+    RequestId::new(text).map_err(invalid)
+}
+
+fn subject_id(text: &str) -> Result<SubjectId, Status> {
+    SubjectId::new(text).map_err(invalid)
+}
+
+#[tonic::async_trait]
+impl wire::enrollment_server::Enrollment for Api {
+    async fn enroll(&self, request: Request<wire::EnrollRequest>) -> Result<Response<wire::EnrollResponse>, Status> {
+        let enrol = convert::enrol(request.into_inner()).map_err(|e| status(&e))?;
+        let enrolled = self.0.enrol(enrol).await.map_err(|e| status(&e))?;
+        Ok(Response::new(wire::EnrollResponse {
+            subject: Some(convert::subject(enrolled.subject)),
+            lsn: enrolled.lsn.0,
+        }))
+    }
+
+    type BulkEnrollStream = Pin<Box<dyn Stream<Item = Result<wire::BulkEnrollProgress, Status>> + Send>>;
+
+    async fn bulk_enroll(
+        &self,
+        request: Request<Streaming<wire::BulkEnrollRequest>>,
+    ) -> Result<Response<Self::BulkEnrollStream>, Status> {
+        let service = Arc::clone(&self.0);
+        let draining = service.draining().clone();
+        let mut totals = Totals::new();
+        let mut failed = false;
+        let progress = request
+            .into_inner()
+            .take_until(draining.clone().cancelled_owned())
+            .map(move |message| {
+                let service = Arc::clone(&service);
+                async move { enrol_message(&service, message?).await }
+            })
+            .buffered(BULK_IN_FLIGHT_MAX)
+            .map(move |message| message.map(|ended| totals.after(ended)));
+        let stopping =
+            futures::stream::once(async move { draining.is_cancelled().then(|| Err(status(&ServiceError::Draining))) })
+                .filter_map(futures::future::ready);
+        // After an error nothing more is said: what was not acknowledged is to be sent again.
+        let until_failure = progress.chain(stopping).take_while(move |message| {
+            let go_on = !failed;
+            failed |= message.is_err();
+            futures::future::ready(go_on)
+        });
+        Ok(Response::new(Box::pin(until_failure)))
+    }
+
+    async fn get_subject(&self, request: Request<wire::GetSubjectRequest>) -> Result<Response<wire::Subject>, Status> {
+        let id = subject_id(&request.get_ref().subject_id)?;
+        let record = self.0.subject(id).await.map_err(|e| status(&e))?;
+        Ok(Response::new(convert::subject(record)))
+    }
+
+    async fn update_subject(
+        &self,
+        request: Request<wire::UpdateSubjectRequest>,
+    ) -> Result<Response<wire::Subject>, Status> {
+        let request = request.into_inner();
+        let update = Update {
+            request_id: request_id(&request.request_id)?,
+            subject: subject_id(&request.subject_id)?,
+            add: convert::samples(request.add_samples, "add_samples").map_err(|e| status(&e))?,
+            remove: request.remove_template_ids.into_iter().map(TemplateId).collect(),
+        };
+        let updated = self.0.update(update).await.map_err(|e| status(&e))?;
+        Ok(Response::new(convert::subject(updated.subject)))
+    }
+
+    async fn forget(&self, request: Request<wire::ForgetRequest>) -> Result<Response<wire::ForgetResponse>, Status> {
+        let request = request.into_inner();
+        let forget = Forget { request_id: request_id(&request.request_id)?, subject: subject_id(&request.subject_id)? };
+        let forgotten = self.0.forget(forget).await.map_err(|e| status(&e))?;
+        Ok(Response::new(wire::ForgetResponse {
+            subject_id: request.subject_id,
+            templates_erased: u32::try_from(forgotten.templates).unwrap_or(u32::MAX),
+            lsn: forgotten.lsn.0,
+        }))
+    }
+}
+
+/// How the items of one message ended, each with the client's sequence number and subject id.
+struct Ended(Vec<(u64, String, BulkOutcome)>);
+
+async fn enrol_message(service: &Arc<Service>, message: wire::BulkEnrollRequest) -> Result<Ended, Status> {
+    let count = message.items.len();
+    if count == 0 || count > BULK_ITEMS_MAX {
+        return Err(invalid(Invalid::new("items", format!("has {count} items, 1 to {BULK_ITEMS_MAX} are taken"))));
+    }
+    let mut names = Vec::with_capacity(count);
+    let mut items = Vec::with_capacity(count);
+    for item in message.items {
+        let enrollment = item.enrollment.unwrap_or_default();
+        names.push((item.sequence, enrollment.subject_id.clone()));
+        items.push(BulkItem { enrol: convert::enrol(enrollment) });
+    }
+    let outcomes = service.enrol_many(items).await.map_err(|e| status(&e))?;
+    let ended = names.into_iter().zip(outcomes).map(|((sequence, subject), outcome)| (sequence, subject, outcome));
+    Ok(Ended(ended.collect()))
+}
+
+/// Totals of one bulk stream.
+struct Totals {
+    since: Instant,
+    so_far: wire::BulkEnrollProgress,
+}
+
+impl Totals {
+    fn new() -> Self {
+        Self { since: Instant::now(), so_far: wire::BulkEnrollProgress::default() }
+    }
+
+    fn after(&mut self, Ended(items): Ended) -> wire::BulkEnrollProgress {
+        let so_far = &mut self.so_far;
+        so_far.errors.clear();
+        for (sequence, subject_id, outcome) in items {
+            so_far.received += 1;
+            match outcome {
+                Ok(enrolled) => {
+                    if enrolled.replayed {
+                        so_far.unchanged += 1;
+                    } else {
+                        so_far.enrolled += 1;
+                        so_far.templates += enrolled.subject.templates.len() as u64;
+                        so_far.lsn = so_far.lsn.max(enrolled.lsn.0);
+                    }
+                }
+                Err(error) => {
+                    so_far.rejected += 1;
+                    let status = status(&error);
+                    so_far.errors.push(wire::BulkEnrollError {
+                        sequence,
+                        subject_id,
+                        code: status.code().into(),
+                        message: status.message().into(),
+                    });
+                }
+            }
+        }
+        so_far.elapsed = Some(convert::wire_duration(self.since.elapsed()));
+        so_far.clone()
+    }
+}

@@ -1,0 +1,95 @@
+//! `thenar.v1.Identification`.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures::{Stream, StreamExt};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::convert;
+use super::status::{retry_after, status};
+use crate::service::Service;
+use crate::wire;
+use crate::wire::identify_stream_response::Outcome;
+
+/// Requests of one stream that are searched at a time.
+const STREAM_IN_FLIGHT_MAX: usize = 64;
+
+/// The server's side of the service.
+pub(super) struct Api(Arc<Service>);
+
+impl Api {
+    pub(super) fn new(service: Arc<Service>) -> Self {
+        Self(service)
+    }
+}
+
+#[tonic::async_trait]
+impl wire::identification_server::Identification for Api {
+    async fn identify(
+        &self,
+        request: Request<wire::IdentifyRequest>,
+    ) -> Result<Response<wire::IdentifyResponse>, Status> {
+        let arrived = Instant::now();
+        let deadline = convert::deadline(request.metadata(), arrived);
+        let identify = convert::identify(request.into_inner(), arrived, deadline).map_err(|e| status(&e))?;
+        let answer = self.0.identify(identify).await.map_err(|e| status(&e))?;
+        Ok(Response::new(convert::identification(answer)))
+    }
+
+    type IdentifyStreamStream = Pin<Box<dyn Stream<Item = Result<wire::IdentifyStreamResponse, Status>> + Send>>;
+
+    async fn identify_stream(
+        &self,
+        request: Request<Streaming<wire::IdentifyRequest>>,
+    ) -> Result<Response<Self::IdentifyStreamStream>, Status> {
+        let service = Arc::clone(&self.0);
+        let draining = service.draining().clone().cancelled_owned();
+        let answers = request
+            .into_inner()
+            // A gate's stream ends cleanly when the server stops: what was read is answered.
+            .take_until(draining)
+            .map(move |request| {
+                let service = Arc::clone(&service);
+                async move {
+                    let request = request?;
+                    Ok(answer(&service, request).await)
+                }
+            })
+            .buffer_unordered(STREAM_IN_FLIGHT_MAX);
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn verify(&self, request: Request<wire::VerifyRequest>) -> Result<Response<wire::VerifyResponse>, Status> {
+        let verify = convert::verify(request.into_inner()).map_err(|e| status(&e))?;
+        let request_id = verify.request_id.as_str().into();
+        let verification = self.0.verify(verify).await.map_err(|e| status(&e))?;
+        Ok(Response::new(wire::VerifyResponse {
+            request_id,
+            decision: convert::wire_decision(verification.decision),
+            score: verification.score,
+            threshold: verification.threshold,
+        }))
+    }
+}
+
+async fn answer(service: &Service, request: wire::IdentifyRequest) -> wire::IdentifyStreamResponse {
+    let request_id = request.request_id.clone();
+    let identified = match convert::identify(request, Instant::now(), None) {
+        Ok(identify) => service.identify(identify).await,
+        Err(error) => Err(error),
+    };
+    let outcome = match identified {
+        Ok(answer) => Outcome::Response(convert::identification(answer)),
+        Err(error) => {
+            let status = status(&error);
+            Outcome::Error(wire::StreamError {
+                code: status.code().into(),
+                message: status.message().into(),
+                retry_after: retry_after(&error).map(convert::wire_duration),
+            })
+        }
+    };
+    wire::IdentifyStreamResponse { request_id, outcome: Some(outcome) }
+}

@@ -1,0 +1,162 @@
+//! Where an interrupted import goes on: a small file beside the array.
+//!
+//! Written while an import runs, by replacing it whole, and removed when the import ends well. It
+//! holds no embedding and no subject id. It is a hint and never trusted to be right: it counts
+//! only for the very files and server it was written for, the last acknowledged batch is sent
+//! again, and request ids make sending twice harmless.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::cli::error::CliError;
+
+/// The place an import has reached.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImportState {
+    /// Names the array, the list and where they go; see [`inputs`].
+    pub inputs: String,
+    /// First row of the last acknowledged batch: everything before it is done.
+    pub row: u64,
+    /// Row after the last acknowledged one.
+    pub end_row: u64,
+    /// Subjects before `row` that were rejected.
+    pub rejected: u64,
+    /// Length of the errors file that tells of them.
+    pub errors_bytes: u64,
+}
+
+/// A name for what is imported where: the array's length and time of change, a digest of the
+/// list's bytes, and the target.
+#[must_use]
+pub fn inputs(embeddings: (u64, u128), roster_digest: u64, target: &str) -> String {
+    format!("v1 {} bytes of {} ns, list {roster_digest:016x}, to {target}", embeddings.0, embeddings.1)
+}
+
+/// The state file of one import.
+#[derive(Debug)]
+pub struct StateFile {
+    path: PathBuf,
+}
+
+impl StateFile {
+    /// The state file at `path`, or beside the array at `embeddings`.
+    #[must_use]
+    pub fn new(path: Option<&Path>, embeddings: &Path) -> Self {
+        let path = path.map_or_else(
+            || {
+                let mut name = embeddings.as_os_str().to_owned();
+                name.push(".thenar-import");
+                PathBuf::from(name)
+            },
+            Path::to_owned,
+        );
+        Self { path }
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The state left by an earlier import of the same `inputs`, if there is a whole one.
+    ///
+    /// # Errors
+    /// [`CliError::File`] where the file is there and cannot be read.
+    pub fn load(&self, inputs: &str) -> Result<Option<ImportState>, CliError> {
+        match fs::read(&self.path) {
+            Ok(bytes) => Ok(serde_json::from_slice::<ImportState>(&bytes).ok().filter(|state| state.inputs == inputs)),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(CliError::File { action: "read", path: self.path.clone(), source }),
+        }
+    }
+
+    /// Replaces the file. Not synced: what a power cut takes back is only sent again.
+    ///
+    /// # Errors
+    /// [`CliError::File`] where the folder cannot be written.
+    pub fn save(&self, state: &ImportState) -> Result<(), CliError> {
+        let mut beside = self.path.as_os_str().to_owned();
+        beside.push(".new");
+        let beside = PathBuf::from(beside);
+        let written = serde_json::to_vec(state)
+            .map_err(std::io::Error::from)
+            .and_then(|bytes| fs::File::create(&beside)?.write_all(&bytes))
+            .and_then(|()| fs::rename(&beside, &self.path));
+        written.map_err(|source| CliError::File { action: "write", path: self.path.clone(), source })
+    }
+
+    /// Takes the file away, if it is there.
+    ///
+    /// # Errors
+    /// [`CliError::File`] where it cannot be removed.
+    pub fn remove(&self) -> Result<(), CliError> {
+        match fs::remove_file(&self.path) {
+            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
+                Err(CliError::File { action: "remove", path: self.path.clone(), source })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(row: u64) -> ImportState {
+        ImportState {
+            inputs: inputs((10, 20), 30, "http://here"),
+            row,
+            end_row: row + 512,
+            rejected: 1,
+            errors_bytes: 64,
+        }
+    }
+
+    #[test]
+    fn a_saved_state_comes_back_for_the_same_inputs_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = StateFile::new(None, &folder.path().join("gallery.npy"));
+        assert!(file.path().ends_with("gallery.npy.thenar-import"));
+        assert_eq!(file.load(&state(0).inputs).unwrap(), None);
+        file.save(&state(512)).unwrap();
+        file.save(&state(1024)).unwrap();
+        assert_eq!(file.load(&state(0).inputs).unwrap(), Some(state(1024)));
+        for other in [
+            inputs((11, 20), 30, "http://here"),
+            inputs((10, 21), 30, "http://here"),
+            inputs((10, 20), 31, "http://here"),
+            inputs((10, 20), 30, "http://there"),
+        ] {
+            assert_eq!(file.load(&other).unwrap(), None);
+        }
+        file.remove().unwrap();
+        file.remove().unwrap();
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "nothing is left beside the array");
+    }
+
+    #[test]
+    fn a_torn_state_file_counts_as_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("state");
+        let file = StateFile::new(Some(&path), Path::new("gallery.npy"));
+        file.save(&state(512)).unwrap();
+        let whole = fs::read(&path).unwrap();
+        for length in 0..whole.len() {
+            fs::write(&path, &whole[..length]).unwrap();
+            assert_eq!(file.load(&state(0).inputs).unwrap(), None, "{length} bytes of {}", whole.len());
+        }
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_is_named() {
+        let file = StateFile::new(Some(Path::new("/nowhere/state")), Path::new("gallery.npy"));
+        let error = file.save(&state(0)).unwrap_err();
+        assert!(error.to_string().contains("/nowhere/state"), "{error}");
+    }
+}

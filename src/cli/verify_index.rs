@@ -1,0 +1,94 @@
+//! `thenar verify-index`: check every byte of an index, and that it is the registry's.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use clap::Args;
+use thenar_index::KeyId;
+
+use super::Outcome;
+use super::progress::Progress;
+use super::serve::Overrides;
+use crate::data::DataFolder;
+use crate::registry::Registry as _;
+use crate::registry::sqlite::SqliteRegistry;
+use crate::server::key_source;
+use crate::vault::{MasterKey, Vault};
+
+/// Check the index of a data folder that no server is using: every checksum, every erased row,
+/// and that it holds what the registry says. Changes nothing.
+///
+/// Exit code 1 if anything is damaged; `thenar serve` rewrites damaged segments from the registry.
+#[derive(Debug, Args)]
+pub struct VerifyIndexArgs {
+    /// Configuration file (TOML). Flags lie over it.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    #[command(flatten)]
+    #[expect(missing_docs, reason = "the flags carry their own")]
+    pub over: Overrides,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Checks. [`Outcome::Failed`] where something is damaged.
+///
+/// # Errors
+/// Where the folder, the key or the index cannot be read at all.
+pub fn run(args: VerifyIndexArgs) -> anyhow::Result<Outcome> {
+    let config = args.over.config(args.config.as_deref(), |_| {})?;
+    let vault = Vault::new(MasterKey::load(&key_source(config.key_file.as_deref()))?);
+    let folder = DataFolder::take_existing(&config.data)?;
+    let registry = SqliteRegistry::open(&folder.registry())?;
+    let bar = OnceLock::new();
+    let progress = |done: u64, total: u64| {
+        bar.get_or_init(|| Progress::new("checking", total, "rows")).set(done);
+        ControlFlow::Continue(())
+    };
+    let report = thenar_index::verify(&folder.index(), KeyId(vault.key_id()), &progress)?;
+    if let Some(bar) = bar.get() {
+        bar.finish();
+    }
+
+    let last = registry.last_lsn()?;
+    let counts = registry.counts()?;
+    let behind = last.0.checked_sub(report.lsn.0);
+    let mut problems: Vec<String> = report.damage.iter().map(ToString::to_string).collect();
+    match behind {
+        None => problems.push(format!("the index is at change {}, past the registry's last, {}", report.lsn.0, last.0)),
+        Some(0) if report.live != counts.templates => {
+            problems.push(format!("the index has {} live templates, the registry {}", report.live, counts.templates));
+        }
+        Some(_) => {}
+    }
+    let sound = problems.is_empty();
+    if args.json {
+        println!(
+            "{}",
+            serde_json::json!({
+                "sound": sound, "segments": report.segments, "rows": report.rows, "live": report.live,
+                "erased": report.erased, "bytes": report.bytes, "lsn": report.lsn.0, "registry_lsn": last.0,
+                "registry_templates": counts.templates, "problems": problems,
+            })
+        );
+    } else {
+        println!("segments   {}", report.segments);
+        println!("rows       {} ({} live, {} erased)", report.rows, report.live, report.erased);
+        println!("size       {:.1} MiB", report.bytes as f64 / f64::from(1 << 20));
+        println!("change     {} of {} ({} to replay)", report.lsn.0, last.0, behind.unwrap_or(0));
+        for problem in &problems {
+            println!("damaged    {problem}");
+        }
+        println!(
+            "{}",
+            if sound {
+                "The index is sound."
+            } else {
+                "The index is damaged; `thenar serve` rewrites it from the registry."
+            }
+        );
+    }
+    Ok(Outcome::done_if(sound))
+}

@@ -1,0 +1,100 @@
+//! Sifting kernels in plain Rust, in shapes that compilers vectorise. Layouts are those of
+//! [`super::kernels`].
+
+use half::f16;
+
+use super::kernels::{Line, Tile, TileHits};
+
+/// Rows of a panel.
+pub(super) const PANEL_ROWS: usize = 32;
+
+pub(super) const TILES: [Tile; 4] = [tile::<1>, tile::<2>, tile::<3>, tile::<4>];
+
+/// See [`super::kernels::Tile`].
+fn tile<const P: usize>(panel: &[Line], probes: &[Line], dim: usize, thresholds: &[f32], hits: &mut TileHits) -> bool {
+    let rows = bytemuck::cast_slice::<Line, f32>(panel).as_chunks::<PANEL_ROWS>().0;
+    let columns = bytemuck::cast_slice::<Line, f32>(probes).as_chunks::<P>().0;
+    let sums = sums(&rows[..dim], &columns[..dim]);
+    let mut any = 0;
+    for p in 0..P {
+        let mut mask = 0;
+        for (r, sum) in sums[p].iter().enumerate() {
+            mask |= u32::from(*sum >= thresholds[p]) << r;
+        }
+        hits.masks[p] = mask;
+        hits.numbers[p][..PANEL_ROWS].copy_from_slice(&sums[p]);
+        any |= mask;
+    }
+    any != 0
+}
+
+/// The sums of a tile.
+///
+/// Four components at a time, and the rows innermost in a loop too long to be unrolled: that
+/// compilers turn into vectors, whatever the width of a register.
+#[inline(never)]
+fn sums<const P: usize>(rows: &[[f32; PANEL_ROWS]], columns: &[[f32; P]]) -> [[f32; PANEL_ROWS]; P] {
+    let mut sums = [[0.0_f32; PANEL_ROWS]; P];
+    for ([a, b, c, d], q) in rows.as_chunks().0.iter().zip(columns.as_chunks::<4>().0) {
+        for p in 0..P {
+            let sums = &mut sums[p];
+            for r in 0..PANEL_ROWS {
+                sums[r] += (a[r] * q[0][p] + b[r] * q[1][p]) + (c[r] * q[2][p] + d[r] * q[3][p]);
+            }
+        }
+    }
+    sums
+}
+
+/// See [`super::kernels::Dot`].
+pub(super) fn dot(row: &[f16], probe: &[f32]) -> f32 {
+    row.iter().zip(probe).map(|(x, q)| widened(*x) * q).sum()
+}
+
+/// See [`super::kernels::PackRows`].
+pub(super) fn pack_rows(rows: &[f16], dim: usize, panel: &mut [Line]) {
+    const STEP: usize = 32;
+    let panel = bytemuck::cast_slice_mut::<Line, f32>(panel).as_chunks_mut::<PANEL_ROWS>().0;
+    let last = rows.len() / dim - 1;
+    for r in 0..PANEL_ROWS {
+        let row = &rows[r.min(last) * dim..(r.min(last) + 1) * dim];
+        // Widened first, several at a time, then dealt out.
+        for (values, columns) in row.as_chunks::<STEP>().0.iter().zip(panel.chunks_exact_mut(STEP)) {
+            let wide = values.map(widened);
+            for (column, value) in columns.iter_mut().zip(wide) {
+                column[r] = value;
+            }
+        }
+    }
+}
+
+/// An f16 as f32, exactly, for finite values. Without branches or tables, unlike a conversion in
+/// software that must care for NaN, so that loops over it can be vectorised.
+#[inline]
+fn widened(value: f16) -> f32 {
+    const SMALLEST_NORMAL: u32 = 113 << 23; // 2^-14
+    let bits = u32::from(value.to_bits());
+    let magnitude = (bits & 0x7fff) << 13;
+    // The exponent's bias is 15 there and 127 here.
+    let normal = magnitude + (112 << 23);
+    // Below the normal range the number is fraction * 2^-24: put it behind 2^-14's leading bit,
+    // then take that away.
+    let subnormal = (f32::from_bits(magnitude + SMALLEST_NORMAL) - f32::from_bits(SMALLEST_NORMAL)).to_bits();
+    let chosen = if magnitude < 1 << 23 { subnormal } else { normal };
+    f32::from_bits(chosen | (bits & 0x8000) << 16)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn widening_is_exact_for_every_finite_f16() {
+        for bits in 0..=u16::MAX {
+            let value = f16::from_bits(bits);
+            if value.is_finite() {
+                assert_eq!(widened(value).to_bits(), value.to_f32().to_bits(), "{bits:#06x}");
+            }
+        }
+    }
+}

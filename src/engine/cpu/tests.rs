@@ -1,0 +1,422 @@
+//! The promise of the engine on every instruction set, against brute force: every row that
+//! matters is among the survivors, once, and little else is.
+
+use std::sync::atomic::AtomicU64;
+
+use half::f16;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use rand_distr::StandardNormal;
+
+use super::*;
+use crate::engine::BlockView;
+use crate::search::score::exact;
+use crate::standard::StandardGallery;
+
+fn paths() -> impl Iterator<Item = Simd> {
+    Simd::ALL.into_iter().filter(|path| path.is_available())
+}
+
+/// A unit vector of f32 from any direction.
+fn normalised(values: &[f64]) -> Vec<f32> {
+    let norm = values.iter().map(|v| v * v).sum::<f64>().sqrt();
+    values.iter().map(|v| (v / norm) as f32).collect()
+}
+
+fn direction(rng: &mut ChaCha8Rng, dim: usize) -> Vec<f64> {
+    (0..dim).map(|_| rng.sample(StandardNormal)).collect()
+}
+
+/// One block of a test gallery.
+struct Block {
+    first_row: u32,
+    rows: Vec<f16>,
+    live: Vec<AtomicU64>,
+}
+
+/// A gallery in blocks of odd sizes with gaps between them.
+struct Gallery {
+    dim: usize,
+    blocks: Vec<Block>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Kind {
+    /// Independent directions.
+    Random,
+    /// Twenty centres, rows within 0.002 of one: closer than bf16 tells apart.
+    Clustered,
+    /// One direction for all.
+    Equal,
+    /// Every row several times.
+    Duplicates,
+    /// Every row with its opposite, and zero rows between.
+    Antipodes,
+}
+
+const KINDS: [Kind; 5] = [Kind::Random, Kind::Clustered, Kind::Equal, Kind::Duplicates, Kind::Antipodes];
+
+impl Gallery {
+    fn new(rng: &mut ChaCha8Rng, kind: Kind, dim: usize, count: usize, dead: f64) -> Self {
+        let centres: Vec<Vec<f64>> = (0..20).map(|_| direction(rng, dim)).collect();
+        let rows: Vec<Vec<f16>> = (0..count)
+            .map(|i| {
+                let values = match kind {
+                    Kind::Random => direction(rng, dim),
+                    Kind::Clustered => {
+                        let noise = direction(rng, dim);
+                        centres[i % 20].iter().zip(&noise).map(|(c, n)| c + 0.002 * n).collect()
+                    }
+                    Kind::Equal => centres[0].clone(),
+                    Kind::Duplicates => centres[i * 7 % 20].clone(),
+                    Kind::Antipodes => {
+                        let factor = [1.0, -1.0, 0.0][i % 3];
+                        centres[i / 3 % 20].iter().map(|c| c * factor).collect()
+                    }
+                };
+                if values.iter().all(|v| *v == 0.0) {
+                    return vec![f16::ZERO; dim];
+                }
+                normalised(&values).into_iter().map(f16::from_f32).collect()
+            })
+            .collect();
+        let mut blocks = Vec::new();
+        let mut first_row = rng.random_range(0..100);
+        let mut rest = &rows[..];
+        while !rest.is_empty() || blocks.is_empty() {
+            let size = rng.random_range(1..=1 + 2 * count / 3).min(rest.len());
+            let (here, after) = rest.split_at(size);
+            blocks.push(Block {
+                first_row,
+                rows: here.concat(),
+                live: (0..size.div_ceil(64))
+                    .map(|_| {
+                        AtomicU64::new((0..64).fold(0, |word, bit| word | u64::from(!rng.random_bool(dead)) << bit))
+                    })
+                    .collect(),
+            });
+            first_row += size as u32 + rng.random_range(0..3) * 64;
+            rest = after;
+        }
+        Self { dim, blocks }
+    }
+
+    fn view(&self) -> GalleryView<'_> {
+        let blocks = self.blocks.iter().zip(1..).map(|(block, identity)| BlockView {
+            identity,
+            first_row: block.first_row,
+            rows: &block.rows,
+            live: &block.live,
+        });
+        GalleryView { dim: self.dim, blocks: blocks.collect() }
+    }
+
+    /// Brute force: (score, row) of every live row.
+    fn scores(&self, probe: &[f32]) -> Vec<(f64, u32)> {
+        let mut scores = Vec::new();
+        for block in self.view().blocks {
+            for (i, row) in block.rows.chunks_exact(self.dim).enumerate() {
+                if block.is_live(i) {
+                    scores.push((exact(row, probe), block.first_row + i as u32));
+                }
+            }
+        }
+        scores.sort_by(|a, b| b.0.total_cmp(&a.0));
+        scores
+    }
+
+    /// Probes of every sort: rows themselves, rows with noise, strangers, single components.
+    fn probes(&self, rng: &mut ChaCha8Rng, count: usize) -> Vec<f32> {
+        let rows: Vec<&[f16]> = self.blocks.iter().flat_map(|b| b.rows.chunks_exact(self.dim)).collect();
+        let mut probes = Vec::new();
+        for i in 0..count {
+            let mut values = direction(rng, self.dim);
+            if i % 4 < 2 && !rows.is_empty() {
+                let row = rows[rng.random_range(0..rows.len())];
+                let noise = if i % 4 == 0 { 0.0 } else { 0.6 / (self.dim as f64).sqrt() };
+                for (value, row) in values.iter_mut().zip(row) {
+                    *value = *value * noise + row.to_f64();
+                }
+            } else if i % 4 == 2 {
+                values.fill(0.0);
+                values[i % self.dim] = -1.0;
+            }
+            if values.iter().all(|v| *v == 0.0) {
+                values[0] = 1.0;
+            }
+            probes.extend(normalised(&values));
+        }
+        probes
+    }
+}
+
+/// Checks one probe's survivors against brute force: a superset, without repeats, and tight: an
+/// f32 number is within `slack` of the score, so nothing further than four of them below the
+/// last row that counts can be there.
+fn check(scores: &[(f64, u32)], floor: f32, keep: u32, dim: usize, survivors: &[u32], what: &str) {
+    let kth = match keep {
+        0 => f64::NEG_INFINITY,
+        keep => scores.get(keep as usize - 1).map_or(f64::NEG_INFINITY, |s| s.0),
+    };
+    let least = f64::from(floor).max(kth);
+    let margin = 4.1 * f64::from(sift_slack(dim));
+    let found: std::collections::HashSet<u32> = survivors.iter().copied().collect();
+    assert_eq!(found.len(), survivors.len(), "repeats: {what}");
+    for (score, row) in scores {
+        assert!(*score < least || found.contains(row), "row {row} with {score} is missing, least {least}: {what}");
+        assert!(
+            *score >= least - margin || !found.contains(row),
+            "row {row} with {score} has no business there, least {least}: {what}"
+        );
+    }
+    let live: std::collections::HashSet<u32> = scores.iter().map(|s| s.1).collect();
+    assert!(found.is_subset(&live), "dead or unknown rows: {what}");
+}
+
+/// One gallery, some probes, many floors, on every path and with one and three threads.
+fn check_gallery(seed: u64, kind: Kind, dim: usize, count: usize, probes: usize) {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let dead = [0.0, 0.2, 0.9][rng.random_range(0..3)];
+    let gallery = Gallery::new(&mut rng, kind, dim, count, dead);
+    let values = gallery.probes(&mut rng, probes);
+    let scores: Vec<Vec<(f64, u32)>> = values.chunks_exact(dim).map(|probe| gallery.scores(probe)).collect();
+    let keep: Vec<u32> = (0..probes).map(|_| [0, 1, 10, 100][rng.random_range(0..4)]).collect();
+    let floors: Vec<f32> = scores
+        .iter()
+        .map(|scores| match rng.random_range(0..6) {
+            0 => -1.1,
+            1 => 0.0,
+            2 => 0.5,
+            3 => 1.0,
+            // The f32 at or next below some score: the row is just in, or exactly at the floor.
+            _ if scores.is_empty() => 0.25,
+            _ => {
+                let score = scores[rng.random_range(0..scores.len().min(30))].0;
+                let nearest = score as f32;
+                if f64::from(nearest) <= score { nearest } else { nearest.next_down() }
+            }
+        })
+        .collect();
+    let request = SiftRequest { probes: &values, floors: &floors, keep: &keep, survivors_max: count + 1 };
+    let view = gallery.view();
+    for path in paths() {
+        for threads in [1, 3] {
+            let engine = CpuEngine::with_simd(threads, path).unwrap();
+            let mut survivors = Survivors::default();
+            for round in 0..2 {
+                engine.sift(&view, &request, &mut survivors).unwrap();
+                assert_eq!(survivors.rows.len(), probes);
+                for p in 0..probes {
+                    let what = format!(
+                        "{path}, {threads} threads, round {round}, seed {seed}, {kind:?}, {count} x {dim}, probe {p} of {probes}, floor {}, keep {}",
+                        floors[p], keep[p]
+                    );
+                    assert!(!survivors.overflowed[p], "overflow: {what}");
+                    check(&scores[p], floors[p], keep[p], dim, &survivors.rows[p], &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn survivors_are_a_tight_superset_for_every_dimension_and_odd_count() {
+    let mut seed = 0;
+    for dim in [32, 64, 128, 256, 512, 1024, 2048] {
+        for count in [0, 1, 63, 64, 65] {
+            seed += 1;
+            let kind = KINDS[seed as usize % 5];
+            check_gallery(seed, kind, dim, count, 1 + seed as usize * 7 % 20);
+        }
+    }
+}
+
+#[test]
+fn survivors_are_a_tight_superset_in_every_kind_of_gallery() {
+    for (i, kind) in KINDS.into_iter().enumerate() {
+        for (j, probes) in [1, 2, 5, 13, 26, 40].into_iter().enumerate() {
+            let seed = 100 + (i * 10 + j) as u64;
+            check_gallery(seed, kind, [64, 128, 512][(i + j) % 3], 1000, probes);
+        }
+    }
+}
+
+#[test]
+fn survivors_are_a_tight_superset_in_a_larger_gallery() {
+    check_gallery(200, Kind::Random, 128, 20_000, 3);
+    check_gallery(201, Kind::Clustered, 64, 20_000, 40);
+    check_gallery(202, Kind::Random, 512, 20_000, 14);
+}
+
+#[test]
+fn tiles_of_every_width_agree_with_brute_force() {
+    // More probes than any path gives to dots, in numbers that leave every remainder.
+    for probes in 66..=78 {
+        check_gallery(300 + probes as u64, Kind::Random, 64, 333, probes);
+    }
+}
+
+#[test]
+fn the_standard_gallery_leaves_few_survivors() {
+    let (dim, count) = (256, 20_000_u32);
+    let standard = StandardGallery::new(11, dim);
+    let mut rows = vec![f16::ZERO; dim * count as usize];
+    let mut row = vec![0.0; dim];
+    for (i, to) in (0..).zip(rows.chunks_exact_mut(dim)) {
+        standard.row(i, &mut row);
+        to.iter_mut().zip(&row).for_each(|(to, value)| *to = f16::from_f32(*value));
+    }
+    let live = (0..count.div_ceil(64)).map(|_| AtomicU64::new(u64::MAX)).collect();
+    let gallery = Gallery { dim, blocks: vec![Block { first_row: 0, rows, live }] };
+    let probes = 20;
+    let mut values = vec![0.0; probes * dim];
+    for (i, probe) in (0..).zip(values.chunks_exact_mut(dim)) {
+        if i % 2 == 0 { standard.mate(i * 900, 0, probe) } else { standard.stranger(i, probe) }
+    }
+    let floors = vec![0.5; probes];
+    for keep in [0, 10] {
+        let keep = vec![keep; probes];
+        let request = SiftRequest { probes: &values, floors: &floors, keep: &keep, survivors_max: 100 };
+        for path in paths() {
+            let mut survivors = Survivors::default();
+            let engine = CpuEngine::with_simd(2, path).unwrap();
+            engine.sift(&gallery.view(), &request, &mut survivors).unwrap();
+            let found: usize = survivors.rows.iter().map(Vec::len).sum();
+            let all = values.chunks_exact(dim).flat_map(|probe| gallery.scores(probe));
+            let matter = all.filter(|(score, _)| *score >= 0.5).count();
+            assert!(matter >= probes / 2, "every mate counts");
+            assert!((matter..=matter + 2).contains(&found), "{path}: {found} survivors, {matter} matter");
+        }
+    }
+}
+
+#[test]
+fn more_survivors_than_allowed_are_an_overflow_and_as_many_are_none() {
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let gallery = Gallery::new(&mut rng, Kind::Equal, 64, 5000, 0.0);
+    let count = gallery.scores(&vec![0.1; 64]).len();
+    for probes in [1, 70] {
+        let mut values = gallery.probes(&mut rng, probes);
+        // The first probe is the row of the gallery, the last is its opposite.
+        values.copy_within(0..64, (probes - 1) * 64);
+        if probes > 1 {
+            values[(probes - 1) * 64..].iter_mut().for_each(|v| *v = -*v);
+        }
+        for path in paths() {
+            let engine = CpuEngine::with_simd(2, path).unwrap();
+            for keep in [0, 10] {
+                for (survivors_max, overflows) in [(count, false), (count - 1, true), (20, true), (0, true)] {
+                    let request = SiftRequest {
+                        probes: &values,
+                        floors: &vec![0.5; probes],
+                        keep: &vec![keep; probes],
+                        survivors_max,
+                    };
+                    let mut survivors = Survivors::default();
+                    engine.sift(&gallery.view(), &request, &mut survivors).unwrap();
+                    assert_eq!(survivors.overflowed[0], overflows, "{path}, keep {keep}, {survivors_max} of {count}");
+                    if !overflows {
+                        assert_eq!(survivors.rows[0].len(), count);
+                    }
+                    if probes > 1 {
+                        assert!(!survivors.overflowed[probes - 1], "the opposite has no survivors");
+                        assert!(survivors.rows[probes - 1].is_empty());
+                    }
+                }
+            }
+            // What overflowed once leaves no trace in the next sift.
+            let request = SiftRequest {
+                probes: &values,
+                floors: &vec![0.5; probes],
+                keep: &vec![0; probes],
+                survivors_max: count,
+            };
+            let mut survivors = Survivors::default();
+            engine.sift(&gallery.view(), &request, &mut survivors).unwrap();
+            assert_eq!(survivors.rows[0].len(), count);
+        }
+    }
+}
+
+#[test]
+fn only_live_rows_raise_a_floor() {
+    // The best hundred rows are dead; the ten best of the living must all be found.
+    let mut rng = ChaCha8Rng::seed_from_u64(8);
+    let gallery = Gallery::new(&mut rng, Kind::Random, 64, 3000, 0.0);
+    for probes in [1, 70] {
+        let values = gallery.probes(&mut rng, probes);
+        let best: Vec<u32> = gallery.scores(&values[..64]).iter().take(100).map(|s| s.1).collect();
+        for block in &gallery.blocks {
+            for row in best.iter().filter_map(|row| row.checked_sub(block.first_row)) {
+                if let Some(word) = block.live.get(row as usize / 64) {
+                    word.fetch_and(!(1 << (row % 64)), Ordering::Relaxed);
+                }
+            }
+        }
+        let request =
+            SiftRequest { probes: &values, floors: &vec![-1.1; probes], keep: &vec![10; probes], survivors_max: 3000 };
+        let scores = gallery.scores(&values[..64]);
+        for path in paths() {
+            let mut survivors = Survivors::default();
+            CpuEngine::with_simd(2, path).unwrap().sift(&gallery.view(), &request, &mut survivors).unwrap();
+            check(&scores, -1.1, 10, 64, &survivors.rows[0], path.as_str());
+        }
+    }
+}
+
+#[test]
+fn an_engine_says_what_it_is_and_forgets_what_it_read() {
+    let mut rng = ChaCha8Rng::seed_from_u64(9);
+    let gallery = Gallery::new(&mut rng, Kind::Random, 128, 2000, 0.0);
+    let values = gallery.probes(&mut rng, 80);
+    let request = SiftRequest { probes: &values, floors: &[0.5; 80], keep: &[10; 80], survivors_max: 100 };
+    for path in paths() {
+        let engine = CpuEngine::with_simd(2, path).unwrap();
+        assert_eq!(engine.describe().host_bytes, 0);
+        let mut survivors = Survivors::default();
+        engine.sift(&gallery.view(), &request, &mut survivors).unwrap();
+        let description = engine.describe();
+        assert_eq!((description.kind, description.threads), ("cpu", 2));
+        assert_eq!(description.adapter, path.as_str());
+        // Packed probes alone are 80 x 128 numbers of two or four bytes.
+        assert!((20_000..4_000_000).contains(&description.host_bytes), "{description:?}");
+        engine.sift(&gallery.view(), &request, &mut survivors).unwrap();
+        assert_eq!(engine.describe().host_bytes, description.host_bytes, "{path}: scratch is used again");
+
+        let rows_left = |engine: &CpuEngine| {
+            let mut kept = engine.scratch.lock();
+            kept.iter_mut().flat_map(|scratch| scratch.benches.iter_mut()).any(|bench| bench.get_mut().holds_rows())
+        };
+        assert!(rows_left(&engine), "{path}: a sift leaves the last panels behind");
+        engine.erase(&[0]).unwrap();
+        assert!(!rows_left(&engine), "{path}: an erasure does not");
+    }
+}
+
+#[test]
+fn no_threads_and_missing_instructions_are_refused() {
+    assert!(matches!(CpuEngine::with_simd(0, Simd::Portable), Err(CpuEngineError::NoThreads)));
+    for path in Simd::ALL.into_iter().filter(|path| !path.is_available()) {
+        assert!(matches!(CpuEngine::with_simd(1, path), Err(CpuEngineError::Simd(_))), "{path}");
+    }
+}
+
+#[test]
+fn no_probes_and_no_rows_are_nothing_to_find() {
+    let empty = GalleryView { dim: 64, blocks: Vec::new() };
+    let mut values = vec![0.0; 64];
+    values[3] = 1.0;
+    for path in paths() {
+        let engine = CpuEngine::with_simd(1, path).unwrap();
+        let mut survivors = Survivors::default();
+        let nothing = SiftRequest { probes: &[], floors: &[], keep: &[], survivors_max: 10 };
+        engine.sift(&empty, &nothing, &mut survivors).unwrap();
+        assert!(survivors.rows.is_empty());
+        let one = SiftRequest { probes: &values, floors: &[-1.1], keep: &[5], survivors_max: 10 };
+        engine.sift(&empty, &one, &mut survivors).unwrap();
+        assert_eq!(
+            (survivors.rows.as_slice(), survivors.overflowed.as_slice()),
+            ([vec![]].as_slice(), [false].as_slice())
+        );
+    }
+}

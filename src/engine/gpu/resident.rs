@@ -1,0 +1,426 @@
+//! Where on the device does each row of the gallery lie?
+//!
+//! A table of blocks, the extents of slots they occupy in the slabs, and a copy of the live bits
+//! the device holds. Pure bookkeeping: sends nothing, knows no wgpu.
+//!
+//! Invariants: extents begin at multiples of 64 in their slab and in their block, so live words
+//! map one to one; all extents of a block but the last are full; free slots are zero and not live.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::atomic::Ordering;
+
+use parking_lot::Mutex;
+
+use super::device::{LivePiece, Run};
+use super::kernels::SLOT_STEP;
+use crate::engine::{BlockView, GalleryView};
+
+/// Slots are given out in multiples of this: one live word.
+const GRAIN: u32 = 64;
+/// Fewest slots of a new slab, so that a small gallery can grow.
+const SLAB_SLOTS_MIN: u32 = 4096;
+/// Changed live words less than this apart are written as one piece.
+const PIECE_GAP: usize = 32;
+/// Live words compared before one branch.
+const COMPARE_WORDS: usize = 32;
+
+/// Consecutive slots that hold consecutive rows of a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Extent {
+    /// Index of the slab.
+    pub slab: usize,
+    /// First slot in the slab.
+    pub slot: u32,
+    /// First row in the block.
+    pub offset: u32,
+    /// Slots.
+    pub room: u32,
+}
+
+/// Rows of a block to upload to consecutive slots.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Placement {
+    /// Index of the block in the view.
+    pub block: usize,
+    /// Rows of the block.
+    pub rows: Range<u32>,
+    /// Index of the slab.
+    pub slab: usize,
+    /// First slot in the slab.
+    pub slot: u32,
+}
+
+/// A slab must be added before everything fits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct SlabWanted {
+    /// Slots that would be good to have.
+    pub slots: u32,
+    /// Slots without which the next block does not fit.
+    pub slots_least: u32,
+}
+
+#[derive(Debug)]
+struct SlabSpace {
+    base: u32,
+    slots: u32,
+    /// Ascending, not touching.
+    free: Vec<Range<u32>>,
+}
+
+impl SlabSpace {
+    /// One past the last slot in use.
+    fn used_end(&self) -> u32 {
+        self.free.last().filter(|range| range.end == self.slots).map_or(self.slots, |range| range.start)
+    }
+}
+
+#[derive(Debug, Default)]
+struct ResidentBlock {
+    identity: u64,
+    count: u32,
+    extents: Vec<Extent>,
+}
+
+impl ResidentBlock {
+    fn room(&self) -> u32 {
+        self.extents.last().map_or(0, |last| last.offset + last.room)
+    }
+}
+
+/// Slots of all slabs, and the block they belong to.
+#[derive(Debug, Clone, Copy)]
+struct Placed {
+    slot_first: u32,
+    slot_end: u32,
+    first_row: u32,
+    offset: u32,
+}
+
+/// See the module's page.
+#[derive(Debug, Default)]
+pub(super) struct Resident {
+    /// The device generation this table describes; 0 is none.
+    pub generation: u64,
+    /// Components of a row.
+    pub dim: usize,
+    slabs: Vec<SlabSpace>,
+    blocks: BTreeMap<u32, ResidentBlock>,
+    placed: Vec<Placed>,
+    /// By slab: the live words on the device. Whoever changes them sends the same change to the
+    /// device before letting the lock go, so that both change in one order.
+    pub live: Mutex<Vec<Vec<u64>>>,
+}
+
+impl Resident {
+    /// An empty table for an empty device.
+    pub(super) fn empty(generation: u64, dim: usize) -> Self {
+        Self { generation, dim, ..Self::default() }
+    }
+
+    /// Slots of all slabs together.
+    pub(super) fn slots(&self) -> u32 {
+        self.slabs.last().map_or(0, |last| last.base + last.slots)
+    }
+
+    /// Number of slabs.
+    #[cfg(test)]
+    pub(super) fn slab_count(&self) -> usize {
+        self.slabs.len()
+    }
+
+    /// Takes note of a slab that was added to the device.
+    pub(super) fn add_slab(&mut self, slots: u32) {
+        let base = self.slots();
+        self.slabs.push(SlabSpace { base, slots, free: std::iter::once(0..slots).collect() });
+        self.live.get_mut().push(vec![0; slots as usize / 64]);
+    }
+
+    /// Whether every row of `view` lies on the device.
+    pub(super) fn covers(&self, view: &GalleryView<'_>) -> bool {
+        self.dim == view.dim
+            && view.blocks.iter().all(|block| {
+                let count = block.count(view.dim);
+                count == 0
+                    || self
+                        .blocks
+                        .get(&block.first_row)
+                        .is_some_and(|held| held.identity == block.identity && held.count as usize >= count)
+            })
+    }
+
+    /// Bytes of rows that `view` has and the device has not.
+    pub(super) fn missing_bytes(&self, view: &GalleryView<'_>) -> u64 {
+        let rows: u64 = view
+            .blocks
+            .iter()
+            .map(|block| {
+                let held = self.blocks.get(&block.first_row).filter(|held| held.identity == block.identity);
+                let held = held.map_or(0, |held| held.count as usize);
+                block.count(view.dim).saturating_sub(held) as u64
+            })
+            .sum();
+        rows * view.dim as u64 * 2
+    }
+
+    /// Drops the blocks that `view` does not have, or has under another identity. The slots they
+    /// occupied: the device must zero them and their live bits before it does anything else.
+    pub(super) fn drop_stale(&mut self, view: &GalleryView<'_>) -> Vec<Extent> {
+        let wanted: BTreeMap<u32, u64> = view.blocks.iter().map(|block| (block.first_row, block.identity)).collect();
+        let mut freed = Vec::new();
+        self.blocks.retain(|first_row, block| {
+            let keep = wanted.get(first_row) == Some(&block.identity);
+            if !keep {
+                freed.append(&mut block.extents);
+            }
+            keep
+        });
+        for extent in &freed {
+            self.give_back(extent);
+        }
+        self.index();
+        freed
+    }
+
+    /// Finds room for the rows that `view` has and the device has not. On success the table says
+    /// they are there, and the caller must upload them; on failure nothing changed.
+    pub(super) fn place(&mut self, view: &GalleryView<'_>) -> Result<Vec<Placement>, SlabWanted> {
+        let mut added: Vec<(u32, Extent)> = Vec::new();
+        let mut shortfall = 0_u64;
+        for block in &view.blocks {
+            let count = u32_of(block.count(view.dim));
+            let held = self.blocks.get(&block.first_row);
+            let (held_room, growing) = held.map_or((0, false), |held| (held.room(), held.count > 0));
+            let mut needed = count.saturating_sub(held_room).next_multiple_of(GRAIN);
+            if needed == 0 || count == 0 {
+                continue;
+            }
+            // A block that grows will grow again: leave room, but only where there is some.
+            let mut spare = if growing { (held_room / 2).next_multiple_of(GRAIN) } else { 0 };
+            let mut offset = held_room;
+            while needed > 0 {
+                let Some((slab, slot, room)) = self.take(needed, spare) else {
+                    break;
+                };
+                added.push((block.first_row, Extent { slab, slot, offset, room }));
+                offset += room;
+                spare = 0;
+                needed = needed.saturating_sub(room);
+            }
+            shortfall += u64::from(needed);
+        }
+        if shortfall > 0 {
+            for (_, extent) in &added {
+                self.give_back(extent);
+            }
+            let least = u32::try_from(shortfall).unwrap_or(u32::MAX - SLOT_STEP).next_multiple_of(SLOT_STEP);
+            let grown = (self.slots() / 2).next_multiple_of(SLOT_STEP);
+            return Err(SlabWanted { slots: least.max(grown).max(SLAB_SLOTS_MIN), slots_least: least });
+        }
+        for (first_row, extent) in added {
+            self.blocks.entry(first_row).or_default().extents.push(extent);
+        }
+        let mut placements = Vec::new();
+        for (number, block) in view.blocks.iter().enumerate() {
+            let count = u32_of(block.count(view.dim));
+            let Some(held) = self.blocks.get_mut(&block.first_row) else {
+                continue;
+            };
+            let new = held.count..count;
+            for extent in &held.extents {
+                let rows = new.start.max(extent.offset)..new.end.min(extent.offset + extent.room);
+                if rows.start < rows.end {
+                    placements.push(Placement {
+                        block: number,
+                        slab: extent.slab,
+                        slot: extent.slot + (rows.start - extent.offset),
+                        rows,
+                    });
+                }
+            }
+            held.identity = block.identity;
+            held.count = held.count.max(count);
+        }
+        self.index();
+        Ok(placements)
+    }
+
+    /// The runs of used slots within a range of all slots. `range.start`: a multiple of
+    /// [`SLOT_STEP`].
+    pub(super) fn runs(&self, range: &Range<u32>) -> Vec<Run> {
+        let first = self.slabs.partition_point(|slab| slab.base + slab.slots <= range.start);
+        let mut runs = Vec::new();
+        for (index, slab) in self.slabs.iter().enumerate().skip(first) {
+            if slab.base >= range.end {
+                break;
+            }
+            let slot_first = range.start.saturating_sub(slab.base);
+            let slot_end = (range.end - slab.base).min(slab.used_end());
+            if slot_first < slot_end {
+                runs.push(Run { slab: index, slot_first, slot_end, slot_base: slab.base });
+            }
+        }
+        runs
+    }
+
+    /// The slab and slot of a row, if it lies on the device.
+    pub(super) fn slot_of(&self, row: u32) -> Option<(usize, u32)> {
+        let (first_row, block) = self.blocks.range(..=row).next_back()?;
+        let offset = row - first_row;
+        if offset >= block.count {
+            return None;
+        }
+        let extent = block.extents[block.extents.partition_point(|extent| extent.offset <= offset) - 1];
+        Some((extent.slab, extent.slot + (offset - extent.offset)))
+    }
+
+    /// Turns slots into rows of `view`.
+    pub(super) fn rows_of<'a>(&'a self, view: &'a GalleryView<'a>) -> RowsOf<'a> {
+        let by_first_row = view.blocks.iter().map(|block| (block.first_row, block)).collect();
+        RowsOf { placed: &self.placed, by_first_row, dim: view.dim }
+    }
+
+    /// Brings `live`, the words the device has, up to those of `view`, and says what to write.
+    /// Words of rows that `view` does not have stay as they are.
+    pub(super) fn refresh_live(&self, view: &GalleryView<'_>, live: &mut [Vec<u64>]) -> Vec<LivePiece> {
+        let mut pieces = Vec::new();
+        for block in &view.blocks {
+            let Some(held) = self.blocks.get(&block.first_row) else {
+                continue;
+            };
+            let count = block.count(view.dim);
+            for extent in &held.extents {
+                let first = extent.offset as usize / 64;
+                let rows = count.saturating_sub(extent.offset as usize).min(extent.room as usize);
+                let words = &block.live[first.min(block.live.len())..][..rows.div_ceil(64)];
+                let base = extent.slot as usize / 64;
+                let copy = &mut live[extent.slab][base..base + words.len()];
+                let mut changed: Option<Range<usize>> = None;
+                let chunks = words.chunks(COMPARE_WORDS).zip(copy.chunks_mut(COMPARE_WORDS));
+                for (chunk, (words, copy)) in chunks.enumerate() {
+                    // Nearly always nothing changed, and this is on the way of every search.
+                    let differs = words
+                        .iter()
+                        .zip(copy.iter())
+                        .fold(0, |bits, (word, copy)| bits | (word.load(Ordering::Acquire) ^ copy));
+                    if differs == 0 {
+                        continue;
+                    }
+                    for (i, (word, copy)) in (chunk * COMPARE_WORDS..).zip(words.iter().zip(copy)) {
+                        let mut now = word.load(Ordering::Acquire);
+                        if rows - i * 64 < 64 {
+                            let known = (1_u64 << (rows - i * 64)) - 1;
+                            now = (now & known) | (*copy & !known);
+                        }
+                        if now == *copy {
+                            continue;
+                        }
+                        *copy = now;
+                        changed = match changed {
+                            Some(range) if i - range.end < PIECE_GAP => Some(range.start..i + 1),
+                            Some(range) => {
+                                pieces.push((extent.slab, base + range.start..base + range.end));
+                                Some(i..i + 1)
+                            }
+                            None => Some(i..i + 1),
+                        };
+                    }
+                }
+                if let Some(range) = changed {
+                    pieces.push((extent.slab, base + range.start..base + range.end));
+                }
+            }
+        }
+        pieces.into_iter().map(|(slab, words)| piece(live, slab, words)).collect()
+    }
+
+    fn take(&mut self, needed: u32, spare: u32) -> Option<(usize, u32, u32)> {
+        // Room for everything if there is, otherwise the largest hole.
+        let mut best: Option<(usize, usize, u32)> = None;
+        for (slab, space) in self.slabs.iter().enumerate() {
+            for (hole, range) in space.free.iter().enumerate() {
+                let size = range.end - range.start;
+                let fits = |size: u32| size >= needed;
+                let better = match best {
+                    None => true,
+                    Some((_, _, held)) if fits(held) => fits(size) && size < held,
+                    Some((_, _, held)) => size > held,
+                };
+                if better {
+                    best = Some((slab, hole, size));
+                }
+            }
+        }
+        let (slab, hole, size) = best?;
+        let room = size.min(needed.saturating_add(spare));
+        let free = &mut self.slabs[slab].free;
+        let slot = free[hole].start;
+        free[hole].start += room;
+        if free[hole].is_empty() {
+            free.remove(hole);
+        }
+        Some((slab, slot, room))
+    }
+
+    fn give_back(&mut self, extent: &Extent) {
+        let free = &mut self.slabs[extent.slab].free;
+        let mut range = extent.slot..extent.slot + extent.room;
+        let at = free.partition_point(|hole| hole.start < range.start);
+        if free.get(at).is_some_and(|next| next.start == range.end) {
+            range.end = free.remove(at).end;
+        }
+        if at > 0 && free[at - 1].end == range.start {
+            free[at - 1].end = range.end;
+        } else {
+            free.insert(at, range);
+        }
+    }
+
+    fn index(&mut self) {
+        self.placed.clear();
+        for (&first_row, block) in &self.blocks {
+            for extent in &block.extents {
+                let slot_first = self.slabs[extent.slab].base + extent.slot;
+                self.placed.push(Placed {
+                    slot_first,
+                    slot_end: slot_first + extent.room,
+                    first_row,
+                    offset: extent.offset,
+                });
+            }
+        }
+        self.placed.sort_unstable_by_key(|placed| placed.slot_first);
+    }
+}
+
+/// The words of a slab as a piece to write.
+pub(super) fn piece(live: &[Vec<u64>], slab: usize, words: Range<usize>) -> LivePiece {
+    LivePiece { slab, word: u32_of(words.start), words: live[slab][words].to_vec() }
+}
+
+/// Turns slots into rows of a view; made by [`Resident::rows_of`].
+pub(super) struct RowsOf<'a> {
+    placed: &'a [Placed],
+    by_first_row: BTreeMap<u32, &'a BlockView<'a>>,
+    dim: usize,
+}
+
+impl RowsOf<'_> {
+    /// The row at a slot, if the view has it and it is live now.
+    pub(super) fn live_row(&self, slot: u32) -> Option<u32> {
+        let next = self.placed.partition_point(|placed| placed.slot_first <= slot);
+        let placed = self.placed[..next].last().filter(|placed| slot < placed.slot_end)?;
+        let block = self.by_first_row.get(&placed.first_row)?;
+        let offset = placed.offset + (slot - placed.slot_first);
+        let present = (offset as usize) < block.count(self.dim) && block.is_live(offset as usize);
+        present.then(|| placed.first_row + offset)
+    }
+}
+
+fn u32_of(count: usize) -> u32 {
+    u32::try_from(count).expect("rows are numbered in u32")
+}
+
+#[cfg(test)]
+#[path = "resident_tests.rs"]
+mod tests;

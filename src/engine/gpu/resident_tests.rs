@@ -1,0 +1,140 @@
+//! The table under random growth, change and removal, against a plain list of rows.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::AtomicU64;
+
+use half::f16;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::*;
+
+const DIM: usize = 32;
+
+/// Blocks of rows that are all zero: the table never looks at them.
+struct Blocks {
+    rows: Vec<f16>,
+    live: Vec<AtomicU64>,
+    /// first row -> (identity, count)
+    blocks: BTreeMap<u32, (u64, usize)>,
+}
+
+impl Blocks {
+    fn view(&self) -> GalleryView<'_> {
+        let blocks = self.blocks.iter().map(|(&first_row, &(identity, count))| BlockView {
+            identity,
+            first_row,
+            rows: &self.rows[..count * DIM],
+            live: &self.live,
+        });
+        GalleryView { dim: DIM, blocks: blocks.collect() }
+    }
+}
+
+#[test]
+fn every_row_has_a_slot_of_its_own_whatever_came_and_went() {
+    for seed in 0..20 {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut blocks = Blocks {
+            rows: vec![f16::ZERO; 9000 * DIM],
+            live: (0..9000 / 64 + 1).map(|_| AtomicU64::new(u64::MAX)).collect(),
+            blocks: BTreeMap::new(),
+        };
+        let mut resident = Resident::empty(1, DIM);
+        // What lies in which slot, as uploads and zeroing say.
+        let mut device: BTreeMap<(usize, u32), (u64, u32)> = BTreeMap::new();
+        for step in 0..60 {
+            let first_row = 10_000 * rng.random_range(0..6_u32);
+            match rng.random_range(0..5) {
+                0 => drop(blocks.blocks.remove(&first_row)),
+                1 => drop(blocks.blocks.insert(first_row, (1000 + step, rng.random_range(0..3000)))),
+                _ => {
+                    let block = blocks.blocks.entry(first_row).or_insert((1000 + step, 0));
+                    block.1 = (block.1 + rng.random_range(0..700)).min(9000);
+                }
+            }
+            let view = blocks.view();
+            for extent in resident.drop_stale(&view) {
+                for slot in extent.slot..extent.slot + extent.room {
+                    device.remove(&(extent.slab, slot));
+                }
+            }
+            let placements = loop {
+                match resident.place(&view) {
+                    Ok(placements) => break placements,
+                    Err(wanted) => {
+                        assert!(wanted.slots_least <= wanted.slots && wanted.slots_least > 0);
+                        resident.add_slab(wanted.slots.min(2048));
+                    }
+                }
+            };
+            for placement in placements {
+                let block = &view.blocks[placement.block];
+                for (slot, offset) in (placement.slot..).zip(placement.rows.clone()) {
+                    let before = device.insert((placement.slab, slot), (block.identity, offset));
+                    assert_eq!(before, None, "seed {seed} step {step}: a slot was given twice");
+                }
+            }
+            let rows_of = resident.rows_of(&view);
+            let mut rows = 0;
+            for (&first_row, &(identity, count)) in &blocks.blocks {
+                for offset in 0..count as u32 {
+                    let place = resident.slot_of(first_row + offset).expect("resident");
+                    assert_eq!(device.get(&place), Some(&(identity, offset)), "seed {seed} step {step}");
+                    let slot = resident.slabs[place.0].base + place.1;
+                    assert_eq!(rows_of.live_row(slot), Some(first_row + offset));
+                    rows += 1;
+                }
+                assert_eq!(resident.slot_of(first_row + count as u32), None);
+            }
+            assert_eq!(device.len(), rows, "seed {seed} step {step}: slots that no row has");
+            // The runs cover every row.
+            let runs = resident.runs(&(0..resident.slots()));
+            let covered = |&(slab, slot): &(usize, u32)| {
+                runs.iter().any(|run| run.slab == slab && (run.slot_first..run.slot_end).contains(&slot))
+            };
+            assert!(device.keys().all(covered), "seed {seed} step {step}");
+            // The live words on the device are those of the rows, and of nothing else.
+            let mut live = std::mem::take(&mut *resident.live.lock());
+            let mut written = live.clone();
+            for piece in resident.refresh_live(&view, &mut live) {
+                written[piece.slab][piece.word as usize..][..piece.words.len()].copy_from_slice(&piece.words);
+            }
+            assert_eq!(written, live, "seed {seed} step {step}");
+            for (slab, words) in live.iter_mut().enumerate() {
+                for slot in 0..words.len() as u32 * 64 {
+                    let is_live = words[slot as usize / 64] >> (slot % 64) & 1 == 1;
+                    let has_row = device.contains_key(&(slab, slot));
+                    assert!(is_live || !has_row, "seed {seed} step {step}: a live row is not marked");
+                    if !has_row && is_live {
+                        // Bits of freed slots are cleared by whoever drops the blocks.
+                        words[slot as usize / 64] &= !(1 << (slot % 64));
+                    }
+                }
+            }
+            *resident.live.lock() = live;
+        }
+    }
+}
+
+#[test]
+fn a_table_covers_a_view_only_with_its_identities_and_all_its_rows() {
+    let mut blocks = Blocks {
+        rows: vec![f16::ZERO; 100 * DIM],
+        live: (0..2).map(|_| AtomicU64::new(0)).collect(),
+        blocks: [(5, (1, 50)), (900, (2, 100))].into(),
+    };
+    let mut resident = Resident::empty(1, DIM);
+    assert!(!resident.covers(&blocks.view()));
+    assert_eq!(resident.missing_bytes(&blocks.view()), 150 * DIM as u64 * 2);
+    resident.add_slab(SLOT_STEP);
+    resident.place(&blocks.view()).unwrap();
+    assert!(resident.covers(&blocks.view()));
+    assert_eq!(resident.missing_bytes(&blocks.view()), 0);
+    blocks.blocks.insert(5, (1, 51));
+    assert!(!resident.covers(&blocks.view()));
+    blocks.blocks.insert(5, (7, 50));
+    assert!(!resident.covers(&blocks.view()));
+    blocks.blocks.remove(&5);
+    assert!(resident.covers(&blocks.view()));
+}

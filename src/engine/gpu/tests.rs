@@ -1,0 +1,236 @@
+//! The engine against an f64 brute force, on whatever adapter the machine has.
+//!
+//! Without an adapter every test prints `skipped: no adapter`; with `THENAR_REQUIRE_GPU=1` in the
+//! environment that is a failure.
+
+mod exactness;
+mod following;
+mod loss;
+
+use std::collections::BTreeSet;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use half::f16;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use rand_distr::{Distribution, StandardNormal};
+
+use super::device::{Run, Sizes};
+use super::kernels::SLOT_STEP;
+use super::{AdapterChoice, GpuEngine};
+use crate::engine::{BlockView, Engine, EngineError, GalleryView, SiftRequest, Survivors};
+
+/// How far below the line a survivor may lie without being called silly: several times the slack
+/// at the largest dimension tested, on adapters that flush f16 subnormals too.
+const SILLY: f64 = 8e-3;
+
+/// An engine, or a reported skip.
+fn engine_with(sizes: Sizes) -> Option<GpuEngine> {
+    match GpuEngine::with_sizes(AdapterChoice::Any, sizes) {
+        Ok(engine) => Some(engine),
+        Err(EngineError::NoAdapter { reason }) => {
+            assert!(std::env::var("THENAR_REQUIRE_GPU").as_deref() != Ok("1"), "a GPU adapter is required: {reason}");
+            println!("skipped: no adapter ({reason})");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// An engine of the usual sizes, shared by the tests that do not break it. Sifts of different
+/// views exclude each other through the lock.
+fn shared_engine() -> Option<parking_lot::MutexGuard<'static, GpuEngine>> {
+    static SHARED: OnceLock<Option<parking_lot::Mutex<GpuEngine>>> = OnceLock::new();
+    let shared = SHARED.get_or_init(|| engine_with(Sizes::default()).map(parking_lot::Mutex::new));
+    if shared.is_none() {
+        println!("skipped: no adapter");
+    }
+    shared.as_ref().map(parking_lot::Mutex::lock)
+}
+
+/// Identities that no two galleries share.
+fn fresh_identity() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+#[test]
+fn portions_cover_every_slot_once_and_begin_at_steps() {
+    let runs: Vec<Run> = [(0, 0, 1700), (1, 512, 513), (2, 1024, 9000)]
+        .map(|(slab, slot_first, slot_end)| Run { slab, slot_first, slot_end, slot_base: 0 })
+        .to_vec();
+    for slots_max in [0, 1, 512, 1000, 1024, 5000, u64::MAX] {
+        let portions = super::portions(&runs, slots_max);
+        let mut joined: Vec<Run> = Vec::new();
+        for run in portions.iter().flatten() {
+            assert!(run.slot_first % SLOT_STEP == 0 && run.slot_first < run.slot_end, "{slots_max}: {run:?}");
+            match joined.last_mut() {
+                Some(last) if last.slab == run.slab && last.slot_end == run.slot_first => last.slot_end = run.slot_end,
+                _ => joined.push(*run),
+            }
+        }
+        assert_eq!(joined, runs, "{slots_max}");
+        let most = portions.iter().map(|portion| portion.iter().map(|r| u64::from(r.slot_end - r.slot_first)).sum());
+        assert!(most.max().unwrap_or(0_u64) <= slots_max.max(512), "{slots_max}");
+    }
+}
+
+struct Block {
+    identity: u64,
+    first_row: u32,
+    rows: Vec<f16>,
+    live: Vec<AtomicU64>,
+}
+
+struct Gallery {
+    dim: usize,
+    blocks: Vec<Block>,
+}
+
+impl Gallery {
+    /// `rows` cut into blocks of these lengths, with gaps between, all live.
+    fn new(dim: usize, rows: &[f16], lengths: &[usize]) -> Self {
+        let mut gallery = Self { dim, blocks: Vec::new() };
+        let (mut first_row, mut at) = (3, 0);
+        for &length in lengths {
+            gallery.blocks.push(Block {
+                identity: fresh_identity(),
+                first_row,
+                rows: rows[at * dim..(at + length) * dim].to_vec(),
+                live: (0..length.div_ceil(64)).map(|_| AtomicU64::new(u64::MAX)).collect(),
+            });
+            at += length;
+            first_row += u32::try_from(length).unwrap() + 77;
+        }
+        assert_eq!(at * dim, rows.len());
+        gallery
+    }
+
+    fn view(&self) -> GalleryView<'_> {
+        let blocks = self.blocks.iter().map(|block| BlockView {
+            identity: block.identity,
+            first_row: block.first_row,
+            rows: &block.rows,
+            live: &block.live,
+        });
+        GalleryView { dim: self.dim, blocks: blocks.collect() }
+    }
+
+    fn kill(&self, block: usize, offset: usize) {
+        self.blocks[block].live[offset / 64].fetch_and(!(1 << (offset % 64)), Ordering::AcqRel);
+    }
+
+    /// Row numbers and exact scores of the live rows.
+    fn scores(&self, probe: &[f32]) -> Vec<(u32, f64)> {
+        let mut scores = Vec::new();
+        for block in &self.view().blocks {
+            for (offset, row) in block.rows.chunks_exact(self.dim).enumerate() {
+                if block.is_live(offset) {
+                    let terms = row.iter().zip(probe).map(|(x, q)| f64::from(x.to_f32()) * f64::from(*q));
+                    scores.push((block.first_row + u32::try_from(offset).unwrap(), terms.sum()));
+                }
+            }
+        }
+        scores
+    }
+}
+
+/// A request that owns its parts.
+struct Asked {
+    probes: Vec<f32>,
+    floors: Vec<f32>,
+    keep: Vec<u32>,
+    survivors_max: usize,
+}
+
+impl Asked {
+    fn alike(probes: Vec<f32>, dim: usize, floor: f32, keep: u32, survivors_max: usize) -> Self {
+        let count = probes.len() / dim;
+        Self { probes, floors: vec![floor; count], keep: vec![keep; count], survivors_max }
+    }
+
+    fn request(&self) -> SiftRequest<'_> {
+        SiftRequest { probes: &self.probes, floors: &self.floors, keep: &self.keep, survivors_max: self.survivors_max }
+    }
+}
+
+/// Sifts and holds the survivors against brute force: none missing, none dead, none silly, and
+/// overflow exactly where there are too many.
+fn hold(engine: &GpuEngine, gallery: &Gallery, asked: &Asked, what: &str) -> Survivors {
+    let mut survivors = Survivors::default();
+    engine.sift(&gallery.view(), &asked.request(), &mut survivors).unwrap_or_else(|e| panic!("{what}: {e}"));
+    hold_survivors(&survivors, gallery, asked, what);
+    survivors
+}
+
+fn hold_survivors(survivors: &Survivors, gallery: &Gallery, asked: &Asked, what: &str) {
+    assert_eq!(survivors.rows.len(), asked.floors.len(), "{what}");
+    for (number, probe) in asked.probes.chunks_exact(gallery.dim).enumerate() {
+        let scores = gallery.scores(probe);
+        let keep = asked.keep[number] as usize;
+        let mut line = f64::from(asked.floors[number]);
+        if keep > 0 && scores.len() >= keep {
+            let mut best: Vec<f64> = scores.iter().map(|&(_, score)| score).collect();
+            best.sort_by(|a, b| b.total_cmp(a));
+            line = line.max(best[keep - 1]);
+        }
+        let at_least = |line: f64| -> BTreeSet<u32> {
+            scores.iter().filter(|(_, score)| *score >= line).map(|&(row, _)| row).collect()
+        };
+        let (must, may) = (at_least(line), at_least(line - SILLY));
+        let rows: BTreeSet<u32> = survivors.rows[number].iter().copied().collect();
+        if survivors.overflowed[number] {
+            assert!(may.len() > asked.survivors_max, "{what}: probe {number} overflowed with {} rows", may.len());
+            continue;
+        }
+        assert_eq!(rows.len(), survivors.rows[number].len(), "{what}: probe {number} has repeats");
+        let missing: Vec<_> = must.difference(&rows).collect();
+        assert!(missing.is_empty(), "{what}: probe {number} misses {missing:?}");
+        let silly: Vec<_> = rows.difference(&may).take(5).collect();
+        assert!(silly.is_empty(), "{what}: probe {number} has dead or far rows {silly:?}");
+        assert!(rows.len() <= asked.survivors_max, "{what}: probe {number} has {} rows", rows.len());
+    }
+}
+
+fn rng(seed: u64) -> ChaCha8Rng {
+    ChaCha8Rng::seed_from_u64(seed)
+}
+
+/// Unit vectors, by the recipe of the standard benchmark gallery. Shape: `[count, dim]`.
+fn unit_vectors(count: usize, dim: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
+    let mut values = Vec::with_capacity(count * dim);
+    for _ in 0..count {
+        let draw: Vec<f32> = (1..=dim)
+            .map(|i| {
+                let normal: f32 = StandardNormal.sample(rng);
+                normal * (i as f32).powf(-0.35)
+            })
+            .collect();
+        values.extend(normalised(&draw));
+    }
+    values
+}
+
+fn normalised(values: &[f32]) -> Vec<f32> {
+    let norm = values.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>().sqrt();
+    values.iter().map(|v| (f64::from(*v) / norm) as f32).collect()
+}
+
+fn to_rows(values: &[f32]) -> Vec<f16> {
+    values.iter().map(|&v| f16::from_f32(v)).collect()
+}
+
+/// Probes of which every other is near a row of `values` (genuine scores about 0.76).
+fn probes_near(values: &[f32], count: usize, dim: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
+    let mut probes = unit_vectors(count, dim, rng);
+    let rows = values.len() / dim;
+    if rows > 0 {
+        for (number, probe) in probes.chunks_exact_mut(dim).enumerate().filter(|(n, _)| n % 2 == 0) {
+            let row = &values[number * 7919 % rows * dim..][..dim];
+            let near: Vec<f32> = row.iter().zip(probe.iter()).map(|(x, noise)| x + 0.85 * noise).collect();
+            probe.copy_from_slice(&normalised(&near));
+        }
+    }
+    probes
+}

@@ -1,0 +1,239 @@
+//! The resident copy follows the gallery: growth, change, removal, death and erasure.
+
+use super::*;
+
+/// Slabs of one step of slots at `dim`, so that small galleries span many.
+fn tiny(dim: usize) -> Sizes {
+    Sizes { slab_bytes_max: 512 * dim as u64 * 2, ..Sizes::default() }
+}
+
+fn ask(gallery: &Gallery, values: &[f32], rng: &mut ChaCha8Rng) -> Asked {
+    Asked::alike(probes_near(values, 5, gallery.dim, rng), gallery.dim, 0.4, 10, 2000)
+}
+
+#[test]
+fn a_gallery_over_many_slabs_grows_row_by_row_and_loses_nobody() {
+    let (dim, seed) = (64, 1);
+    let Some(engine) = engine_with(tiny(dim)) else { return };
+    let mut rng = rng(seed);
+    let values = unit_vectors(9000, dim, &mut rng);
+    let rows = to_rows(&values);
+    let mut gallery = Gallery::new(dim, &rows[..3000 * dim], &[1000, 2000]);
+    let mut taken = 3000;
+    // The last block grows, across words, extents and slabs.
+    for grow in [0, 1, 62, 1, 1, 500, 3, 2000, 700, 2732] {
+        let block = gallery.blocks.last_mut().unwrap();
+        block.rows.extend_from_slice(&rows[taken * dim..(taken + grow) * dim]);
+        taken += grow;
+        block.live.resize_with((taken - 1000).div_ceil(64), || AtomicU64::new(u64::MAX));
+        engine.follow(&gallery.view()).unwrap();
+        assert!(engine.is_ready());
+        let asked = ask(&gallery, &values[..taken * dim], &mut rng);
+        hold(&engine, &gallery, &asked, &format!("seed {seed} after {taken} rows"));
+    }
+    assert_eq!(taken, 9000);
+    let slabs = engine.resident.read().slab_count();
+    assert!(slabs >= 18, "{slabs} slabs");
+}
+
+#[test]
+fn a_view_the_device_does_not_hold_is_refused() {
+    let dim = 32;
+    let Some(engine) = shared_engine() else { return };
+    let mut rng = rng(2);
+    let values = unit_vectors(300, dim, &mut rng);
+    let mut gallery = Gallery::new(dim, &to_rows(&values), &[100, 200]);
+    engine.follow(&gallery.view()).unwrap();
+    let asked = ask(&gallery, &values, &mut rng);
+    hold(&engine, &gallery, &asked, "followed");
+    let refused = |gallery: &Gallery| {
+        let mut survivors = Survivors::default();
+        let result = engine.sift(&gallery.view(), &asked.request(), &mut survivors);
+        assert!(matches!(result, Err(EngineError::Rebuilding)), "{result:?}");
+    };
+    let row = gallery.blocks[1].rows[..dim].to_vec();
+    gallery.blocks[1].rows.extend_from_slice(&row);
+    refused(&gallery);
+    gallery.blocks[1].rows.truncate(200 * dim);
+    gallery.blocks[1].identity = fresh_identity();
+    refused(&gallery);
+    engine.follow(&gallery.view()).unwrap();
+    hold(&engine, &gallery, &asked, "followed again");
+}
+
+#[test]
+fn an_older_view_of_fewer_rows_is_answered_without_the_newer_ones() {
+    let dim = 32;
+    let Some(engine) = shared_engine() else { return };
+    let mut rng = rng(3);
+    let values = unit_vectors(500, dim, &mut rng);
+    let rows = to_rows(&values);
+    let mut gallery = Gallery::new(dim, &rows, &[500]);
+    engine.follow(&gallery.view()).unwrap();
+    gallery.blocks[0].rows.truncate(321 * dim);
+    let asked = Asked::alike(probes_near(&values, 8, dim, &mut rng), dim, -1.1, 10, 400);
+    hold(&engine, &gallery, &asked, "older");
+    gallery.blocks[0].rows = rows;
+    hold(&engine, &gallery, &asked, "newer");
+}
+
+#[test]
+fn a_changed_identity_brings_the_new_rows_and_removed_blocks_are_zeroed() {
+    let (dim, seed) = (64, 4);
+    let Some(engine) = engine_with(tiny(dim)) else { return };
+    let mut rng = rng(seed);
+    let values = unit_vectors(2000, dim, &mut rng);
+    let rows = to_rows(&values);
+    let mut gallery = Gallery::new(dim, &rows, &[700, 700, 600]);
+    engine.follow(&gallery.view()).unwrap();
+    let old_places: Vec<_> = {
+        let resident = engine.resident.read();
+        let row = |offset: u32| resident.slot_of(gallery.blocks[1].first_row + offset).unwrap();
+        (0..700).map(row).collect()
+    };
+    let before = engine.describe().device_bytes;
+
+    // Other rows, fewer of them, under the same first row.
+    gallery.blocks[1].identity = fresh_identity();
+    gallery.blocks[1].rows = to_rows(&unit_vectors(80, dim, &mut rng));
+    engine.follow(&gallery.view()).unwrap();
+    let values_now: Vec<f32> = gallery.blocks.iter().flat_map(|b| b.rows.iter().map(|v| v.to_f32())).collect();
+    let asked = ask(&gallery, &values_now, &mut rng);
+    hold(&engine, &gallery, &asked, &format!("seed {seed} changed"));
+    let in_use: BTreeSet<_> = {
+        let resident = engine.resident.read();
+        (0..80).map(|offset| resident.slot_of(gallery.blocks[1].first_row + offset).unwrap()).collect()
+    };
+    for &(slab, slot) in old_places.iter().filter(|place| !in_use.contains(place)) {
+        assert!(read(&engine, slab, slot).iter().all(|&byte| byte == 0), "slab {slab} slot {slot}");
+    }
+
+    // The freed slots are used again before new slabs are asked for.
+    gallery.blocks.remove(0);
+    gallery.blocks[1].rows.extend_from_slice(&rows[..600 * dim]);
+    gallery.blocks[1].live.resize_with(1200_usize.div_ceil(64), || AtomicU64::new(u64::MAX));
+    engine.follow(&gallery.view()).unwrap();
+    assert_eq!(engine.describe().device_bytes, before);
+    hold(&engine, &gallery, &asked, &format!("seed {seed} removed"));
+}
+
+fn read(engine: &GpuEngine, slab: usize, slot: u32) -> Vec<u8> {
+    let read = |reply| super::super::Action::ReadRows { slab, slot, count: 1, reply };
+    engine.call(engine.generation(), read).unwrap()
+}
+
+#[test]
+fn another_dimension_starts_over() {
+    let Some(engine) = shared_engine() else { return };
+    for dim in [32, 256, 96] {
+        let mut rng = rng(5);
+        let values = unit_vectors(200, dim, &mut rng);
+        let gallery = Gallery::new(dim, &to_rows(&values), &[200]);
+        engine.follow(&gallery.view()).unwrap();
+        let asked = ask(&gallery, &values, &mut rng);
+        hold(&engine, &gallery, &asked, &format!("dim {dim}"));
+    }
+}
+
+#[test]
+fn rows_that_die_or_come_alive_after_follow_are_seen_by_the_next_sift() {
+    let dim = 32;
+    let Some(engine) = shared_engine() else { return };
+    let mut rng = rng(6);
+    let values = unit_vectors(1000, dim, &mut rng);
+    let gallery = Gallery::new(dim, &to_rows(&values), &[400, 600]);
+    gallery.blocks[1].live.iter().for_each(|word| word.store(0, Ordering::Release));
+    engine.follow(&gallery.view()).unwrap();
+    let asked = Asked::alike(probes_near(&values, 9, dim, &mut rng), dim, -1.1, 3, 100);
+    hold(&engine, &gallery, &asked, "second block dead");
+    gallery.blocks[1].live.iter().for_each(|word| word.store(u64::MAX, Ordering::Release));
+    hold(&engine, &gallery, &asked, "second block alive");
+    // The best rows die one after the other: dead rows must not hold the floor up.
+    for round in 0..5 {
+        let survivors = hold(&engine, &gallery, &asked, &format!("round {round}"));
+        for &row in &survivors.rows[0] {
+            let block = usize::from(row >= gallery.blocks[1].first_row);
+            gallery.kill(block, (row - gallery.blocks[block].first_row) as usize);
+        }
+    }
+    // Dead rows do not use up the room for survivors either.
+    for offset in 0..400 {
+        gallery.kill(0, offset);
+    }
+    let all = Asked::alike(values[..dim].to_vec(), dim, -1.1, 0, 600);
+    assert_eq!(hold(&engine, &gallery, &all, "first block dead").overflowed, [false]);
+}
+
+#[test]
+fn erased_rows_are_zeros_on_the_device_and_their_neighbours_are_not() {
+    let (dim, seed) = (64, 7);
+    let Some(engine) = engine_with(tiny(dim)) else { return };
+    let mut rng = rng(seed);
+    let values = unit_vectors(1500, dim, &mut rng);
+    let rows = to_rows(&values);
+    let gallery = Gallery::new(dim, &rows, &[600, 900]);
+    engine.follow(&gallery.view()).unwrap();
+    let first = gallery.blocks[1].first_row;
+    let erased = [first, first + 1, first + 2, first + 400, first + 899, 3, 602];
+    for &row in &erased {
+        let block = usize::from(row >= first);
+        gallery.kill(block, (row - gallery.blocks[block].first_row) as usize);
+    }
+    // Rows that are in no block are none of the engine's business.
+    engine.erase(&[erased.as_slice(), &[0, 650, first + 900, u32::MAX]].concat()).unwrap();
+    for (block, start) in [(0, 0), (1, 600)] {
+        for offset in 0..gallery.blocks[block].rows.len() / dim {
+            let row = gallery.blocks[block].first_row + u32::try_from(offset).unwrap();
+            let held = engine.resident_row(row).unwrap().unwrap();
+            let stored: &[u8] = bytemuck::cast_slice(&rows[(start + offset) * dim..][..dim]);
+            if erased.contains(&row) {
+                assert!(held.iter().all(|&byte| byte == 0), "row {row}");
+            } else if offset % 37 == 0 || erased.contains(&(row + 1)) || erased.contains(&(row - 1)) {
+                assert_eq!(held, stored, "row {row}");
+            }
+        }
+    }
+    let asked = ask(&gallery, &values, &mut rng);
+    hold(&engine, &gallery, &asked, &format!("seed {seed}"));
+}
+
+#[test]
+fn two_threads_sift_at_once_while_a_third_follows() {
+    let (dim, seed) = (64, 8);
+    let Some(engine) = engine_with(tiny(dim)) else { return };
+    let mut rng = rng(seed);
+    let values = unit_vectors(2000, dim, &mut rng);
+    let rows = to_rows(&values);
+    let gallery = Gallery::new(dim, &rows[..1200 * dim], &[1200]).and_more(&rows, 800);
+    engine.follow(&gallery.view()).unwrap();
+    let requests: Vec<Asked> = (0..2).map(|_| ask(&gallery, &values, &mut rng)).collect();
+    std::thread::scope(|scope| {
+        for asked in &requests {
+            let (engine, gallery) = (&engine, &gallery);
+            scope.spawn(move || {
+                for round in 0..10 {
+                    hold(engine, gallery, asked, &format!("seed {seed} round {round}"));
+                }
+            });
+        }
+        scope.spawn(|| {
+            for _ in 0..10 {
+                engine.follow(&gallery.view()).unwrap();
+            }
+        });
+    });
+}
+
+impl Gallery {
+    fn and_more(mut self, rows: &[f16], count: usize) -> Self {
+        let last = self.blocks.last().unwrap();
+        let first_row = last.first_row + u32::try_from(last.rows.len() / self.dim).unwrap();
+        self.blocks.push(Block {
+            identity: fresh_identity(),
+            first_row,
+            rows: rows[rows.len() - count * self.dim..].to_vec(),
+            live: (0..count.div_ceil(64)).map(|_| AtomicU64::new(u64::MAX)).collect(),
+        });
+        self
+    }
+}

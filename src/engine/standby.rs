@@ -1,0 +1,182 @@
+//! A preferred engine with the CPU engine standing in while it cannot answer.
+//!
+//! Losing a device is a state, not an error of a search: the batch at hand and those after it are
+//! answered by the CPU engine, exactly the same, until [`WithStandby::mend`] has brought the
+//! preferred engine back.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::{Engine, EngineDescription, EngineError, GalleryView, SiftRequest, Survivors};
+use crate::telemetry;
+
+/// An engine that always answers.
+pub struct WithStandby {
+    preferred: Arc<dyn Engine>,
+    standby: Arc<dyn Engine>,
+    lost: AtomicBool,
+}
+
+impl WithStandby {
+    /// `preferred` where it can, `standby` where not.
+    #[must_use]
+    pub fn new(preferred: Arc<dyn Engine>, standby: Arc<dyn Engine>) -> Self {
+        Self { preferred, standby, lost: AtomicBool::new(false) }
+    }
+
+    /// Whether the preferred engine answers now.
+    #[must_use]
+    pub fn is_preferred_answering(&self) -> bool {
+        !self.lost.load(Ordering::Acquire)
+    }
+
+    /// Tries to bring a lost engine back with the gallery as it is. Returns whether it is back.
+    pub fn mend(&self, view: &GalleryView<'_>) -> bool {
+        match self.preferred.follow(view) {
+            Ok(()) => {
+                if self.lost.swap(false, Ordering::AcqRel) {
+                    tracing::info!(engine = %self.preferred.describe().adapter, "the engine is back");
+                }
+                true
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the engine is still lost; the CPU engine answers");
+                false
+            }
+        }
+    }
+
+    fn lose(&self, doing: &'static str, error: &EngineError) {
+        if !self.lost.swap(true, Ordering::AcqRel) {
+            tracing::error!(%error, doing, "the engine failed; the CPU engine answers until it is back");
+        }
+    }
+}
+
+impl Engine for WithStandby {
+    fn describe(&self) -> EngineDescription {
+        let standby = self.standby.describe();
+        let preferred = self.preferred.describe();
+        let host_bytes = preferred.host_bytes + standby.host_bytes;
+        let answering = if self.is_preferred_answering() { preferred.clone() } else { standby };
+        EngineDescription { host_bytes, device_bytes: preferred.device_bytes, ..answering }
+    }
+
+    fn follow(&self, view: &GalleryView<'_>) -> Result<(), EngineError> {
+        if self.is_preferred_answering()
+            && let Err(error) = self.preferred.follow(view)
+        {
+            self.lose("following the gallery", &error);
+        }
+        self.standby.follow(view)
+    }
+
+    fn erase(&self, rows: &[u32]) -> Result<(), EngineError> {
+        // A lost device has given its memory up whole, and takes only live rows when it is back;
+        // it is asked all the same, so that a device that came back meanwhile forgets too.
+        if let Err(error) = self.preferred.erase(rows) {
+            self.lose("erasing rows", &error);
+        }
+        self.standby.erase(rows)
+    }
+
+    fn sift(
+        &self,
+        view: &GalleryView<'_>,
+        request: &SiftRequest<'_>,
+        survivors: &mut Survivors,
+    ) -> Result<(), EngineError> {
+        if self.is_preferred_answering() {
+            match self.preferred.sift(view, request, survivors) {
+                Ok(()) => return Ok(()),
+                Err(error) => self.lose("sifting", &error),
+            }
+        }
+        telemetry::engine_fallback();
+        self.standby.sift(view, request, survivors)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::AtomicUsize;
+
+    /// Answers with its own name, unless it is broken.
+    struct Named {
+        kind: &'static str,
+        broken: AtomicBool,
+        sifts: AtomicUsize,
+    }
+
+    impl Named {
+        fn new(kind: &'static str) -> Arc<Self> {
+            Arc::new(Self { kind, broken: AtomicBool::new(false), sifts: AtomicUsize::new(0) })
+        }
+
+        fn check(&self) -> Result<(), EngineError> {
+            if self.broken.load(Ordering::SeqCst) {
+                return Err(EngineError::DeviceLost { reason: "unplugged".into() });
+            }
+            Ok(())
+        }
+    }
+
+    impl Engine for Named {
+        fn describe(&self) -> EngineDescription {
+            EngineDescription { kind: self.kind, adapter: self.kind.into(), threads: 1, host_bytes: 3, device_bytes: 5 }
+        }
+
+        fn follow(&self, _: &GalleryView<'_>) -> Result<(), EngineError> {
+            self.check()
+        }
+
+        fn erase(&self, _: &[u32]) -> Result<(), EngineError> {
+            self.check()
+        }
+
+        fn sift(&self, _: &GalleryView<'_>, _: &SiftRequest<'_>, _: &mut Survivors) -> Result<(), EngineError> {
+            self.sifts.fetch_add(1, Ordering::SeqCst);
+            self.check()
+        }
+    }
+
+    #[test]
+    fn a_lost_engine_is_a_state_that_ends() {
+        let (gpu, cpu) = (Named::new("gpu"), Named::new("cpu"));
+        let engines = WithStandby::new(Arc::clone(&gpu) as _, Arc::clone(&cpu) as _);
+        let view = GalleryView { dim: 32, blocks: Vec::new() };
+        let request = SiftRequest { probes: &[], floors: &[], keep: &[], survivors_max: 1 };
+        let sift = || engines.sift(&view, &request, &mut Survivors::default());
+        let counts = || (gpu.sifts.load(Ordering::SeqCst), cpu.sifts.load(Ordering::SeqCst));
+
+        sift().unwrap();
+        assert_eq!(counts(), (1, 0));
+        assert_eq!(engines.describe().kind, "gpu");
+
+        gpu.broken.store(true, Ordering::SeqCst);
+        sift().unwrap();
+        assert_eq!(counts(), (2, 1), "the batch that met the loss is answered all the same");
+        sift().unwrap();
+        assert_eq!(counts(), (2, 2), "a lost engine is not asked again");
+        assert_eq!(engines.describe().kind, "cpu");
+        assert!(!engines.mend(&view));
+
+        gpu.broken.store(false, Ordering::SeqCst);
+        assert!(engines.mend(&view));
+        sift().unwrap();
+        assert_eq!(counts(), (3, 2));
+        assert!(engines.is_preferred_answering());
+    }
+
+    #[test]
+    fn an_engine_lost_while_following_or_erasing_stops_nobody() {
+        let (gpu, cpu) = (Named::new("gpu"), Named::new("cpu"));
+        let engines = WithStandby::new(Arc::clone(&gpu) as _, cpu as _);
+        let view = GalleryView { dim: 32, blocks: Vec::new() };
+        gpu.broken.store(true, Ordering::SeqCst);
+        engines.erase(&[1]).unwrap();
+        assert!(!engines.is_preferred_answering());
+        engines.follow(&view).unwrap();
+    }
+}

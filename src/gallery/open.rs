@@ -1,0 +1,124 @@
+//! Bringing the index up: from its own files where they are sound, from the registry where not.
+//!
+//! In order: an index that is missing is made; a manifest that cannot be read, or one ahead of the
+//! registry (an older backup was put back), makes the whole index anew; a damaged segment is
+//! rewritten from the registry's templates; then the log is replayed from the manifest's LSN.
+//! Each of these is reported, none is silent.
+
+use std::time::{Duration, Instant};
+
+use thenar_index::{Error as IndexError, Geometry, Index, Lsn, OwnedRow, TemplateId};
+
+use super::{GalleryError, REPLAY_CHUNK, Setup, apply_to_index, open_template};
+
+/// Templates read from the registry at once while a segment is rebuilt.
+const REBUILD_CHUNK: usize = 4096;
+/// Replayed records between checkpoints, so that an interrupted rebuild goes on where it was.
+const REPLAY_CHECKPOINT: u64 = 262_144;
+
+/// How an index was opened.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct OpenReport {
+    /// Segments that were damaged and rewritten from the registry.
+    pub segments_rebuilt: usize,
+    /// Why the whole index was made anew, where it was.
+    pub rebuilt_because: Option<String>,
+    /// Log records replayed.
+    pub replayed: u64,
+    /// Altogether, until the first search could start.
+    pub took: Duration,
+}
+
+/// Opens, repairs and replays.
+pub(super) fn open_index(setup: &Setup) -> Result<(Index, OpenReport), GalleryError> {
+    let started = Instant::now();
+    let mut report = OpenReport::default();
+    std::fs::create_dir_all(&setup.dir).map_err(|source| GalleryError::Folder { path: setup.dir.clone(), source })?;
+    let last = setup.registry.last_lsn()?;
+    let mut index = if Index::exists(&setup.dir) {
+        match open_existing(setup, &mut report) {
+            Ok(index) if index.snapshot().lsn() <= last => index,
+            Ok(index) => {
+                let reason = format!(
+                    "it holds change {} but the registry ends at {}: the registry is from an older backup",
+                    index.snapshot().lsn().0,
+                    last.0
+                );
+                drop(index);
+                make_anew(setup, &mut report, reason)?
+            }
+            Err(GalleryError::Index(
+                error @ (IndexError::ManifestCorrupt { .. } | IndexError::ManifestMissing { .. }),
+            )) => make_anew(setup, &mut report, error.to_string())?,
+            Err(error) => return Err(error),
+        }
+    } else {
+        Index::create(&setup.dir, Geometry::new(setup.dim), setup.key)?
+    };
+    replay(setup, &mut index, &mut report)?;
+    report.took = started.elapsed();
+    Ok((index, report))
+}
+
+fn open_existing(setup: &Setup, report: &mut OpenReport) -> Result<Index, GalleryError> {
+    let mut unrepaired = Index::open(&setup.dir, setup.key)?;
+    let mut damaged: Vec<(usize, TemplateId, TemplateId)> = Vec::new();
+    for damage in unrepaired.damage() {
+        tracing::error!(%damage, "a segment of the index is damaged; it is rewritten from the registry");
+        damaged.push((damage.segment, damage.first_template, damage.last_template));
+    }
+    damaged.dedup_by_key(|d| d.0);
+    for (segment, first, last) in damaged {
+        let mut rows = Vec::new();
+        let mut next = first;
+        loop {
+            let templates = setup.registry.templates_between(next, last, REBUILD_CHUNK)?;
+            let Some(end) = templates.last() else { break };
+            next = TemplateId(end.id.0 + 1);
+            for template in &templates {
+                rows.push(OwnedRow {
+                    template: template.id,
+                    subject: template.subject,
+                    hand: template.hand as u8,
+                    label: template.subject_id.as_str().into(),
+                    vector: open_template(&setup.sealer, template)?.0.into_vec(),
+                });
+            }
+        }
+        unrepaired.replace_segment(segment, rows)?;
+        report.segments_rebuilt += 1;
+    }
+    Ok(unrepaired.finish()?)
+}
+
+fn make_anew(setup: &Setup, report: &mut OpenReport, reason: String) -> Result<Index, GalleryError> {
+    tracing::error!(%reason, "the index is made anew from the registry");
+    report.rebuilt_because = Some(reason);
+    Index::wipe(&setup.dir)?;
+    Ok(Index::create(&setup.dir, Geometry::new(setup.dim), setup.key)?)
+}
+
+fn replay(setup: &Setup, index: &mut Index, report: &mut OpenReport) -> Result<(), GalleryError> {
+    let mut applied: Lsn = index.snapshot().lsn();
+    let mut since_checkpoint = 0;
+    loop {
+        let records = setup.registry.log_after(applied, REPLAY_CHUNK)?;
+        let Some(end) = records.last() else { break };
+        applied = end.lsn;
+        let gone = apply_to_index(index, &setup.sealer, &records)?;
+        index.publish(applied);
+        if !gone.is_empty() {
+            index.erase(&gone)?;
+        }
+        report.replayed += records.len() as u64;
+        since_checkpoint += records.len() as u64;
+        if since_checkpoint >= REPLAY_CHECKPOINT {
+            index.checkpoint()?;
+            since_checkpoint = 0;
+        }
+    }
+    if report.replayed > 0 || report.segments_rebuilt > 0 {
+        index.checkpoint()?;
+    }
+    Ok(())
+}

@@ -1,0 +1,358 @@
+//! The system of record: who is enrolled, with which templates, and the ordered log of changes.
+//!
+//! Every change is one transaction that also appends to the log (an [`Lsn`] a row); the index
+//! follows the log and can be rebuilt from here at any time. Templates are opaque sealed bytes to
+//! this room: it knows neither keys nor vectors, neither engines nor transports.
+//!
+//! Invariants: LSNs, subject numbers and template ids are given out in ascending order and never
+//! twice; what `commit` returned `Ok` for survives kill -9 and power loss; a request id names one
+//! request for ever, and the same request again changes nothing.
+
+pub mod sqlite;
+
+use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
+
+use thenar_index::{Lsn, SubjectNumber, TemplateId};
+
+use crate::palm::{Hand, RequestId, SubjectId};
+
+/// How long a registry must remember requests, so that a client may repeat one and have it happen
+/// once. [`Registry::prune_requests`] may forget older ones.
+pub const REQUESTS_KEPT: Duration = Duration::from_hours(30 * 24);
+
+/// A template on its way into the registry, sealed under its subject's key.
+#[derive(Clone)]
+pub struct SealedTemplate {
+    /// The palm it was made from.
+    pub hand: Hand,
+    /// Opaque to the registry: what `vault` sealed.
+    pub sealed: Box<[u8]>,
+}
+
+/// A change somebody asked for.
+pub struct Change {
+    /// The client's name for the request.
+    pub request_id: RequestId,
+    /// A digest of what was asked, keyed by the vault so that it says nothing about the
+    /// embedding. The same request id with another digest is [`Outcome::RequestIdReused`].
+    pub digest: [u8; 16],
+    /// What to do.
+    pub action: Action,
+}
+
+/// What a change does.
+pub enum Action {
+    /// Enrols a new subject.
+    Enrol {
+        /// Must be free.
+        subject: SubjectId,
+        /// 1 to `TEMPLATES_PER_SUBJECT_MAX`.
+        templates: Vec<SealedTemplate>,
+    },
+    /// Changes the templates of a subject; at least one and at most `TEMPLATES_PER_SUBJECT_MAX`
+    /// remain. The log gets the additions first, then the removals, so that no reader of the log
+    /// ever sees the subject without a template.
+    Update {
+        /// Must exist.
+        subject: SubjectId,
+        /// Templates to add.
+        add: Vec<SealedTemplate>,
+        /// Templates to delete; each must be the subject's, and be named once.
+        remove: Vec<TemplateId>,
+    },
+    /// Deletes a subject and all templates.
+    Forget {
+        /// Must exist.
+        subject: SubjectId,
+    },
+}
+
+/// How one change of a commit ended. A change that was refused left no trace; the others of the
+/// same commit stand. Its request id stays free, so the request may be tried again.
+///
+/// Checks are made in this order: the request id, the subject, each template to remove, the count.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Done now, or done before under the same request id (`replayed`).
+    Done {
+        /// The last log record the change made; the last one before it where it made none (an
+        /// update that adds and removes nothing).
+        lsn: Lsn,
+        /// The subject as this change left it; for a deletion, as it was before.
+        subject: SubjectRecord,
+        /// True where the request had been done before and nothing was changed now. `subject`
+        /// then is as it was answered the first time, as far as it still exists: templates
+        /// deleted since are missing from it, all of them where the subject is gone.
+        replayed: bool,
+    },
+    /// The subject id is taken.
+    SubjectExists,
+    /// There is no such subject.
+    NoSuchSubject,
+    /// This template is not the subject's.
+    NoSuchTemplate(TemplateId),
+    /// The subject would have this many templates, which is none or too many.
+    TemplateCount(usize),
+    /// The request id was used for another request.
+    RequestIdReused,
+}
+
+/// A subject as the registry knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubjectRecord {
+    /// The registry's number, never used twice.
+    pub number: SubjectNumber,
+    /// The client's name.
+    pub id: SubjectId,
+    /// To the millisecond.
+    pub enrolled_at: SystemTime,
+    /// By ascending id. Without the sealed bytes.
+    pub templates: Vec<TemplateRecord>,
+}
+
+/// A template as the registry knows it, without its bytes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TemplateRecord {
+    /// The registry's number, never used twice.
+    pub id: TemplateId,
+    /// The palm it was made from.
+    pub hand: Hand,
+    /// To the millisecond.
+    pub enrolled_at: SystemTime,
+}
+
+/// One record of the change log, with what the index needs to follow it.
+#[derive(Clone)]
+pub struct LogRecord {
+    /// The record's place. Consecutive records have consecutive numbers.
+    pub lsn: Lsn,
+    /// What changed.
+    pub event: Event,
+}
+
+/// What a log record says.
+#[derive(Clone)]
+pub enum Event {
+    /// A template came. `template` is `None` where it has been deleted since: a later record says so.
+    Added {
+        /// Its id.
+        id: TemplateId,
+        /// The template, while it exists.
+        template: Option<StoredTemplate>,
+    },
+    /// One template of a subject went.
+    Removed {
+        /// Whose it was.
+        subject: SubjectNumber,
+        /// Its id.
+        id: TemplateId,
+    },
+    /// A subject went, with all templates.
+    Forgotten {
+        /// Who.
+        subject: SubjectNumber,
+    },
+}
+
+/// A template with its sealed bytes.
+#[derive(Clone)]
+pub struct StoredTemplate {
+    /// Its id.
+    pub id: TemplateId,
+    /// Whose it is.
+    pub subject: SubjectNumber,
+    /// The client's name of that subject.
+    pub subject_id: SubjectId,
+    /// The palm it was made from.
+    pub hand: Hand,
+    /// What `vault` sealed.
+    pub sealed: Box<[u8]>,
+}
+
+/// What is in the registry, in numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RegistryCounts {
+    /// Subjects enrolled now.
+    pub subjects: u64,
+    /// Templates enrolled now.
+    pub templates: u64,
+}
+
+/// Facts fixed when a gallery is made. Every server that opens it must agree.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GalleryIdentity {
+    /// Components of an embedding.
+    pub dim: usize,
+    /// Fingerprint of the key that sealed and rotated the templates.
+    pub key_id: [u8; 16],
+}
+
+/// Why the registry could not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// The database failed. Nothing of the commit is there.
+    #[error("the registry at {} failed while {doing}: {source}", path.display())]
+    Database {
+        /// The database's place.
+        path: PathBuf,
+        /// What was being done.
+        doing: &'static str,
+        /// The database's own error.
+        source: rusqlite::Error,
+    },
+    /// The disk is full. Nothing of the commit is there, and what was acknowledged still is.
+    #[error("the disk of the registry at {} is full", path.display())]
+    DiskFull {
+        /// The database's place.
+        path: PathBuf,
+    },
+    /// A stored value is not one this program writes.
+    #[error("the registry at {} holds a damaged {what} at {key}", path.display())]
+    Damaged {
+        /// The database's place.
+        path: PathBuf,
+        /// Which kind of value.
+        what: &'static str,
+        /// The row it is in.
+        key: i64,
+    },
+    /// The file is there but is not a registry, or not in a place where one can live.
+    #[error("the registry at {} cannot be used: {why}", path.display())]
+    Unusable {
+        /// The database's place.
+        path: PathBuf,
+        /// What is in the way.
+        why: &'static str,
+    },
+    /// The operating system refused an operation on one of the registry's files.
+    #[error("the registry at {} failed while {doing}: {source}", path.display())]
+    File {
+        /// The file's place.
+        path: PathBuf,
+        /// What was being done.
+        doing: &'static str,
+        /// The system's own error.
+        source: std::io::Error,
+    },
+    /// An earlier commit could not be forced to the disk. What the disk holds is not certain until
+    /// the registry is opened anew, so nothing is written before that.
+    #[error(
+        "the registry at {} takes no changes since the disk failed to store one: check the disk and restart",
+        path.display()
+    )]
+    WriterStopped {
+        /// The database's place.
+        path: PathBuf,
+    },
+    /// Another program reads the registry and keeps deleted bytes alive. Scrub again later.
+    #[error(
+        "the registry at {} could not be scrubbed: another program is reading it; deleted templates stay in its write-ahead log until it stops",
+        path.display()
+    )]
+    ScrubBlocked {
+        /// The database's place.
+        path: PathBuf,
+    },
+    /// A newer program wrote this registry.
+    #[error("the registry at {} has schema {found}, this program knows up to {known}", path.display())]
+    SchemaTooNew {
+        /// The database's place.
+        path: PathBuf,
+        /// Its schema version.
+        found: i64,
+        /// The newest known here.
+        known: i64,
+    },
+    /// The gallery was made with another dimension or another key.
+    #[error("the gallery was made with {expected}, but this server has {found}: {advice}")]
+    WrongIdentity {
+        /// What the registry says.
+        expected: String,
+        /// What the server has.
+        found: String,
+        /// What to do about it.
+        advice: &'static str,
+    },
+}
+
+/// The system of record. Implementations: [`sqlite::SqliteRegistry`]; a PostgreSQL one follows
+/// the same contract. Calls block; call them from threads that may.
+pub trait Registry: Send + Sync {
+    /// Fixes the identity of a new gallery, or checks that it is this one.
+    ///
+    /// # Errors
+    /// [`RegistryError::WrongIdentity`] where it is another.
+    fn claim_identity(&self, identity: &GalleryIdentity) -> Result<(), RegistryError>;
+
+    /// The identity, where one has been claimed.
+    ///
+    /// # Errors
+    /// [`RegistryError`] where the database fails.
+    fn identity(&self) -> Result<Option<GalleryIdentity>, RegistryError>;
+
+    /// Does all changes in one transaction, in order, and returns an outcome for each, with the
+    /// log records they made, ascending. When this returns `Ok`, it is durable.
+    ///
+    /// # Errors
+    /// [`RegistryError`] where the database fails; then nothing of the commit is there.
+    fn commit(&self, changes: &[Change]) -> Result<Committed, RegistryError>;
+
+    /// Up to `limit` log records after `after`, ascending.
+    ///
+    /// # Errors
+    /// [`RegistryError`] where the database fails.
+    fn log_after(&self, after: Lsn, limit: usize) -> Result<Vec<LogRecord>, RegistryError>;
+
+    /// The last log record, `Lsn(0)` where there is none.
+    ///
+    /// # Errors
+    /// [`RegistryError`] where the database fails.
+    fn last_lsn(&self) -> Result<Lsn, RegistryError>;
+
+    /// Up to `limit` templates that exist now, by ascending id, from `first` to `last` inclusive.
+    ///
+    /// # Errors
+    /// [`RegistryError`] where the database fails.
+    fn templates_between(
+        &self,
+        first: TemplateId,
+        last: TemplateId,
+        limit: usize,
+    ) -> Result<Vec<StoredTemplate>, RegistryError>;
+
+    /// The subject of that name.
+    ///
+    /// # Errors
+    /// [`RegistryError`] where the database fails.
+    fn subject(&self, id: &SubjectId) -> Result<Option<SubjectRecord>, RegistryError>;
+
+    /// How much there is.
+    ///
+    /// # Errors
+    /// [`RegistryError`] where the database fails.
+    fn counts(&self) -> Result<RegistryCounts, RegistryError>;
+
+    /// Makes the bytes of every deleted template unrecoverable from the files of this registry.
+    /// Until this returns `Ok`, a deletion is durable but its bytes may still be in a file.
+    ///
+    /// # Errors
+    /// [`RegistryError::ScrubBlocked`] where another program stands in the way, and others where
+    /// the database fails. Nothing is lost then; call it again.
+    fn scrub(&self) -> Result<(), RegistryError>;
+
+    /// Forgets the requests done before `older_than`, and returns how many. A request repeated
+    /// after that is taken for a new one; callers leave at least [`REQUESTS_KEPT`].
+    ///
+    /// # Errors
+    /// [`RegistryError`] where the database fails; some may be forgotten then.
+    fn prune_requests(&self, older_than: SystemTime) -> Result<u64, RegistryError>;
+}
+
+/// What a commit did.
+pub struct Committed {
+    /// One a change, in order.
+    pub outcomes: Vec<Outcome>,
+    /// The records this commit appended to the log, ascending; `Added` ones carry their template.
+    pub records: Vec<LogRecord>,
+}

@@ -1,0 +1,435 @@
+//! Writing: commits of many changes, each checked before it touches a row.
+//!
+//! A change is refused by its checks alone, so nothing has to be undone within a commit and no
+//! savepoints are paid for. Any other failure is the database's and undoes the whole commit; the
+//! counters in memory move only when SQLite's COMMIT has returned.
+
+use std::path::Path;
+use std::time::SystemTime;
+
+use rusqlite::{CachedStatement, Connection, OptionalExtension as _, Transaction, TransactionBehavior, ffi};
+use sha2::{Digest as _, Sha256};
+use thenar_index::{Lsn, SubjectNumber, TemplateId};
+
+use super::read::{self, ADDED, Counters, FORGOTTEN, REMOVED};
+use super::{damaged, failed, from_millis, stored, to_millis};
+use crate::palm::{RequestId, SubjectId, TEMPLATES_PER_SUBJECT_MAX};
+use crate::registry::{
+    Action, Change, Committed, Event, GalleryIdentity, LogRecord, Outcome, RegistryError, SealedTemplate,
+    StoredTemplate, SubjectRecord, TemplateRecord,
+};
+
+/// Requests pruned in one transaction.
+const PRUNE_STEP: i64 = 4096;
+
+/// The writing connection and what it knows of the committed state.
+pub(super) struct Writer {
+    conn: Connection,
+    counters: Counters,
+    last_slot: i64,
+    free_slots: i64,
+    /// A sync failed: nothing more is written (see [`RegistryError::WriterStopped`]).
+    stopped: bool,
+}
+
+impl Writer {
+    /// Reads the counters, and checks that no row is beyond them: numbers would be given out twice.
+    pub(super) fn new(conn: Connection, path: &Path) -> Result<Self, RegistryError> {
+        let counters = read::counters(&conn, path)?;
+        let number = |sql| {
+            conn.query_row(sql, [], |row| row.get::<_, Option<i64>>(0))
+                .map(Option::unwrap_or_default)
+                .map_err(|e| failed(path, "reading its newest rows", e))
+        };
+        if number("SELECT max(lsn) FROM log")? != counters.last_lsn {
+            return Err(damaged(path, "counter of log records", counters.last_lsn));
+        }
+        if number("SELECT max(number) FROM subjects")? > counters.last_subject {
+            return Err(damaged(path, "counter of subjects", counters.last_subject));
+        }
+        if number("SELECT max(id) FROM templates")? > counters.last_template {
+            return Err(damaged(path, "counter of templates", counters.last_template));
+        }
+        let last_slot = number("SELECT max(slot) FROM slots")?;
+        let free_slots = number("SELECT count(*) FROM free_slots")?;
+        Ok(Self { conn, counters, last_slot, free_slots, stopped: false })
+    }
+
+    pub(super) fn connection(&self) -> &Connection {
+        &self.conn
+    }
+
+    /// See `Registry::claim_identity`.
+    pub(super) fn claim_identity(&mut self, path: &Path, identity: &GalleryIdentity) -> Result<(), RegistryError> {
+        if let Some(claimed) = read::identity(&self.conn, path)? {
+            if claimed == *identity {
+                return Ok(());
+            }
+            let advice = if claimed.key_id == identity.key_id {
+                "set the dimension the gallery was made with, or use another data folder"
+            } else {
+                "give the master key the gallery was made with, or use another data folder"
+            };
+            return Err(RegistryError::WrongIdentity {
+                expected: in_words(&claimed),
+                found: in_words(identity),
+                advice,
+            });
+        }
+        self.refuse_if_stopped(path)?;
+        let dim = stored(identity.dim as u64);
+        let done = self.conn.execute("INSERT INTO gallery VALUES (1, ?1, ?2)", (dim, identity.key_id));
+        done.map(|_| ()).map_err(|e| self.write_failed(path, "claiming its identity", e))
+    }
+
+    /// See `Registry::commit`.
+    pub(super) fn commit(&mut self, path: &Path, changes: &[Change]) -> Result<Committed, RegistryError> {
+        self.refuse_if_stopped(path)?;
+        match self.try_commit(path, changes) {
+            Ok(committed) => Ok(committed),
+            Err(Failure::Sql(doing, e)) => Err(self.write_failed(path, doing, e)),
+            Err(Failure::Registry(e)) => Err(e),
+        }
+    }
+
+    fn try_commit(&mut self, path: &Path, changes: &[Change]) -> Result<Committed, Failure> {
+        // Dropped on the way out of an error, it rolls back.
+        let tx = Transaction::new(&mut self.conn, TransactionBehavior::Immediate).map_err(sql("beginning a commit"))?;
+        let (outcomes, records, counters, last_slot, free_slots) = {
+            let mut batch = Batch {
+                path,
+                conn: &tx,
+                statements: Statements::new(&tx).map_err(sql("preparing a commit"))?,
+                now: to_millis(SystemTime::now()),
+                counters: self.counters,
+                last_slot: self.last_slot,
+                free_slots: self.free_slots,
+                records: Vec::with_capacity(changes.len()),
+            };
+            let outcomes = changes.iter().map(|change| batch.apply(change)).collect::<Result<Vec<_>, _>>()?;
+            (outcomes, batch.records, batch.counters, batch.last_slot, batch.free_slots)
+        };
+        if counters != self.counters {
+            let Counters { last_lsn, last_subject, last_template, subjects, templates } = counters;
+            tx.prepare_cached(
+                "UPDATE counters SET last_lsn = ?1, last_subject = ?2, last_template = ?3, subjects = ?4, templates = ?5
+                 WHERE id = 1",
+            )
+            .and_then(|mut s| s.execute((last_lsn, last_subject, last_template, subjects, templates)))
+            .map_err(sql("storing its counters"))?;
+        }
+        tx.commit().map_err(sql("committing"))?;
+        self.counters = counters;
+        self.last_slot = last_slot;
+        self.free_slots = free_slots;
+        Ok(Committed { outcomes, records })
+    }
+
+    /// Forgets some requests done before `older_than`. Returns how many, and whether there may be
+    /// more. Rows are in the order they were done, so the first young one ends the search.
+    pub(super) fn prune_requests(&mut self, path: &Path, older_than: SystemTime) -> Result<(u64, bool), RegistryError> {
+        self.refuse_if_stopped(path)?;
+        let pruned = self
+            .conn
+            .prepare_cached(
+                "DELETE FROM requests WHERE seq < (
+                     SELECT coalesce(min(CASE WHEN done_at >= ?1 THEN seq END), max(seq) + 1)
+                     FROM (SELECT seq, done_at FROM requests ORDER BY seq LIMIT ?2))",
+            )
+            .and_then(|mut s| s.execute((to_millis(older_than), PRUNE_STEP)))
+            .map_err(|e| self.write_failed(path, "forgetting old requests", e))?;
+        Ok((pruned as u64, pruned as u64 == PRUNE_STEP.unsigned_abs()))
+    }
+
+    fn refuse_if_stopped(&self, path: &Path) -> Result<(), RegistryError> {
+        if self.stopped { Err(RegistryError::WriterStopped { path: path.to_owned() }) } else { Ok(()) }
+    }
+
+    /// The error for a failed write. After a failed sync the kernel may have dropped the dirty
+    /// pages and call the next sync a success, so there must be no next one.
+    pub(super) fn write_failed(&mut self, path: &Path, doing: &'static str, e: rusqlite::Error) -> RegistryError {
+        let code = e.sqlite_error().map(|e| e.extended_code);
+        if matches!(code, Some(ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC)) {
+            self.stopped = true;
+        }
+        failed(path, doing, e)
+    }
+}
+
+/// What undoes a commit.
+enum Failure {
+    Sql(&'static str, rusqlite::Error),
+    Registry(RegistryError),
+}
+
+impl From<RegistryError> for Failure {
+    fn from(e: RegistryError) -> Self {
+        Self::Registry(e)
+    }
+}
+
+fn sql(doing: &'static str) -> impl Fn(rusqlite::Error) -> Failure {
+    move |e| Failure::Sql(doing, e)
+}
+
+/// One commit under way.
+struct Batch<'c> {
+    path: &'c Path,
+    conn: &'c Connection,
+    statements: Statements<'c>,
+    now: i64,
+    counters: Counters,
+    last_slot: i64,
+    free_slots: i64,
+    records: Vec<LogRecord>,
+}
+
+impl Batch<'_> {
+    fn apply(&mut self, change: &Change) -> Result<Outcome, Failure> {
+        let key = request_key(&change.request_id);
+        if let Some(outcome) = self.answered_before(&key, change)? {
+            return Ok(outcome);
+        }
+        let outcome = match &change.action {
+            Action::Enrol { subject, templates } => self.enrol(subject, templates)?,
+            Action::Update { subject, add, remove } => self.update(subject, add, remove)?,
+            Action::Forget { subject } => self.forget(subject)?,
+        };
+        if let Outcome::Done { lsn, subject, .. } = &outcome {
+            let row = (
+                key,
+                change.digest,
+                self.now,
+                stored(lsn.0),
+                stored(subject.number.0),
+                to_millis(subject.enrolled_at),
+                self.counters.last_template,
+            );
+            self.statements.add_request.execute(row).map_err(sql("storing a request"))?;
+        }
+        Ok(outcome)
+    }
+
+    /// The answer to a request that was done before.
+    fn answered_before(&mut self, key: &[u8], change: &Change) -> Result<Option<Outcome>, Failure> {
+        let at = sql("looking for an earlier request");
+        let mut rows = self.statements.find_request.query([key]).map_err(&at)?;
+        let Some(row) = rows.next().map_err(&at)? else { return Ok(None) };
+        if row.get_ref(0).map_err(&at)?.as_blob().ok() != Some(change.digest.as_slice()) {
+            return Ok(Some(Outcome::RequestIdReused));
+        }
+        let number: i64 = row.get(2).map_err(&at)?;
+        let last_template: i64 = row.get(4).map_err(&at)?;
+        let lsn = Lsn(row.get::<_, i64>(1).map_err(&at)?.unsigned_abs());
+        let enrolled_at =
+            from_millis(row.get(3).map_err(&at)?).ok_or_else(|| damaged(self.path, "request of a subject", number))?;
+        drop(rows);
+        let name = match &change.action {
+            Action::Enrol { subject, .. } | Action::Update { subject, .. } | Action::Forget { subject } => subject,
+        };
+        let number = SubjectNumber(number.unsigned_abs());
+        // The name may belong to somebody else by now: a subject of another number.
+        let templates = match read::subject(self.conn, self.path, name)? {
+            Some(mut now) if now.number == number => {
+                now.templates.retain(|t| t.id.0 <= last_template.unsigned_abs());
+                now.templates
+            }
+            _ => Vec::new(),
+        };
+        let subject = SubjectRecord { number, id: name.clone(), enrolled_at, templates };
+        Ok(Some(Outcome::Done { lsn, subject, replayed: true }))
+    }
+
+    fn enrol(&mut self, id: &SubjectId, templates: &[SealedTemplate]) -> Result<Outcome, Failure> {
+        let taken = self.statements.find_subject.exists([id.as_str()]).map_err(sql("looking for a subject"))?;
+        if taken {
+            return Ok(Outcome::SubjectExists);
+        }
+        if !(1..=TEMPLATES_PER_SUBJECT_MAX).contains(&templates.len()) {
+            return Ok(Outcome::TemplateCount(templates.len()));
+        }
+        self.counters.last_subject += 1;
+        self.counters.subjects += 1;
+        let number = self.counters.last_subject;
+        let row = (number, id.as_str(), self.now);
+        self.statements.add_subject.execute(row).map_err(sql("storing a subject"))?;
+        let mut subject = SubjectRecord {
+            number: SubjectNumber(number.unsigned_abs()),
+            id: id.clone(),
+            enrolled_at: from_millis(self.now).ok_or_else(|| damaged(self.path, "system clock", self.now))?,
+            templates: Vec::with_capacity(templates.len()),
+        };
+        for template in templates {
+            self.add(&mut subject, template)?;
+        }
+        Ok(self.done(subject))
+    }
+
+    fn update(&mut self, id: &SubjectId, add: &[SealedTemplate], remove: &[TemplateId]) -> Result<Outcome, Failure> {
+        let Some(mut subject) = read::subject(self.conn, self.path, id)? else { return Ok(Outcome::NoSuchSubject) };
+        let mut kept = subject.templates.clone();
+        for gone in remove {
+            match kept.iter().position(|t| t.id == *gone) {
+                Some(at) => drop(kept.remove(at)),
+                None => return Ok(Outcome::NoSuchTemplate(*gone)),
+            }
+        }
+        let count = kept.len() + add.len();
+        if !(1..=TEMPLATES_PER_SUBJECT_MAX).contains(&count) {
+            return Ok(Outcome::TemplateCount(count));
+        }
+        subject.templates = kept;
+        for template in add {
+            self.add(&mut subject, template)?;
+        }
+        for gone in remove {
+            self.delete_template(*gone)?;
+            self.append(subject.number, Event::Removed { subject: subject.number, id: *gone })?;
+        }
+        Ok(self.done(subject))
+    }
+
+    fn forget(&mut self, id: &SubjectId) -> Result<Outcome, Failure> {
+        let Some(subject) = read::subject(self.conn, self.path, id)? else { return Ok(Outcome::NoSuchSubject) };
+        for template in &subject.templates {
+            self.delete_template(template.id)?;
+        }
+        let number = stored(subject.number.0);
+        self.statements.delete_subject.execute([number]).map_err(sql("deleting a subject"))?;
+        self.counters.subjects -= 1;
+        self.append(subject.number, Event::Forgotten { subject: subject.number })?;
+        Ok(self.done(subject))
+    }
+
+    fn done(&self, subject: SubjectRecord) -> Outcome {
+        Outcome::Done { lsn: self.counters.last_lsn(), subject, replayed: false }
+    }
+
+    /// Stores a template, in a free slot of its length if there is one.
+    fn add(&mut self, subject: &mut SubjectRecord, template: &SealedTemplate) -> Result<(), Failure> {
+        let at = sql("storing a template");
+        let bytes = stored(template.sealed.len() as u64);
+        let free = if self.free_slots == 0 {
+            None
+        } else {
+            self.statements.find_free.query_row([bytes], |row| row.get::<_, i64>(0)).optional().map_err(&at)?
+        };
+        let slot = if let Some(slot) = free {
+            self.free_slots -= 1;
+            self.statements.delete_free.execute([bytes, slot]).map_err(&at)?;
+            self.statements.fill_slot.execute((slot, &*template.sealed)).map_err(&at)?;
+            slot
+        } else {
+            self.last_slot += 1;
+            self.statements.add_slot.execute((self.last_slot, &*template.sealed)).map_err(&at)?;
+            self.last_slot
+        };
+        self.counters.last_template += 1;
+        self.counters.templates += 1;
+        let id = self.counters.last_template;
+        let row = (id, stored(subject.number.0), template.hand as u8, self.now, slot);
+        self.statements.add_template.execute(row).map_err(&at)?;
+        let id = TemplateId(id.unsigned_abs());
+        let enrolled_at = from_millis(self.now).ok_or_else(|| damaged(self.path, "system clock", self.now))?;
+        subject.templates.push(TemplateRecord { id, hand: template.hand, enrolled_at });
+        let copy = StoredTemplate {
+            id,
+            subject: subject.number,
+            subject_id: subject.id.clone(),
+            hand: template.hand,
+            sealed: template.sealed.clone(),
+        };
+        self.append(subject.number, Event::Added { id, template: Some(copy) })
+    }
+
+    /// Zeroes a template's slot, frees it, and deletes the template.
+    fn delete_template(&mut self, id: TemplateId) -> Result<(), Failure> {
+        let at = sql("deleting a template");
+        let id = stored(id.0);
+        let (slot, bytes): (i64, i64) = self
+            .statements
+            .find_slot
+            .query_row([id], |row| Ok((row.get(0)?, row.get(1)?)))
+            .optional()
+            .map_err(&at)?
+            .ok_or_else(|| damaged(self.path, "template without its bytes", id))?;
+        self.statements.zero_slot.execute([slot]).map_err(&at)?;
+        self.statements.add_free.execute([bytes, slot]).map_err(&at)?;
+        self.statements.delete_template.execute([id]).map_err(&at)?;
+        self.free_slots += 1;
+        self.counters.templates -= 1;
+        Ok(())
+    }
+
+    fn append(&mut self, subject: SubjectNumber, event: Event) -> Result<(), Failure> {
+        let (kind, template) = match &event {
+            Event::Added { id, .. } => (ADDED, Some(stored(id.0))),
+            Event::Removed { id, .. } => (REMOVED, Some(stored(id.0))),
+            Event::Forgotten { .. } => (FORGOTTEN, None),
+        };
+        self.counters.last_lsn += 1;
+        let row = (self.counters.last_lsn, kind, stored(subject.0), template);
+        self.statements.add_record.execute(row).map_err(sql("appending to its change log"))?;
+        self.records.push(LogRecord { lsn: self.counters.last_lsn(), event });
+        Ok(())
+    }
+}
+
+/// The statements of a commit, looked up once for all of its changes.
+struct Statements<'c> {
+    find_request: CachedStatement<'c>,
+    add_request: CachedStatement<'c>,
+    find_subject: CachedStatement<'c>,
+    add_subject: CachedStatement<'c>,
+    delete_subject: CachedStatement<'c>,
+    add_template: CachedStatement<'c>,
+    delete_template: CachedStatement<'c>,
+    find_slot: CachedStatement<'c>,
+    add_slot: CachedStatement<'c>,
+    fill_slot: CachedStatement<'c>,
+    zero_slot: CachedStatement<'c>,
+    find_free: CachedStatement<'c>,
+    add_free: CachedStatement<'c>,
+    delete_free: CachedStatement<'c>,
+    add_record: CachedStatement<'c>,
+}
+
+impl<'c> Statements<'c> {
+    fn new(conn: &'c Connection) -> rusqlite::Result<Self> {
+        let prepare = |sql| conn.prepare_cached(sql);
+        Ok(Self {
+            find_request: prepare(
+                "SELECT digest, lsn, subject, enrolled_at, last_template FROM requests WHERE key = ?1",
+            )?,
+            add_request: prepare("INSERT INTO requests VALUES (NULL, ?1, ?2, ?3, ?4, ?5, ?6, ?7)")?,
+            find_subject: prepare("SELECT 1 FROM subjects WHERE id = ?1")?,
+            add_subject: prepare("INSERT INTO subjects VALUES (?1, ?2, ?3)")?,
+            delete_subject: prepare("DELETE FROM subjects WHERE number = ?1")?,
+            add_template: prepare("INSERT INTO templates VALUES (?1, ?2, ?3, ?4, ?5)")?,
+            delete_template: prepare("DELETE FROM templates WHERE id = ?1")?,
+            find_slot: prepare(
+                "SELECT b.slot, length(b.sealed) FROM templates t JOIN slots b ON b.slot = t.slot WHERE t.id = ?1",
+            )?,
+            add_slot: prepare("INSERT INTO slots VALUES (?1, ?2)")?,
+            fill_slot: prepare("UPDATE slots SET sealed = ?2 WHERE slot = ?1")?,
+            zero_slot: prepare("UPDATE slots SET sealed = zeroblob(length(sealed)) WHERE slot = ?1")?,
+            find_free: prepare("SELECT slot FROM free_slots WHERE bytes = ?1 ORDER BY slot LIMIT 1")?,
+            add_free: prepare("INSERT INTO free_slots VALUES (?1, ?2)")?,
+            delete_free: prepare("DELETE FROM free_slots WHERE bytes = ?1 AND slot = ?2")?,
+            add_record: prepare("INSERT INTO log VALUES (?1, ?2, ?3, ?4)")?,
+        })
+    }
+}
+
+/// What a request is filed under: a digest of its id, so that a client's words, which may name
+/// somebody, are not kept.
+fn request_key(id: &RequestId) -> [u8; 16] {
+    let mut key = [0; 16];
+    key.copy_from_slice(&Sha256::digest(id.as_str())[..16]);
+    key
+}
+
+fn in_words(identity: &GalleryIdentity) -> String {
+    let key: String = identity.key_id.iter().map(|b| format!("{b:02x}")).collect();
+    format!("dimension {} and key {key}", identity.dim)
+}

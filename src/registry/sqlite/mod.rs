@@ -1,0 +1,180 @@
+//! The registry in one SQLite database, for one server.
+//!
+//! One connection writes, behind a mutex; a few others read, each call seeing one snapshot. The
+//! database is in WAL mode with `synchronous=FULL`: a commit returns after its log is synced.
+//! SQLite is the durability argument here, so nothing but `scrub` touches the files directly.
+//!
+//! Sealed bytes never move. They lie in `slots`, rows of their own that are appended, overwritten
+//! in place with bytes of the same length, and never deleted: a forgotten template's slot is
+//! zeroed and kept for the next template of that length. SQLite's `secure_delete` alone would not
+//! do: it zeroes a deleted cell, but when SQLite balances b-tree pages it can leave stale copies of
+//! *live* cells in the unused middle of a page, and no later deletion finds those. Cells that
+//! never move have no copies. The same cannot be said of a subject's name, which sits in an index.
+//!
+//! Invariants: counters are stored with each commit, so deleted numbers are not given out again;
+//! `log` has no gaps; every subject has a template; a row of `templates` owns its slot, every
+//! other slot is in `free_slots` and holds zeros.
+
+mod commit;
+mod read;
+mod readers;
+mod schema;
+mod scrub;
+#[cfg(test)]
+mod tests;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use parking_lot::Mutex;
+use rusqlite::{ErrorCode, ffi};
+use thenar_index::{Lsn, TemplateId};
+
+use self::commit::Writer;
+use self::readers::Readers;
+use super::{
+    Change, Committed, GalleryIdentity, LogRecord, Registry, RegistryCounts, RegistryError, StoredTemplate,
+    SubjectRecord,
+};
+use crate::palm::SubjectId;
+
+/// Free space under which a failed write is taken for a full disk, in bytes. SQLite reports some
+/// writes that found no space as plain I/O errors.
+const DISK_FULL_BYTES: u64 = 1 << 20;
+
+/// A registry in one SQLite file. See the module for how.
+pub struct SqliteRegistry {
+    path: PathBuf,
+    writer: Mutex<Writer>,
+    readers: Readers,
+}
+
+impl SqliteRegistry {
+    /// Opens the registry at `path`, and makes it where there is none (mode 0600, as SQLite's
+    /// `-wal` and `-shm` files beside it). An older schema is brought up to date.
+    ///
+    /// One process at a time may have it open for writing; the caller sees to that.
+    ///
+    /// # Errors
+    /// [`RegistryError::Unusable`] where the file is something else,
+    /// [`RegistryError::SchemaTooNew`] where a newer program wrote it,
+    /// [`RegistryError::Damaged`] where its counters contradict its rows, and the errors of the
+    /// system or the database.
+    pub fn open(path: &Path) -> Result<Self, RegistryError> {
+        let path = std::path::absolute(path).map_err(|source| RegistryError::File {
+            path: path.to_owned(),
+            doing: "resolving the path",
+            source,
+        })?;
+        schema::create_file(&path)?;
+        let conn = schema::open_writer(&path)?;
+        let writer = Writer::new(conn, &path)?;
+        let readers = Readers::open(&path)?;
+        Ok(Self { path, writer: Mutex::new(writer), readers })
+    }
+}
+
+impl Registry for SqliteRegistry {
+    fn claim_identity(&self, identity: &GalleryIdentity) -> Result<(), RegistryError> {
+        self.writer.lock().claim_identity(&self.path, identity)
+    }
+
+    fn identity(&self) -> Result<Option<GalleryIdentity>, RegistryError> {
+        read::identity(&self.readers.get(), &self.path)
+    }
+
+    fn commit(&self, changes: &[Change]) -> Result<Committed, RegistryError> {
+        self.writer.lock().commit(&self.path, changes)
+    }
+
+    fn log_after(&self, after: Lsn, limit: usize) -> Result<Vec<LogRecord>, RegistryError> {
+        read::log_after(&self.readers.get(), &self.path, after, limit)
+    }
+
+    fn last_lsn(&self) -> Result<Lsn, RegistryError> {
+        Ok(read::counters(&self.readers.get(), &self.path)?.last_lsn())
+    }
+
+    fn templates_between(
+        &self,
+        first: TemplateId,
+        last: TemplateId,
+        limit: usize,
+    ) -> Result<Vec<StoredTemplate>, RegistryError> {
+        read::templates_between(&self.readers.get(), &self.path, first, last, limit)
+    }
+
+    fn subject(&self, id: &SubjectId) -> Result<Option<SubjectRecord>, RegistryError> {
+        read::subject(&self.readers.get(), &self.path, id)
+    }
+
+    fn counts(&self) -> Result<RegistryCounts, RegistryError> {
+        Ok(read::counters(&self.readers.get(), &self.path)?.counts())
+    }
+
+    /// Copies the write-ahead log into the database, overwrites the log with zeros and cuts it to
+    /// nothing. Searches wait meanwhile: reads of this registry are held back until it is done.
+    ///
+    /// The limit of what a program can promise: a file system that writes elsewhere (copy on
+    /// write, snapshots, wear levelling in a flash drive) keeps the old blocks until it reuses
+    /// them. And a subject's *name* may leave traces in unused parts of index pages.
+    fn scrub(&self) -> Result<(), RegistryError> {
+        let writer = self.writer.lock();
+        let _no_readers = self.readers.hold_back();
+        scrub::scrub(writer.connection(), &self.path)
+    }
+
+    /// In steps of a few thousand; changes of others come in between.
+    fn prune_requests(&self, older_than: SystemTime) -> Result<u64, RegistryError> {
+        let mut pruned = 0;
+        loop {
+            let (some, more) = self.writer.lock().prune_requests(&self.path, older_than)?;
+            pruned += some;
+            if !more {
+                return Ok(pruned);
+            }
+        }
+    }
+}
+
+/// The error for a failed database call: a full disk where it is one, else the database's own.
+fn failed(path: &Path, doing: &'static str, source: rusqlite::Error) -> RegistryError {
+    let full = match &source {
+        rusqlite::Error::SqliteFailure(ffi::Error { code: ErrorCode::DiskFull, .. }, _) => true,
+        rusqlite::Error::SqliteFailure(
+            ffi::Error {
+                extended_code: ffi::SQLITE_IOERR_WRITE | ffi::SQLITE_IOERR_SHMSIZE | ffi::SQLITE_IOERR_TRUNCATE,
+                ..
+            },
+            _,
+        ) => rustix::fs::statvfs(path).is_ok_and(|fs| fs.f_bavail.saturating_mul(fs.f_frsize) < DISK_FULL_BYTES),
+        _ => false,
+    };
+    if full {
+        RegistryError::DiskFull { path: path.to_owned() }
+    } else {
+        RegistryError::Database { path: path.to_owned(), doing, source }
+    }
+}
+
+/// The error for a stored value that no version of this program writes.
+fn damaged(path: &Path, what: &'static str, key: i64) -> RegistryError {
+    RegistryError::Damaged { path: path.to_owned(), what, key }
+}
+
+/// A number as SQLite stores it. Those beyond its range are never given out, so they may all be
+/// one number that no row has.
+fn stored(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// Milliseconds since 1970; times before are 1970.
+fn to_millis(time: SystemTime) -> i64 {
+    let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+/// The time behind stored milliseconds.
+fn from_millis(millis: i64) -> Option<SystemTime> {
+    UNIX_EPOCH.checked_add(Duration::from_millis(u64::try_from(millis).ok()?))
+}

@@ -1,0 +1,88 @@
+//! One search, from rotated probes to ranked subjects, exactly.
+//!
+//! The engine sifts, this room verifies and ranks; what it returns does not depend on the engine.
+//! Knows rows, subjects' numbers and hands. Does not know policies, transports or GPUs.
+//!
+//! - [`score`]: the comparison score of one row, to the bit.
+//! - [`plan`]: which rows to ask an engine for until the ranking is complete, and the exhaustive
+//!   scan that answers where an engine cannot.
+//! - [`rank`]: scores of rows to scores of subjects, fused over the probes of a person.
+
+pub mod plan;
+pub mod rank;
+pub mod score;
+
+use std::time::Duration;
+
+use thenar_index::{SubjectNumber, TemplateId};
+
+use crate::palm::Hand;
+
+/// The floor of a search without a threshold: under every score that can be.
+pub const NO_FLOOR: f64 = -2.0;
+
+/// One rotated capture.
+#[derive(Clone)]
+pub struct Probe {
+    /// The hand it shows.
+    pub hand: Hand,
+    /// The rotated unit vector. Shape: `[dim]`.
+    pub vector: Box<[f32]>,
+}
+
+/// What to search for: the `k` best subjects whose fused score is at least `floor`.
+#[derive(Clone)]
+pub struct Search {
+    /// 1 to `PROBES_MAX` captures of one person.
+    pub probes: Vec<Probe>,
+    /// Subjects under this fused score are not wanted; [`NO_FLOOR`] for the k best of all.
+    pub floor: f64,
+    /// Subjects wanted, at most. At least 1.
+    pub k: usize,
+}
+
+/// A subject that was found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Found {
+    /// The registry's number of the subject.
+    pub subject: SubjectNumber,
+    /// The client's name of the subject.
+    pub subject_id: Box<str>,
+    /// Mean over the compared probes, each with its best comparable template.
+    pub score: f64,
+    /// The hand of the best template.
+    pub hand: Hand,
+    /// The template with the best single score; of equals the smallest id.
+    pub template: TemplateId,
+    /// Probes that had a comparable template.
+    pub probes_compared: u32,
+}
+
+/// Why an answer is that of an exhaustive scan.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Certificate {
+    /// No row at or above the floor can have been missed.
+    Deterministic,
+}
+
+/// The answer to one search.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    /// Best first; ties by the smaller template id.
+    pub found: Vec<Found>,
+    /// Why this is complete.
+    pub certificate: Certificate,
+    /// Live templates that were searched.
+    pub gallery_size: u64,
+}
+
+/// Where the time of a batch went.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct BatchTiming {
+    /// In the engine.
+    pub sift: Duration,
+    /// In exact scores and ranking.
+    pub verify: Duration,
+    /// On the device, where the engine can tell.
+    pub device: Option<Duration>,
+}

@@ -1,0 +1,254 @@
+//! Which rows to ask an engine for until the ranking is complete.
+//!
+//! The argument. Let `c` be a score such that every live row of probe `p` with an exact score of
+//! at least `c` has been looked at, for every probe of a search. A subject whose fused score is at
+//! least `c` has, for some probe, a comparable row of at least `c` (the mean does not exceed the
+//! largest), so it has been looked at, and its fused score was computed from all its rows. Hence the
+//! ranking is complete down to `c`: if `k` subjects reach `c`, or `c` is the search's floor, the
+//! answer is that of an exhaustive scan.
+//!
+//! 1. Ask for the `keep` best rows of each probe at or above the floor. `c` is the worst of the
+//!    `keep`-th best exact scores, or the floor where there were fewer rows.
+//! 2. Where that is not enough (many templates a subject, hands that cannot be compared, fused
+//!    scores), ask once more for everything at or above the `k`-th best fused score seen; with
+//!    fewer than `k` subjects seen, for eight times as many rows.
+//! 3. A probe whose survivors overflow is answered by [`scan`], which scores every live row.
+
+use std::time::Instant;
+
+use rayon::prelude::*;
+use thenar_index::{Row, Snapshot, SubjectNumber};
+
+use super::rank::{self, Best};
+use super::{Answer, BatchTiming, Certificate, Found, NO_FLOOR, Search, score};
+use crate::engine::{BlockView, Engine, EngineError, GalleryView, SiftRequest, Survivors};
+use crate::palm::Hand;
+
+/// Most survivors of one probe that an engine may return; over it the probe is scanned.
+pub const SURVIVORS_MAX: usize = 1 << 16;
+/// Rounds before a search is answered by a scan. Each multiplies the rows asked for by eight, so
+/// more would be past [`SURVIVORS_MAX`] anyway.
+const ROUNDS_MAX: usize = 6;
+/// Live rows between looks at the running k-th best in a scan.
+const SCAN_CHUNK: usize = 4096;
+
+/// What the engine sees of a snapshot.
+#[must_use]
+pub fn view(snapshot: &Snapshot) -> GalleryView<'_> {
+    GalleryView {
+        dim: snapshot.dim(),
+        blocks: snapshot
+            .blocks()
+            .map(|b| BlockView { identity: b.identity, first_row: b.first_row, rows: b.rows, live: b.live })
+            .collect(),
+    }
+}
+
+/// One search on its way.
+struct Running<'a> {
+    search: &'a Search,
+    floor: f64,
+    keep: u32,
+    rounds: usize,
+    answer: Option<Vec<Found>>,
+}
+
+/// Answers a batch of searches over one snapshot.
+///
+/// # Errors
+/// [`EngineError`] where the engine fails; nothing has been answered then, and the caller takes
+/// another engine.
+pub fn search_batch(
+    engine: &dyn Engine,
+    snapshot: &Snapshot,
+    searches: &[&Search],
+    survivors: &mut Survivors,
+) -> Result<(Vec<Answer>, BatchTiming), EngineError> {
+    let view = view(snapshot);
+    let mut timing = BatchTiming::default();
+    let mut running: Vec<Running<'_>> = searches
+        .iter()
+        .map(|search| {
+            assert!(search.k > 0 && !search.probes.is_empty(), "the edge refuses empty searches");
+            let keep = u32::try_from(2 * search.k + 8).unwrap_or(u32::MAX);
+            Running { search, floor: search.floor, keep, rounds: 0, answer: None }
+        })
+        .collect();
+
+    loop {
+        let mut open: Vec<&mut Running<'_>> = running.iter_mut().filter(|r| r.answer.is_none()).collect();
+        if open.is_empty() {
+            break;
+        }
+        let mut probes = Vec::new();
+        let (mut floors, mut keep) = (Vec::new(), Vec::new());
+        for run in &open {
+            for probe in &run.search.probes {
+                probes.extend_from_slice(&probe.vector);
+                floors.push(round_down(run.floor));
+                keep.push(run.keep);
+            }
+        }
+        let request = SiftRequest { probes: &probes, floors: &floors, keep: &keep, survivors_max: SURVIVORS_MAX };
+        let started = Instant::now();
+        engine.sift(&view, &request, survivors)?;
+        timing.sift += started.elapsed();
+        if let Some(device) = survivors.device_time {
+            timing.device = Some(timing.device.unwrap_or_default() + device);
+        }
+
+        let started = Instant::now();
+        let mut first = 0;
+        let firsts: Vec<usize> = open
+            .iter()
+            .map(|run| {
+                let at = first;
+                first += run.search.probes.len();
+                at
+            })
+            .collect();
+        let survivors = &*survivors;
+        open.par_iter_mut().zip(firsts).for_each(|(run, first)| {
+            let range = first..first + run.search.probes.len();
+            run.step(snapshot, &survivors.rows[range.clone()], &survivors.overflowed[range]);
+        });
+        timing.verify += started.elapsed();
+    }
+
+    let gallery_size = snapshot.live();
+    let answers = running
+        .into_iter()
+        .map(|run| Answer {
+            found: run.answer.unwrap_or_default(),
+            certificate: Certificate::Deterministic,
+            gallery_size,
+        })
+        .collect();
+    Ok((answers, timing))
+}
+
+impl Running<'_> {
+    /// Verifies what one round of sifting left, and either answers or says what to ask for next.
+    fn step(&mut self, snapshot: &Snapshot, rows: &[Vec<u32>], overflowed: &[bool]) {
+        self.rounds += 1;
+        if overflowed.contains(&true) || self.rounds > ROUNDS_MAX {
+            self.answer = Some(scan(snapshot, self.search));
+            return;
+        }
+        let mut best = Best::new(self.search.k);
+        let mut complete_from = self.floor;
+        let mut seen: Vec<SubjectNumber> = Vec::new();
+        for (probe, rows) in self.search.probes.iter().zip(rows) {
+            let mut scores = Vec::with_capacity(rows.len());
+            for &row in rows {
+                let Some(meta) = snapshot.meta(Row(row)) else { continue };
+                let exact = score::exact(snapshot.row(Row(row)), &probe.vector);
+                scores.push(exact);
+                // A row below the floor is an engine's caution; its subject may still reach the
+                // floor by another row, which is then a survivor itself.
+                if exact >= self.floor && probe.hand.comparable(Hand::from_code(meta.hand).unwrap_or_default()) {
+                    seen.push(meta.subject);
+                }
+            }
+            if self.keep > 0 && rows.len() >= self.keep as usize {
+                // Of the `keep` best rows when the engine looked, some may be gone by now. Those
+                // still live number at least `keep - gone`, so the score of that place is not
+                // below the one the engine stopped at.
+                let gone = rows.len() - scores.len();
+                match (self.keep as usize).checked_sub(gone + 1) {
+                    Some(nth) => {
+                        let (_, kth, _) = scores.select_nth_unstable_by(nth, |a, b| b.total_cmp(a));
+                        complete_from = complete_from.max(*kth);
+                    }
+                    None => complete_from = f64::INFINITY,
+                }
+            }
+        }
+        seen.sort_unstable();
+        seen.dedup();
+        for subject in seen {
+            if let Some(found) = rank::fuse(snapshot, subject, &self.search.probes)
+                && found.score >= self.search.floor
+            {
+                best.offer(found);
+            }
+        }
+        let kth = best.kth();
+        let complete = complete_from <= self.floor || kth.is_some_and(|kth| kth >= complete_from);
+        if complete {
+            self.answer = Some(best.into_sorted());
+        } else if let Some(kth) = kth {
+            self.floor = kth;
+            self.keep = 0;
+        } else {
+            self.keep = self.keep.saturating_mul(8);
+        }
+    }
+}
+
+/// Scores every live row: the answer by definition, for what no engine can narrow down (a gallery
+/// of equals, say). Bounded memory, all threads.
+#[must_use]
+pub fn scan(snapshot: &Snapshot, search: &Search) -> Vec<Found> {
+    let dim = snapshot.dim();
+    let view = view(snapshot);
+    let pieces: Vec<(usize, std::ops::Range<usize>)> = view
+        .blocks
+        .iter()
+        .enumerate()
+        .flat_map(|(block, b)| {
+            let count = b.count(dim);
+            (0..count).step_by(SCAN_CHUNK).map(move |at| (block, at..count.min(at + SCAN_CHUNK)))
+        })
+        .collect();
+    pieces
+        .into_par_iter()
+        .fold(
+            || Best::new(search.k),
+            |mut best, (block, range)| {
+                let block = &view.blocks[block];
+                for offset in range {
+                    if !block.is_live(offset) {
+                        continue;
+                    }
+                    let values = &block.rows[offset * dim..(offset + 1) * dim];
+                    #[expect(
+                        clippy::cast_possible_truncation,
+                        reason = "an offset is under the rows of a segment, a u32"
+                    )]
+                    let row = Row(block.first_row + offset as u32);
+                    let bar = best.kth().unwrap_or(NO_FLOOR).max(search.floor);
+                    let Some(meta) = snapshot.meta(row) else { continue };
+                    let hand = Hand::from_code(meta.hand).unwrap_or_default();
+                    let reaches =
+                        search.probes.iter().any(|p| p.hand.comparable(hand) && score::exact(values, &p.vector) >= bar);
+                    if reaches
+                        && !best.holds(meta.subject)
+                        && let Some(found) = rank::fuse(snapshot, meta.subject, &search.probes)
+                        && found.score >= search.floor
+                    {
+                        best.offer(found);
+                    }
+                }
+                best
+            },
+        )
+        .reduce(
+            || Best::new(search.k),
+            |mut a, b| {
+                for found in b.into_sorted() {
+                    a.offer(found);
+                }
+                a
+            },
+        )
+        .into_sorted()
+}
+
+/// The largest f32 that is not above `x`.
+#[must_use]
+pub fn round_down(x: f64) -> f32 {
+    #[expect(clippy::cast_possible_truncation, reason = "corrected below where it rounds up")]
+    let near = x as f32;
+    if f64::from(near) > x { near.next_down() } else { near }
+}

@@ -1,0 +1,265 @@
+//! The comparison score: the one number that ranks and decides, the same to the bit everywhere.
+//!
+//! The score of a stored row and a rotated probe is their dot product, summed in f64 in this
+//! order and no other:
+//!
+//! 1. [`LANES`] accumulators start at +0; component `i` is added to accumulator `i % LANES`, by
+//!    ascending `i`.
+//! 2. The upper half of the accumulators is added to the lower half, lane by lane, until one is
+//!    left.
+//!
+//! A product of an f16 and an f32 has at most 11 + 24 bits and an exponent far inside f64's, so
+//! it is exact and a fused multiply-add gives the same bits as a multiplication and an addition.
+//! What is left to fix is the order of the additions, and that is fixed above. So every kernel
+//! here returns the same bits, and the scores on a response are those of any other machine.
+//!
+//! Knows numbers only: no rows of a gallery, no thresholds, no engines.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+
+use std::sync::OnceLock;
+
+use half::f16;
+
+use crate::simd::{self, Simd};
+
+/// Accumulators of the sum. Rows and probes are multiples of this long.
+pub const LANES: usize = 16;
+
+/// One kernel: (row, probe) to score.
+type One = unsafe fn(&[f16], &[f32]) -> f64;
+/// One kernel: (rows, probe, scores) for consecutive rows.
+type Many = unsafe fn(&[f16], &[f32], &mut [f64]);
+
+/// The kernels of one path.
+#[derive(Clone, Copy)]
+struct Scorer {
+    one: One,
+    many: Many,
+}
+
+/// The score of one stored row against one rotated probe.
+///
+/// `row` and `probe` are `[dim]`, `dim` a multiple of [`LANES`], all values finite.
+///
+/// # Panics
+/// Where the lengths differ or are no multiple of [`LANES`].
+#[must_use]
+pub fn exact(row: &[f16], probe: &[f32]) -> f64 {
+    assert_eq!(row.len(), probe.len(), "a row and a probe of one dimension");
+    assert!(row.len().is_multiple_of(LANES), "a dimension in whole lanes");
+    let scorer = scorer();
+    // SAFETY: `scorer()` returns kernels of a path this processor can run.
+    unsafe { (scorer.one)(row, probe) }
+}
+
+/// The scores of consecutive rows against one probe; each is the bits [`exact`] gives.
+///
+/// Shapes: `rows` `[scores.len(), dim]`, `probe` `[dim]`.
+///
+/// # Panics
+/// Where the lengths do not fit or `dim` is no multiple of [`LANES`].
+pub fn exact_many(rows: &[f16], probe: &[f32], scores: &mut [f64]) {
+    assert_eq!(rows.len(), probe.len() * scores.len(), "a score for every row");
+    assert!(probe.len().is_multiple_of(LANES), "a dimension in whole lanes");
+    let scorer = scorer();
+    // SAFETY: `scorer()` returns kernels of a path this processor can run.
+    unsafe { (scorer.many)(rows, probe, scores) }
+}
+
+/// The kernels of this process, chosen once. A forced path that cannot run is reported by the
+/// engine that asks for it; the score has the same bits either way and takes the best path.
+fn scorer() -> Scorer {
+    static SCORER: OnceLock<Scorer> = OnceLock::new();
+    *SCORER.get_or_init(|| scorer_of(simd::chosen().unwrap_or_else(|_| Simd::best())))
+}
+
+/// The kernels of `path`, which this processor must be able to run.
+fn scorer_of(path: Simd) -> Scorer {
+    match path {
+        #[cfg(target_arch = "x86_64")]
+        Simd::Avx512Bf16 | Simd::Avx512 => Scorer { one: avx512::one, many: avx512::many },
+        #[cfg(target_arch = "x86_64")]
+        Simd::Avx2 => Scorer { one: avx2::one, many: avx2::many },
+        _ => Scorer { one: portable, many: portable_many },
+    }
+}
+
+/// The definition, in plain slices; the other kernels are held against it.
+fn portable(row: &[f16], probe: &[f32]) -> f64 {
+    let mut lanes = [0.0_f64; LANES];
+    for (row, probe) in row.chunks_exact(LANES).zip(probe.chunks_exact(LANES)) {
+        for lane in 0..LANES {
+            lanes[lane] += f64::from(row[lane].to_f32()) * f64::from(probe[lane]);
+        }
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            lanes[lane] += lanes[lane + width];
+        }
+        width /= 2;
+    }
+    lanes[0]
+}
+
+fn portable_many(rows: &[f16], probe: &[f32], scores: &mut [f64]) {
+    if probe.is_empty() {
+        scores.fill(0.0);
+        return;
+    }
+    for (row, score) in rows.chunks_exact(probe.len()).zip(scores) {
+        *score = portable(row, probe);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{RngExt, SeedableRng};
+    use rand_chacha::ChaCha8Rng;
+
+    /// Written from the module's words alone, index by index.
+    fn twin(row: &[f16], probe: &[f32]) -> f64 {
+        let mut sums = [0.0_f64; 16];
+        for i in 0..row.len() {
+            let product = f64::from(row[i]) * f64::from(probe[i]);
+            sums[i % 16] += product;
+        }
+        for half in [8, 4, 2, 1] {
+            for i in 0..half {
+                sums[i] += sums[i + half];
+            }
+        }
+        sums[0]
+    }
+
+    fn paths() -> impl Iterator<Item = (Simd, Scorer)> {
+        Simd::ALL.into_iter().filter(|path| path.is_available()).map(|path| (path, scorer_of(path)))
+    }
+
+    fn check(row: &[f16], probe: &[f32], what: &str) {
+        let expected = twin(row, probe).to_bits();
+        for (path, scorer) in paths() {
+            // SAFETY: only paths this processor can run.
+            let found = unsafe { (scorer.one)(row, probe) };
+            assert_eq!(found.to_bits(), expected, "{path}, {what}: {found}");
+        }
+        assert_eq!(exact(row, probe).to_bits(), expected, "{what}");
+    }
+
+    #[test]
+    fn every_path_gives_the_bits_of_the_definition_on_random_rows() {
+        for seed in 0..200 {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            let dim = 32 * rng.random_range(1..=64);
+            let row: Vec<f16> = (0..dim).map(|_| f16::from_f32(rng.random_range(-1.0..1.0))).collect();
+            let probe: Vec<f32> = (0..dim).map(|_| rng.random_range(-1.0..1.0)).collect();
+            check(&row, &probe, &format!("seed {seed}, dim {dim}"));
+        }
+    }
+
+    #[test]
+    fn every_path_gives_the_bits_of_the_definition_on_every_finite_bit_pattern() {
+        for seed in 0..400 {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            let dim = 32 * rng.random_range(1..=8);
+            let row: Vec<f16> = (0..dim)
+                .map(|_| {
+                    loop {
+                        let value = f16::from_bits(rng.random());
+                        if value.is_finite() {
+                            break value;
+                        }
+                    }
+                })
+                .collect();
+            let probe: Vec<f32> = (0..dim)
+                .map(|_| {
+                    loop {
+                        let value = f32::from_bits(rng.random());
+                        if value.is_finite() {
+                            break value;
+                        }
+                    }
+                })
+                .collect();
+            check(&row, &probe, &format!("seed {seed}, dim {dim}"));
+        }
+    }
+
+    #[test]
+    fn every_path_gives_the_bits_of_the_definition_at_the_edges() {
+        let rows = [
+            f16::MAX,
+            f16::MIN,
+            f16::from_bits(1),
+            f16::from_bits(0x8001),
+            f16::from_bits(0x03ff),
+            f16::MIN_POSITIVE,
+            f16::ZERO,
+            f16::NEG_ZERO,
+        ];
+        let probes =
+            [f32::MAX, f32::MIN, f32::from_bits(1), f32::from_bits(0x8000_0001), f32::MIN_POSITIVE, 1.0, 0.0, -0.0];
+        for row in rows {
+            for probe in probes {
+                check(&[row; 64], &[probe; 64], &format!("{row:?} x {probe:?}"));
+            }
+        }
+        // Cancellation leaves only what the order of the sum leaves.
+        let row: Vec<f16> = (0..256).map(|i| f16::from_f32([1.0, -1.0, 1e-7, 3e-5][(i / 16) % 4])).collect();
+        let probe: Vec<f32> = (0..256_u16).map(|i| 1.0 + f32::from(i) * 1e-6).collect();
+        check(&row, &probe, "cancellation");
+    }
+
+    #[test]
+    fn a_sum_of_negative_zeros_is_positive_zero() {
+        let score = exact(&[f16::NEG_ZERO; 32], &[1.0; 32]);
+        assert_eq!(score.to_bits(), 0.0_f64.to_bits());
+    }
+
+    #[test]
+    fn the_order_of_the_sum_is_the_published_one() {
+        // Lanes 0 and 8 meet first: 1e16 - 1e16 leaves room for the 1 in lane 4.
+        let mut row = [f16::ZERO; 32];
+        let mut probe = [0.0_f32; 32];
+        (row[0], probe[0]) = (f16::ONE, 1e16);
+        (row[8], probe[8]) = (f16::ONE, -1e16);
+        (row[4], probe[4]) = (f16::ONE, 1.0);
+        check(&row, &probe, "lanes 0, 8 and 4");
+        assert_eq!(exact(&row, &probe), 1.0);
+        // Lanes 0 and 4 meet before lanes 0 and 2.
+        (row[8], probe[8]) = (f16::ZERO, 0.0);
+        (row[2], probe[2]) = (f16::ONE, -1e16);
+        check(&row, &probe, "lanes 0, 2 and 4");
+        assert_eq!(exact(&row, &probe), 0.0);
+    }
+
+    #[test]
+    fn many_rows_score_as_they_do_one_by_one() {
+        for seed in 0..40 {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            let dim = 32 * rng.random_range(1..=8);
+            let count = rng.random_range(0..20);
+            let rows: Vec<f16> = (0..count * dim).map(|_| f16::from_f32(rng.random_range(-1.0..1.0))).collect();
+            let probe: Vec<f32> = (0..dim).map(|_| rng.random_range(-1.0..1.0)).collect();
+            for (path, scorer) in paths() {
+                let mut scores = vec![f64::NAN; count];
+                // SAFETY: only paths this processor can run.
+                unsafe { (scorer.many)(&rows, &probe, &mut scores) };
+                for (i, score) in scores.iter().enumerate() {
+                    let expected = twin(&rows[i * dim..(i + 1) * dim], &probe);
+                    assert_eq!(
+                        score.to_bits(),
+                        expected.to_bits(),
+                        "{path}, seed {seed}, dim {dim}, row {i} of {count}"
+                    );
+                }
+            }
+        }
+    }
+}

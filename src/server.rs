@@ -1,0 +1,281 @@
+//! Builds the server from its configuration, runs it, and drains it.
+//!
+//! [`open`] makes the use cases over a data folder, without a socket: the local import uses them as
+//! they are. [`run`] puts the sockets before them.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use thenar_index::KeyId;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::api;
+use crate::batch::{Batcher, SearchThread};
+use crate::config::{Config, DIM_DEFAULT, EngineConfig, EngineKind};
+use crate::data::{DataFolder, FolderError};
+use crate::engine::cpu::{CpuEngine, CpuEngineError};
+use crate::engine::gpu::{AdapterChoice, GpuEngine};
+use crate::engine::standby::WithStandby;
+use crate::engine::{Engine, EngineError, Survivors};
+use crate::gallery::{self, Gallery, GalleryError, Setup};
+use crate::palm::Invalid;
+use crate::registry::sqlite::SqliteRegistry;
+use crate::registry::{GalleryIdentity, Registry, RegistryError};
+use crate::service::writer::{Writer, WriterConfig, WriterThread};
+use crate::service::{GallerySearcher, Parts, Service};
+use crate::vault::{CREDENTIAL, KeyError, KeySource, MasterKey, Rotation, Vault};
+use crate::web;
+
+/// Why the server did not start, or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The data folder cannot be had.
+    #[error(transparent)]
+    Folder(#[from] FolderError),
+    /// The master key cannot be had.
+    #[error(transparent)]
+    Key(#[from] KeyError),
+    /// The registry failed.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    /// The gallery cannot be opened.
+    #[error(transparent)]
+    Gallery(#[from] GalleryError),
+    /// The engine that was asked for cannot be had.
+    #[error("engine: {0}")]
+    Engine(#[from] EngineError),
+    /// The CPU engine cannot be had.
+    #[error("engine: {0}")]
+    CpuEngine(#[from] CpuEngineError),
+    /// The dimension is not one a gallery can have.
+    #[error(transparent)]
+    Dim(#[from] Invalid),
+    /// A socket cannot be had.
+    #[error("{key}: cannot listen on {address}: {source}")]
+    Listen {
+        /// Key of the configuration.
+        key: &'static str,
+        /// The address.
+        address: SocketAddr,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// gRPC failed.
+    #[error(transparent)]
+    Serve(#[from] api::ServeError),
+    /// Metrics cannot be recorded.
+    #[error("metrics: {0}")]
+    Metrics(#[from] metrics_exporter_prometheus::BuildError),
+    /// The system gave no thread.
+    #[error("could not start a thread: {0}")]
+    Thread(io::Error),
+}
+
+/// The use cases over a data folder, with the threads behind them.
+pub struct Opened {
+    /// The use cases.
+    pub service: Arc<Service>,
+    /// What they search.
+    pub gallery: Arc<Gallery>,
+    search: SearchThread,
+    writer: WriterThread,
+    mender: std::thread::JoinHandle<()>,
+    _folder: DataFolder,
+}
+
+impl Opened {
+    /// Answers what was admitted, checkpoints, and lets go of the folder.
+    pub fn close(self) {
+        let Self { service, gallery, search, writer, mender, _folder } = self;
+        drop(service);
+        search.join();
+        writer.join();
+        gallery.close();
+        mender.thread().unpark();
+        if mender.join().is_err() {
+            tracing::error!("the mending thread panicked");
+        }
+    }
+}
+
+/// Opens a data folder: key, registry, rotation, index, engine, and the threads over them.
+///
+/// # Errors
+/// [`ServerError`] with what is missing or wrong.
+pub fn open(config: &Config, draining: CancellationToken) -> Result<Opened, ServerError> {
+    let vault = Arc::new(Vault::new(MasterKey::load(&key_source(config.key_file.as_deref()))?));
+    let folder = DataFolder::take(&config.data)?;
+    let registry = SqliteRegistry::open(&folder.registry())?;
+    let dim = match (registry.identity()?, config.dim) {
+        (Some(identity), None) => identity.dim,
+        (_, dim) => dim.unwrap_or(DIM_DEFAULT),
+    };
+    registry.claim_identity(&GalleryIdentity { dim, key_id: vault.key_id() })?;
+    let registry: Arc<dyn Registry> = Arc::new(registry);
+
+    // The rotation takes a moment to make, and so does opening an index: both at once.
+    let rotation = std::thread::spawn({
+        let vault = Arc::clone(&vault);
+        move || Rotation::new(&vault, dim)
+    });
+    let (engine, standby) = engine(&config.engine)?;
+    let sealer = Arc::new(vault.sealer(dim));
+    let setup = Setup {
+        dir: folder.index(),
+        dim,
+        key: KeyId(vault.key_id()),
+        registry: Arc::clone(&registry),
+        sealer: Arc::clone(&sealer),
+    };
+    let gallery = Arc::new(Gallery::open(setup, engine, standby)?);
+    let rotation = rotation.join().map_err(|_| ServerError::Thread(io::Error::other("the rotation panicked")))??;
+
+    let searcher = GallerySearcher { gallery: Arc::clone(&gallery), survivors: Survivors::default() };
+    let (batcher, search) = Batcher::start(config.batch, searcher).map_err(ServerError::Thread)?;
+    let writer_config = WriterConfig { data: folder.path().to_owned(), reserve_bytes: config.reserve_bytes };
+    let (writer, writer_thread) =
+        Writer::start(writer_config, Arc::clone(&registry), Arc::clone(&gallery)).map_err(ServerError::Thread)?;
+    let mender = std::thread::Builder::new()
+        .name("mender".into())
+        .spawn({
+            let gallery = Arc::clone(&gallery);
+            move || gallery::mend_forever(&gallery)
+        })
+        .map_err(ServerError::Thread)?;
+    let service = Arc::new(Service::new(Parts {
+        registry,
+        gallery: Arc::clone(&gallery),
+        batcher,
+        writer,
+        rotation: Arc::new(rotation),
+        sealer,
+        digester: vault.request_digester(),
+        policies: config.policies.clone(),
+        venues: config.venues.clone(),
+        draining,
+    }));
+    let status = gallery.status();
+    tracing::info!(
+        templates = status.templates,
+        dim,
+        engine = status.engine.kind,
+        adapter = %status.engine.adapter,
+        opened_ms = status.opened.took.as_millis(),
+        replayed = status.opened.replayed,
+        "the gallery is open"
+    );
+    Ok(Opened { service, gallery, search, writer: writer_thread, mender, _folder: folder })
+}
+
+/// Where the master key is: the file that is named, else systemd's credential where systemd started
+/// this process, else the environment.
+#[must_use]
+pub fn key_source(file: Option<&Path>) -> KeySource {
+    match file {
+        Some(path) => KeySource::File(path.to_owned()),
+        None if std::env::var_os("CREDENTIALS_DIRECTORY").is_some() => KeySource::Credential(CREDENTIAL.into()),
+        None => KeySource::Environment,
+    }
+}
+
+type Engines = (Arc<dyn Engine>, Option<Arc<WithStandby>>);
+
+fn engine(config: &EngineConfig) -> Result<Engines, ServerError> {
+    let cpu: Arc<dyn Engine> = Arc::new(CpuEngine::new(config.threads)?);
+    let gpu = match &config.kind {
+        EngineKind::Cpu => None,
+        EngineKind::Auto => match GpuEngine::new(AdapterChoice::RealGpu) {
+            Ok(gpu) => Some(gpu),
+            Err(error) => {
+                tracing::info!(%error, "the CPU engine is used");
+                None
+            }
+        },
+        EngineKind::Gpu { adapter: None } => Some(GpuEngine::new(AdapterChoice::RealGpu)?),
+        EngineKind::Gpu { adapter: Some(name) } => Some(GpuEngine::new(AdapterChoice::Named(name.clone()))?),
+    };
+    Ok(match gpu {
+        None => (cpu, None),
+        Some(gpu) => {
+            let both = Arc::new(WithStandby::new(Arc::new(gpu), cpu));
+            (Arc::clone(&both) as Arc<dyn Engine>, Some(both))
+        }
+    })
+}
+
+async fn listen(key: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), ServerError> {
+    let error = |source| ServerError::Listen { key, address, source };
+    let listener = TcpListener::bind(address).await.map_err(error)?;
+    let bound = listener.local_addr().map_err(error)?;
+    Ok((listener, bound))
+}
+
+/// Where a running server listens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Listening {
+    /// gRPC.
+    pub grpc: SocketAddr,
+    /// Metrics, where they are served.
+    pub metrics: Option<SocketAddr>,
+}
+
+/// Runs a server until `stop`, then drains it. `ready` is called once, when it takes calls.
+///
+/// # Errors
+/// [`ServerError`] where it cannot start, or a socket fails.
+pub async fn run(
+    config: Config,
+    stop: CancellationToken,
+    ready: impl FnOnce(Listening) + Send,
+) -> Result<(), ServerError> {
+    let handle = web::recorder()?;
+    // Sockets first: a port in use is found out before a gallery is opened.
+    let (grpc, grpc_address) = listen("server.listen", config.server.listen).await?;
+    let metrics = match config.metrics {
+        Some(address) => Some(listen("metrics.listen", address).await?),
+        None => None,
+    };
+    let draining = stop.child_token();
+    let opened = {
+        let config = config.clone();
+        let draining = draining.clone();
+        tokio::task::spawn_blocking(move || open(&config, draining))
+            .await
+            .map_err(|e| ServerError::Thread(io::Error::other(e)))??
+    };
+    let metrics_stop = CancellationToken::new();
+    let metrics_address = metrics.as_ref().map(|(_, address)| *address);
+    let metrics_task =
+        metrics.map(|(listener, _)| tokio::spawn(web::serve(listener, handle, draining.clone(), metrics_stop.clone())));
+    ready(Listening { grpc: grpc_address, metrics: metrics_address });
+
+    let serving = api::serve(Arc::clone(&opened.service), grpc, config.server.tls.as_ref());
+    let patience = async {
+        draining.cancelled().await;
+        tracing::info!(seconds = config.server.drain_seconds, "draining");
+        tokio::time::sleep(Duration::from_secs(config.server.drain_seconds)).await;
+    };
+    let served = tokio::select! {
+        served = serving => served,
+        () = patience => {
+            tracing::warn!("calls were still open at the end of the drain; they are cut off");
+            Ok(())
+        }
+    };
+    metrics_stop.cancel();
+    if let Some(task) = metrics_task
+        && let Ok(Err(error)) = task.await
+    {
+        tracing::warn!(%error, "metrics were not served to the end");
+    }
+    let closed = tokio::task::spawn_blocking(move || opened.close()).await;
+    if closed.is_err() {
+        tracing::error!("closing the gallery panicked");
+    }
+    tracing::info!("stopped");
+    Ok(served?)
+}

@@ -1,0 +1,281 @@
+//! Bringing people in, changing their templates, and letting them go.
+
+use rayon::prelude::*;
+use thenar_index::{Lsn, TemplateId};
+
+use super::{Sample, Service, ServiceError};
+use crate::palm::{Embedding, Hand, Invalid, RequestId, SubjectId, TEMPLATES_PER_SUBJECT_MAX};
+use crate::registry::{Action, Change, Outcome, SealedTemplate, SubjectRecord};
+
+/// Items of a bulk message rotated together, so that the matrix is read once for all of them.
+const ROTATE_TOGETHER: usize = 32;
+
+/// Enrols somebody new.
+pub struct Enrol {
+    /// The write happens once under it.
+    pub request_id: RequestId,
+    /// Must be free.
+    pub subject: SubjectId,
+    /// 1 to `TEMPLATES_PER_SUBJECT_MAX`.
+    pub samples: Vec<Sample>,
+}
+
+/// Changes somebody's templates.
+pub struct Update {
+    /// The write happens once under it.
+    pub request_id: RequestId,
+    /// Must exist.
+    pub subject: SubjectId,
+    /// To add.
+    pub add: Vec<Sample>,
+    /// To delete.
+    pub remove: Vec<TemplateId>,
+}
+
+/// Deletes somebody.
+pub struct Forget {
+    /// The write happens once under it.
+    pub request_id: RequestId,
+    /// Must exist.
+    pub subject: SubjectId,
+}
+
+/// An enrolment or update that is in force.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Enrolled {
+    /// As it is now.
+    pub subject: SubjectRecord,
+    /// The change's place in the log.
+    pub lsn: Lsn,
+    /// Whether it had been done before.
+    pub replayed: bool,
+}
+
+/// A deletion that is in force: no byte of the templates is left.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Forgotten {
+    /// Templates erased.
+    pub templates: usize,
+    /// The change's place in the log.
+    pub lsn: Lsn,
+}
+
+/// One of many enrolments.
+pub struct BulkItem {
+    /// The enrolment, or what is wrong with it: then it is only reported.
+    pub enrol: Result<Enrol, ServiceError>,
+}
+
+/// How one of many ended.
+pub type BulkOutcome = Result<Enrolled, ServiceError>;
+
+impl Service {
+    /// Enrols.
+    ///
+    /// # Errors
+    /// [`ServiceError`]; nothing was changed, unless it is [`ServiceError::NotYetInForce`].
+    pub async fn enrol(&self, enrol: Enrol) -> Result<Enrolled, ServiceError> {
+        self.refuse_while_draining()?;
+        let (request_id, subject) = (enrol.request_id.clone(), enrol.subject.clone());
+        let change = self.enrolment(enrol)?;
+        let outcome = self.write_one(change).await?;
+        enrolled(outcome, request_id, subject)
+    }
+
+    /// Enrols many. One outcome an item, in order; a bad item does not hold up the rest.
+    ///
+    /// # Errors
+    /// [`ServiceError`] where the whole group failed; nothing of it was changed, unless it is
+    /// [`ServiceError::NotYetInForce`].
+    pub async fn enrol_many(
+        self: &std::sync::Arc<Self>,
+        items: Vec<BulkItem>,
+    ) -> Result<Vec<BulkOutcome>, ServiceError> {
+        self.refuse_while_draining()?;
+        let service = std::sync::Arc::clone(self);
+        let prepared =
+            tokio::task::spawn_blocking(move || service.enrolments(items)).await.map_err(|_| ServiceError::Draining)?;
+        let mut changes = Vec::new();
+        let mut names = Vec::with_capacity(prepared.len());
+        for item in prepared {
+            names.push(item.map(|(change, subject)| {
+                let request_id = change.request_id.clone();
+                changes.push(change);
+                (request_id, subject)
+            }));
+        }
+        let outcomes =
+            if changes.is_empty() { Vec::new() } else { self.parts.writer.write_when_there_is_room(changes).await? };
+        let mut outcomes = outcomes.into_iter();
+        let ended = names.into_iter().map(|name| {
+            let (request_id, subject) = name?;
+            let outcome = outcomes.next().ok_or(ServiceError::Draining)?;
+            enrolled(outcome, request_id, subject)
+        });
+        Ok(ended.collect())
+    }
+
+    /// Changes templates.
+    ///
+    /// # Errors
+    /// [`ServiceError`]; nothing was changed, unless it is [`ServiceError::NotYetInForce`].
+    pub async fn update(&self, update: Update) -> Result<Enrolled, ServiceError> {
+        self.refuse_while_draining()?;
+        if update.add.is_empty() && update.remove.is_empty() {
+            return Err(
+                Invalid::new("add_samples", "is empty, and so is remove_template_ids: there is nothing to do").into()
+            );
+        }
+        let templates_max = TEMPLATES_PER_SUBJECT_MAX;
+        if update.add.len() > templates_max {
+            let problem = format!("has {} samples, at most {templates_max} are taken", update.add.len());
+            return Err(Invalid::new("add_samples", problem).into());
+        }
+        if update.remove.len() > templates_max {
+            let problem = format!("has {} ids, at most {templates_max} are taken", update.remove.len());
+            return Err(Invalid::new("remove_template_ids", problem).into());
+        }
+        let mut digest = self.parts.digester.begin();
+        digest.part(b"update");
+        digest.part(update.subject.as_str().as_bytes());
+        digest_samples(&mut digest, &update.add);
+        for id in &update.remove {
+            digest.part(&id.0.to_le_bytes());
+        }
+        let digest = digest.finish();
+        let embeddings = self.embeddings(update.add, "add_samples")?;
+        let add = self.sealed(&update.subject, &embeddings);
+        let change = Change {
+            request_id: update.request_id.clone(),
+            digest,
+            action: Action::Update { subject: update.subject.clone(), add, remove: update.remove },
+        };
+        enrolled(self.write_one(change).await?, update.request_id, update.subject)
+    }
+
+    /// Deletes a subject: when this returns, no byte of the templates is left.
+    ///
+    /// # Errors
+    /// [`ServiceError::NoSuchSubject`] where there is none, others as they happen.
+    pub async fn forget(&self, forget: Forget) -> Result<Forgotten, ServiceError> {
+        self.refuse_while_draining()?;
+        let mut digest = self.parts.digester.begin();
+        digest.part(b"forget");
+        digest.part(forget.subject.as_str().as_bytes());
+        let change = Change {
+            request_id: forget.request_id.clone(),
+            digest: digest.finish(),
+            action: Action::Forget { subject: forget.subject.clone() },
+        };
+        let done = enrolled(self.write_one(change).await?, forget.request_id, forget.subject)?;
+        Ok(Forgotten { templates: done.subject.templates.len(), lsn: done.lsn })
+    }
+
+    fn refuse_while_draining(&self) -> Result<(), ServiceError> {
+        if self.parts.draining.is_cancelled() { Err(ServiceError::Draining) } else { Ok(()) }
+    }
+
+    async fn write_one(&self, change: Change) -> Result<Outcome, ServiceError> {
+        let mut outcomes = self.parts.writer.write(vec![change]).await?;
+        outcomes.pop().ok_or(ServiceError::Draining)
+    }
+
+    fn enrolment(&self, enrol: Enrol) -> Result<Change, ServiceError> {
+        let Checked { enrol, digest, embeddings } = self.checked(enrol)?;
+        let templates = self.sealed(&enrol.subject, &embeddings);
+        Ok(Change { request_id: enrol.request_id, digest, action: Action::Enrol { subject: enrol.subject, templates } })
+    }
+
+    /// Checks, rotates and seals many on all threads.
+    fn enrolments(&self, items: Vec<BulkItem>) -> Vec<Result<(Change, SubjectId), ServiceError>> {
+        let dim = self.dim();
+        let mut checked: Vec<Result<Checked, ServiceError>> =
+            items.into_par_iter().map(|item| self.checked(item.enrol?)).collect();
+        checked
+            .par_chunks_mut(ROTATE_TOGETHER)
+            .flat_map_iter(|chunk| {
+                let mut flat: Vec<f32> = Vec::new();
+                for (_, embedding) in chunk.iter().flatten().flat_map(|c| &c.embeddings) {
+                    flat.extend_from_slice(embedding.values());
+                }
+                let mut rotated = vec![0.0; flat.len()];
+                self.parts.rotation.rotate_many(&flat, &mut rotated);
+                let mut rows = rotated.chunks_exact(dim);
+                let sealed: Vec<_> = chunk
+                    .iter_mut()
+                    .map(|item| {
+                        let item = std::mem::replace(item, Err(ServiceError::Draining));
+                        let Checked { enrol, digest, embeddings } = item?;
+                        let templates = embeddings
+                            .iter()
+                            .map(|(hand, _)| self.seal_row(&enrol.subject, *hand, rows.next().unwrap_or_default()))
+                            .collect();
+                        let subject = enrol.subject.clone();
+                        let action = Action::Enrol { subject: enrol.subject, templates };
+                        Ok((Change { request_id: enrol.request_id, digest, action }, subject))
+                    })
+                    .collect();
+                sealed
+            })
+            .collect()
+    }
+
+    fn checked(&self, mut enrol: Enrol) -> Result<Checked, ServiceError> {
+        let samples = std::mem::take(&mut enrol.samples);
+        let mut digest = self.parts.digester.begin();
+        digest.part(b"enrol");
+        digest.part(enrol.subject.as_str().as_bytes());
+        digest_samples(&mut digest, &samples);
+        let digest = digest.finish();
+        if samples.is_empty() || samples.len() > TEMPLATES_PER_SUBJECT_MAX {
+            let problem = format!("has {} samples, 1 to {TEMPLATES_PER_SUBJECT_MAX} are taken", samples.len());
+            return Err(Invalid::new("samples", problem).into());
+        }
+        let embeddings = self.embeddings(samples, "samples")?;
+        Ok(Checked { enrol, digest, embeddings })
+    }
+
+    fn embeddings(&self, samples: Vec<Sample>, field: &str) -> Result<Vec<(Hand, Embedding)>, Invalid> {
+        let embeddings = samples.into_iter().enumerate().map(|(at, sample)| {
+            Embedding::new(sample.values, self.dim())
+                .map(|e| (sample.hand, e))
+                .map_err(|e| e.within(&format!("{field}[{at}].embedding.values")))
+        });
+        embeddings.collect()
+    }
+
+    fn sealed(&self, subject: &SubjectId, embeddings: &[(Hand, Embedding)]) -> Vec<SealedTemplate> {
+        let rotated = embeddings.iter().map(|(hand, e)| (*hand, self.parts.rotation.rotate(e.values())));
+        rotated.map(|(hand, row)| self.seal_row(subject, hand, &row)).collect()
+    }
+
+    fn seal_row(&self, subject: &SubjectId, hand: Hand, rotated: &[f32]) -> SealedTemplate {
+        let row = crate::vault::to_row(rotated);
+        SealedTemplate { hand, sealed: self.parts.sealer.seal(subject.as_str(), hand, &row) }
+    }
+}
+
+/// An enrolment whose every value is good.
+struct Checked {
+    enrol: Enrol,
+    digest: [u8; 16],
+    embeddings: Vec<(Hand, Embedding)>,
+}
+
+fn digest_samples(digest: &mut crate::vault::RequestDigest, samples: &[Sample]) {
+    for sample in samples {
+        digest.part(&[sample.hand as u8]);
+        digest.values(&sample.values);
+    }
+}
+
+fn enrolled(outcome: Outcome, request_id: RequestId, subject: SubjectId) -> Result<Enrolled, ServiceError> {
+    match outcome {
+        Outcome::Done { lsn, subject, replayed } => Ok(Enrolled { subject, lsn, replayed }),
+        Outcome::SubjectExists => Err(ServiceError::SubjectExists(subject)),
+        Outcome::NoSuchSubject => Err(ServiceError::NoSuchSubject(subject)),
+        Outcome::NoSuchTemplate(id) => Err(ServiceError::NoSuchTemplate(id)),
+        Outcome::TemplateCount(count) => Err(ServiceError::TemplateCount { count, max: TEMPLATES_PER_SUBJECT_MAX }),
+        Outcome::RequestIdReused => Err(ServiceError::RequestIdReused(request_id)),
+    }
+}

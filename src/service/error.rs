@@ -1,0 +1,92 @@
+//! Why a use case did not do what was asked.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use thenar_index::TemplateId;
+
+use crate::gallery::GalleryError;
+use crate::palm::{Invalid, RequestId, SubjectId, VenueId};
+use crate::registry::RegistryError;
+
+/// What there is too much of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Busy {
+    /// Searches waiting for a batch.
+    Searches,
+    /// Changes waiting for a commit.
+    Writes,
+    /// Reads of the registry.
+    Reads,
+}
+
+/// The errors of the use cases. Cheap to clone: a failed group is told to each who was in it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum ServiceError {
+    /// A field is not as it must be.
+    #[error(transparent)]
+    Invalid(#[from] Invalid),
+    /// The venue is not one of this server's.
+    #[error("venue_id: {0} is not a venue of this server")]
+    UnknownVenue(VenueId),
+    /// There is no such subject.
+    #[error("subject_id: there is no subject {0}")]
+    NoSuchSubject(SubjectId),
+    /// The subject id is taken.
+    #[error("subject_id: {0} is enrolled already")]
+    SubjectExists(SubjectId),
+    /// The template is not the subject's.
+    #[error("remove_template_ids: the subject has no template {}", .0.0)]
+    NoSuchTemplate(TemplateId),
+    /// None or too many templates would be left.
+    #[error("the subject would have {count} templates; 1 to {max} are taken")]
+    TemplateCount {
+        /// What would be left.
+        count: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// Another request had this id.
+    #[error("request_id: {0} was used for another request")]
+    RequestIdReused(RequestId),
+    /// Too much at once.
+    #[error("too many {} at once; try again in {} ms", match what {
+        Busy::Searches => "searches",
+        Busy::Writes => "writes",
+        Busy::Reads => "reads",
+    }, retry_after.as_millis())]
+    Busy {
+        /// Of what.
+        what: Busy,
+        /// When trying again makes sense.
+        retry_after: Duration,
+    },
+    /// The caller's deadline passed before the work began.
+    #[error("the deadline passed after {} ms in the queue", waited.as_millis())]
+    DeadlineExceeded {
+        /// Time in the queue.
+        waited: Duration,
+    },
+    /// The server is stopping.
+    #[error("the server is stopping; another or this one, restarted, will take the request")]
+    Draining,
+    /// Enrolments are refused before the disk is full, so that deletions still work.
+    #[error(
+        "the disk has {free_bytes} bytes left and {reserve_bytes} are kept free for deletions; nothing was changed"
+    )]
+    DiskFull {
+        /// Room that is left.
+        free_bytes: u64,
+        /// Room that is kept.
+        reserve_bytes: u64,
+    },
+    /// The registry failed; nothing was changed.
+    #[error("nothing was changed: {0}")]
+    Registry(Arc<RegistryError>),
+    /// The change is durable, but searches do not see it yet (or bytes are not yet erased).
+    #[error("the change is kept but not yet in force; send the same request again: {0}")]
+    NotYetInForce(Arc<GalleryError>),
+    /// No engine could search.
+    #[error("the search failed: {0}")]
+    SearchFailed(String),
+}

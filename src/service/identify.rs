@@ -1,0 +1,250 @@
+//! Who is this, and is this that person?
+
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use thenar_index::TemplateId;
+
+use super::{Busy, Service, ServiceError};
+use crate::batch::BatchError;
+use crate::gate::{self, Decision};
+use crate::palm::{CANDIDATES_MAX, Embedding, Hand, Invalid, PROBES_MAX, Purpose, RequestId, SubjectId, VenueId};
+use crate::search::{Certificate, NO_FLOOR, Probe, Search, rank};
+use crate::telemetry::{self, Refusal, StageTimes};
+
+/// One capture, as a client's embedding.
+pub struct Sample {
+    /// The hand it shows.
+    pub hand: Hand,
+    /// As sent, not yet normalised. Shape: `[dim]`, or it is refused.
+    pub values: Vec<f32>,
+}
+
+/// Asks who somebody is.
+pub struct Identify {
+    /// Echoed.
+    pub request_id: RequestId,
+    /// Where.
+    pub venue: VenueId,
+    /// What for.
+    pub purpose: Purpose,
+    /// 1 to `PROBES_MAX` captures of one person.
+    pub samples: Vec<Sample>,
+    /// 1 to `CANDIDATES_MAX`.
+    pub max_candidates: u32,
+    /// Candidates under this are not listed; the decision is never laxer than the policy.
+    pub threshold: Option<f64>,
+    /// When the request arrived.
+    pub arrived: Instant,
+    /// After which nobody waits for the answer.
+    pub deadline: Option<Instant>,
+}
+
+/// A subject that may be the one.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Candidate {
+    /// From 1.
+    pub rank: u32,
+    /// The client's name.
+    pub subject_id: Box<str>,
+    /// Fused.
+    pub score: f64,
+    /// Of the best template.
+    pub hand: Hand,
+    /// The best template.
+    pub template: TemplateId,
+    /// Probes that could be compared.
+    pub probes_compared: u32,
+}
+
+/// Who it is, and what to do.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Identification {
+    /// Of the request.
+    pub request_id: RequestId,
+    /// Of this search.
+    pub search_id: String,
+    /// What to do.
+    pub decision: Decision,
+    /// By rank.
+    pub candidates: Vec<Candidate>,
+    /// Of the decision.
+    pub threshold: f64,
+    /// Templates searched.
+    pub gallery_size: u64,
+    /// Why it is exact.
+    pub certificate: Certificate,
+    /// Where the time went.
+    pub times: StageTimes,
+}
+
+/// Asks whether somebody is that subject.
+pub struct Verify {
+    /// Echoed.
+    pub request_id: RequestId,
+    /// Where.
+    pub venue: VenueId,
+    /// What for.
+    pub purpose: Purpose,
+    /// Who they say they are.
+    pub subject: SubjectId,
+    /// 1 to `PROBES_MAX`.
+    pub samples: Vec<Sample>,
+}
+
+/// Whether it is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Verification {
+    /// `Match` or `NoMatch`.
+    pub decision: Decision,
+    /// Fused; -1 where no template can be compared with any probe.
+    pub score: f64,
+    /// Of the decision.
+    pub threshold: f64,
+}
+
+impl Service {
+    /// 1:N.
+    ///
+    /// # Errors
+    /// [`ServiceError`]; each is counted by reason.
+    pub async fn identify(&self, identify: Identify) -> Result<Identification, ServiceError> {
+        let purpose = identify.purpose;
+        match self.identify_uncounted(identify).await {
+            Ok(identification) => {
+                self.searches.fetch_add(1, Ordering::Relaxed);
+                telemetry::search_answered(purpose, identification.decision, identification.times);
+                Ok(identification)
+            }
+            Err(error) => {
+                telemetry::search_refused(refusal(&error));
+                Err(error)
+            }
+        }
+    }
+
+    async fn identify_uncounted(&self, identify: Identify) -> Result<Identification, ServiceError> {
+        if self.parts.draining.is_cancelled() {
+            return Err(ServiceError::Draining);
+        }
+        self.check_venue(&identify.venue)?;
+        if identify.max_candidates == 0 || identify.max_candidates > CANDIDATES_MAX {
+            let problem = format!("{} is not from 1 to {CANDIDATES_MAX}", identify.max_candidates);
+            return Err(Invalid::new("max_candidates", problem).into());
+        }
+        let asked = identify.threshold.map(gate::checked_threshold).transpose()?;
+        let policy = self.parts.policies.of(identify.purpose).at_least(asked);
+        let list_from = match asked {
+            // Rounding may take an antipode's score a hair under -1.
+            Some(lowest) if lowest <= -1.0 => NO_FLOOR,
+            Some(threshold) => threshold,
+            None => policy.threshold,
+        };
+        let search = Search {
+            probes: self.rotated(identify.samples)?,
+            floor: list_from.min(policy.lowest_that_matters()).max(NO_FLOOR),
+            // One more than is shown: the runner-up decides whether the first is alone.
+            k: identify.max_candidates as usize + 1,
+        };
+        let answered = self.parts.batcher.search(search, identify.deadline).await.map_err(batch_error)?;
+        let scores: Vec<f64> = answered.answer.found.iter().map(|f| f.score).collect();
+        let verdict = gate::decide(policy, list_from, &scores);
+        let listed = verdict.listed.min(identify.max_candidates as usize);
+        let candidates = answered.answer.found.into_iter().take(listed).zip(1..).map(|(found, rank)| Candidate {
+            rank,
+            subject_id: found.subject_id,
+            score: found.score,
+            hand: found.hand,
+            template: found.template,
+            probes_compared: found.probes_compared,
+        });
+        Ok(Identification {
+            request_id: identify.request_id,
+            search_id: self.next_search_id(),
+            decision: verdict.decision,
+            candidates: candidates.collect(),
+            threshold: policy.threshold,
+            gallery_size: answered.answer.gallery_size,
+            certificate: answered.answer.certificate,
+            times: StageTimes {
+                queue: answered.queue,
+                sift: answered.batch.sift,
+                verify: answered.batch.verify,
+                total: identify.arrived.elapsed(),
+            },
+        })
+    }
+
+    /// 1:1.
+    ///
+    /// # Errors
+    /// [`ServiceError::NoSuchSubject`] where there is no such subject, and as for `identify`.
+    pub async fn verify(&self, verify: Verify) -> Result<Verification, ServiceError> {
+        if self.parts.draining.is_cancelled() {
+            return Err(ServiceError::Draining);
+        }
+        self.check_venue(&verify.venue)?;
+        let probes = self.rotated(verify.samples)?;
+        let subject = self.subject(verify.subject).await?;
+        let snapshot = self
+            .parts
+            .gallery
+            .snapshot()
+            .ok_or_else(|| ServiceError::SearchFailed(crate::gallery::GalleryError::Lost.to_string()))?;
+        let threshold = self.parts.policies.of(verify.purpose).threshold;
+        let score = rank::fuse(&snapshot, subject.number, &probes).map_or(-1.0, |found| found.score);
+        let decision = if score >= threshold { Decision::Match } else { Decision::NoMatch };
+        Ok(Verification { decision, score, threshold })
+    }
+
+    fn check_venue(&self, venue: &VenueId) -> Result<(), ServiceError> {
+        if self.parts.venues.is_empty() || self.parts.venues.contains(venue) {
+            return Ok(());
+        }
+        Err(ServiceError::UnknownVenue(venue.clone()))
+    }
+
+    fn rotated(&self, samples: Vec<Sample>) -> Result<Vec<Probe>, Invalid> {
+        if samples.is_empty() || samples.len() > PROBES_MAX {
+            return Err(Invalid::new("probes", format!("{} were sent, 1 to {PROBES_MAX} are taken", samples.len())));
+        }
+        let rotated = samples.into_iter().enumerate().map(|(at, sample)| {
+            let embedding = Embedding::new(sample.values, self.dim())
+                .map_err(|e| e.within(&format!("probes[{at}].embedding.values")))?;
+            Ok(Probe { hand: sample.hand, vector: self.parts.rotation.rotate(embedding.values()).into() })
+        });
+        rotated.collect()
+    }
+
+    fn next_search_id(&self) -> String {
+        format!("{:08x}-{:x}", self.run, self.search_ids.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+fn batch_error(error: BatchError) -> ServiceError {
+    match error {
+        BatchError::Overloaded { retry_after, .. } => ServiceError::Busy { what: Busy::Searches, retry_after },
+        BatchError::DeadlineExceeded { waited } => ServiceError::DeadlineExceeded { waited },
+        BatchError::Failed { reason } => ServiceError::SearchFailed(reason),
+        BatchError::Stopped => ServiceError::Draining,
+    }
+}
+
+fn refusal(error: &ServiceError) -> Refusal {
+    match error {
+        ServiceError::UnknownVenue(_) => Refusal::UnknownVenue,
+        ServiceError::Busy { .. } => Refusal::Overloaded,
+        ServiceError::DeadlineExceeded { .. } => Refusal::Deadline,
+        ServiceError::Draining => Refusal::Draining,
+        ServiceError::Invalid(_)
+        | ServiceError::NoSuchSubject(_)
+        | ServiceError::SubjectExists(_)
+        | ServiceError::NoSuchTemplate(_)
+        | ServiceError::TemplateCount { .. }
+        | ServiceError::RequestIdReused(_) => Refusal::Invalid,
+        ServiceError::DiskFull { .. }
+        | ServiceError::Registry(_)
+        | ServiceError::NotYetInForce(_)
+        | ServiceError::SearchFailed(_) => Refusal::Failed,
+    }
+}

@@ -1,0 +1,189 @@
+//! The use cases: identify, verify, enrol, update, forget, say how things are.
+//!
+//! Everything a transport needs, in the domain's own types: a transport turns its messages into
+//! these commands and these errors into its statuses, and nothing more.
+//! Knows no transport and no GPU. No error carries biometric data.
+
+mod enrol;
+mod error;
+mod identify;
+pub mod writer;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+pub use enrol::{BulkItem, BulkOutcome, Enrol, Enrolled, Forget, Forgotten, Update};
+pub use error::{Busy, ServiceError};
+pub use identify::{Candidate, Identification, Identify, Sample, Verification, Verify};
+
+use crate::batch::{BatchSearcher, Batcher};
+use crate::engine::Survivors;
+use crate::gallery::{Gallery, GalleryStatus};
+use crate::gate::{Policies, Policy};
+use crate::palm::{Purpose, SubjectId, VenueId};
+use crate::registry::{Registry, RegistryCounts, SubjectRecord};
+use crate::search::{Answer, BatchTiming, Search};
+use crate::vault::{RequestDigester, Rotation, Sealer};
+use writer::Writer;
+
+/// Registry reads under way at once; more are told to come back.
+const READS_MAX: usize = 64;
+
+/// What the use cases are made of.
+pub struct Parts {
+    /// The system of record.
+    pub registry: Arc<dyn Registry>,
+    /// What is searched.
+    pub gallery: Arc<Gallery>,
+    /// Admission to the searches.
+    pub batcher: Batcher,
+    /// The one who changes things.
+    pub writer: Writer,
+    /// The secret rotation.
+    pub rotation: Arc<Rotation>,
+    /// Seals templates for the registry.
+    pub sealer: Arc<Sealer>,
+    /// Names requests without saying what is in them.
+    pub digester: RequestDigester,
+    /// A policy for each purpose.
+    pub policies: Policies,
+    /// Venues that may ask; empty means any.
+    pub venues: BTreeSet<VenueId>,
+    /// Cancelled when the server begins to stop.
+    pub draining: CancellationToken,
+}
+
+/// The use cases.
+pub struct Service {
+    parts: Parts,
+    reads: Arc<Semaphore>,
+    started: Instant,
+    searches: AtomicU64,
+    search_ids: AtomicU64,
+    /// Tells this run's search ids from those of other runs.
+    run: u32,
+}
+
+/// How the server is.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Status {
+    /// Components of an embedding.
+    pub dim: usize,
+    /// What the registry holds.
+    pub counts: RegistryCounts,
+    /// What searches see.
+    pub gallery: GalleryStatus,
+    /// Since the service began.
+    pub uptime: Duration,
+    /// Searches answered since then.
+    pub searches: u64,
+    /// The policy of each purpose.
+    pub policies: Vec<(Purpose, Policy)>,
+    /// Anonymous resident memory of the process, where the system says.
+    pub resident_anonymous_bytes: u64,
+}
+
+impl Service {
+    /// The use cases over `parts`.
+    #[must_use]
+    pub fn new(parts: Parts) -> Self {
+        let run = std::time::SystemTime::now()
+            .duration_since(std::time::UNIX_EPOCH)
+            .map_or(0, |since| u32::try_from(since.as_secs() & 0xffff_ffff).unwrap_or_default());
+        Self {
+            parts,
+            reads: Arc::new(Semaphore::new(READS_MAX)),
+            started: Instant::now(),
+            searches: AtomicU64::new(0),
+            search_ids: AtomicU64::new(1),
+            run,
+        }
+    }
+
+    /// Components of an embedding.
+    #[must_use]
+    pub fn dim(&self) -> usize {
+        self.parts.rotation.dim()
+    }
+
+    /// Cancelled when the server begins to stop.
+    #[must_use]
+    pub fn draining(&self) -> &CancellationToken {
+        &self.parts.draining
+    }
+
+    /// The subject of that name.
+    ///
+    /// # Errors
+    /// [`ServiceError::NoSuchSubject`] where there is none.
+    pub async fn subject(&self, id: SubjectId) -> Result<SubjectRecord, ServiceError> {
+        let wanted = id.clone();
+        self.read(move |registry| registry.subject(&wanted)).await?.ok_or(ServiceError::NoSuchSubject(id))
+    }
+
+    /// How the server is.
+    ///
+    /// # Errors
+    /// [`ServiceError::Registry`] where the registry cannot say.
+    pub async fn status(&self) -> Result<Status, ServiceError> {
+        let counts = self.read(|registry| registry.counts()).await?;
+        Ok(Status {
+            dim: self.dim(),
+            counts,
+            gallery: self.parts.gallery.status(),
+            uptime: self.started.elapsed(),
+            searches: self.searches.load(Ordering::Relaxed),
+            policies: Purpose::ALL.map(|p| (p, self.parts.policies.of(p))).to_vec(),
+            resident_anonymous_bytes: resident_anonymous_bytes(),
+        })
+    }
+
+    /// Reads from the registry on a thread that may block.
+    async fn read<T: Send + 'static>(
+        &self,
+        read: impl FnOnce(&dyn Registry) -> Result<T, crate::registry::RegistryError> + Send + 'static,
+    ) -> Result<T, ServiceError> {
+        let permit = Arc::clone(&self.reads)
+            .try_acquire_owned()
+            .map_err(|_| ServiceError::Busy { what: Busy::Reads, retry_after: Duration::from_millis(50) })?;
+        let registry = Arc::clone(&self.parts.registry);
+        let result = tokio::task::spawn_blocking(move || {
+            let _permit = permit;
+            read(&*registry)
+        })
+        .await
+        .map_err(|_| ServiceError::Draining)?;
+        result.map_err(|e| ServiceError::Registry(Arc::new(e)))
+    }
+}
+
+/// Anonymous resident memory of this process, 0 where the system does not say.
+fn resident_anonymous_bytes() -> u64 {
+    std::fs::read_to_string("/proc/self/status")
+        .ok()
+        .and_then(|status| {
+            let line = status.lines().find_map(|l| l.strip_prefix("RssAnon:"))?;
+            line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()
+        })
+        .unwrap_or(0)
+        * 1024
+}
+
+/// Searches the gallery for the batcher.
+pub struct GallerySearcher {
+    /// What is searched.
+    pub gallery: Arc<Gallery>,
+    /// Reused between batches.
+    pub survivors: Survivors,
+}
+
+impl BatchSearcher for GallerySearcher {
+    fn search(&mut self, searches: &[&Search]) -> Result<(Vec<Answer>, BatchTiming), String> {
+        self.gallery.search(searches, &mut self.survivors).map_err(|e| e.to_string())
+    }
+}

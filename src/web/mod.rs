@@ -1,0 +1,68 @@
+//! HTTP: metrics and health for operators' tools.
+//!
+//! The only home of axum's types. Serves numbers, never a subject or a template.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use axum::Router;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::telemetry;
+
+/// How often distributions are folded, so that memory stays bounded when nobody scrapes.
+const UPKEEP: Duration = Duration::from_secs(5);
+
+/// The recorder of this process. The first call installs it.
+///
+/// # Errors
+/// Where another recorder is installed, or the buckets are not buckets.
+pub fn recorder() -> Result<PrometheusHandle, BuildError> {
+    static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
+    if let Some(handle) = HANDLE.get() {
+        return Ok(handle.clone());
+    }
+    let handle = PrometheusBuilder::new()
+        .set_buckets_for_metric(Matcher::Suffix("_seconds".into()), telemetry::LATENCY_BUCKETS_S)?
+        .set_buckets_for_metric(Matcher::Full("thenar_batch_probes".into()), telemetry::BATCH_BUCKETS)?
+        .install_recorder()?;
+    telemetry::describe();
+    Ok(HANDLE.get_or_init(|| handle).clone())
+}
+
+/// Serves `/metrics`, `/livez` and `/readyz` until `stop`; `draining` makes the server not ready.
+///
+/// # Errors
+/// Where the socket fails.
+pub async fn serve(
+    listener: TcpListener,
+    handle: PrometheusHandle,
+    draining: CancellationToken,
+    stop: CancellationToken,
+) -> std::io::Result<()> {
+    let upkeep = handle.clone();
+    let ended = stop.clone();
+    tokio::spawn(async move {
+        while tokio::time::timeout(UPKEEP, ended.cancelled()).await.is_err() {
+            upkeep.run_upkeep();
+        }
+    });
+    let metrics = move || {
+        let text = handle.render();
+        async move { ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response() }
+    };
+    let ready = move || {
+        let ready = !draining.is_cancelled();
+        async move { if ready { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "draining\n") } }
+    };
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/livez", get(async || "alive\n"))
+        .route("/readyz", get(ready));
+    axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await }).await
+}

@@ -1,0 +1,197 @@
+//! A damaged index is found out, reported, rewritten from the registry, and answers right.
+
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::client::enroll_request;
+use crate::harness::{Options, Site, TestServer, files_under};
+use crate::palms::{Palm, Palms};
+
+const SEED: u64 = 61;
+const DIM: usize = 64;
+const PEOPLE: usize = 400;
+/// Of the file format: a header page, a record of 128 bytes for each of 65,536 rows, then the rows.
+const HEADER_BYTES: u64 = 4096;
+const META_BYTES: u64 = 128;
+const ROWS_AT: u64 = HEADER_BYTES + META_BYTES * 65_536;
+const ROW_BYTES: u64 = 2 * DIM as u64;
+
+/// A stopped server over a gallery of which every tenth person was forgotten.
+async fn stopped() -> (Site, Vec<(String, Palm)>) {
+    let server = TestServer::start(Options::dim(DIM));
+    let mut client = server.client().await;
+    let mut palms = Palms::new(SEED, DIM);
+    let people: Vec<_> = (0..PEOPLE).map(|i| (format!("person-{i}"), palms.palm())).collect();
+    client.bulk(people.iter().map(|(id, palm)| enroll_request(id, std::slice::from_ref(palm))).collect()).await;
+    for (id, _) in people.iter().step_by(10) {
+        client.forget(id).await.unwrap();
+    }
+    drop(client);
+    let site = server.terminate();
+    let (code, said) = site.verify_index();
+    assert_eq!(code, Some(0), "before the damage: {said}");
+    (site, people)
+}
+
+fn segment(site: &Site) -> PathBuf {
+    let mut segments = files_under(&site.data().join("index"));
+    segments.retain(|path| std::fs::metadata(path).is_ok_and(|m| m.len() >= ROWS_AT));
+    assert_eq!(segments.len(), 1, "{segments:?}");
+    segments.remove(0)
+}
+
+fn flip(path: &Path, at: u64, mask: u8) {
+    let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[byte[0] ^ mask], at).unwrap();
+}
+
+/// The first live row from `from` on: bulk messages are worked on side by side, so which person has
+/// which row is not fixed.
+fn live_row(site: &Site, from: u64) -> u64 {
+    let file = std::fs::File::open(segment(site)).unwrap();
+    let is_live = |row: &u64| {
+        let mut state = [0; 4];
+        file.read_exact_at(&mut state, HEADER_BYTES + row * META_BYTES + 24).unwrap();
+        state == *b"LIVE"
+    };
+    (from..PEOPLE as u64).find(is_live).expect("most rows are live")
+}
+
+/// Damages the index, sees that `verify-index` says so, starts the server, and checks that it has
+/// said so too and answers for everybody; afterwards all is sound again.
+async fn is_found_out_and_mended(what: &str, damage: impl FnOnce(&Site), words: &[&str]) {
+    let (site, people) = stopped().await;
+    damage(&site);
+    let (code, said) = site.verify_index();
+    assert_eq!(code, Some(1), "{what}: {said}");
+    let server = site.start();
+    let log = server.log();
+    assert!(log.contains("ERROR"), "{what}: {log}");
+    for word in words {
+        assert!(log.contains(word), "{what}: no {word:?} in {log}");
+    }
+    let mut client = server.client().await;
+    let status = client.status().await.unwrap();
+    assert_eq!(status.templates, (PEOPLE - PEOPLE / 10) as u64, "{what}");
+    for (number, (id, palm)) in people.iter().enumerate() {
+        let expected = (number % 10 != 0).then_some(id);
+        assert_eq!(client.who(palm).await.unwrap().as_ref(), expected, "{what}, seed {SEED}");
+    }
+    // Writes go on where they were.
+    client.forget("person-1").await.unwrap();
+    assert_eq!(client.who(&people[1].1).await.unwrap(), None, "{what}");
+    client.enroll("person-0", std::slice::from_ref(&people[0].1)).await.unwrap();
+    drop(client);
+    let site = server.terminate();
+    let (code, said) = site.verify_index();
+    assert_eq!(code, Some(0), "{what}, afterwards: {said}");
+    let server = site.start();
+    let mut client = server.client().await;
+    assert_eq!(client.who(&people[0].1).await.unwrap().as_deref(), Some("person-0"), "{what}");
+    assert_eq!(client.who(&people[1].1).await.unwrap(), None, "{what}");
+    let last_start = &server.log();
+    assert!(!last_start.contains("ERROR"), "{what}: mended once and for all: {last_start}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_corrupt_manifest_makes_the_index_anew() {
+    let damage = |site: &Site| flip(&site.data().join("index/MANIFEST"), 30, 0x10);
+    is_found_out_and_mended("manifest", damage, &["MANIFEST", "corrupt", "made anew"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_truncated_manifest_makes_the_index_anew() {
+    let damage = |site: &Site| {
+        let file = std::fs::File::options().write(true).open(site.data().join("index/MANIFEST")).unwrap();
+        file.set_len(17).unwrap();
+    };
+    is_found_out_and_mended("short manifest", damage, &["MANIFEST", "made anew"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_truncated_segment_is_rewritten() {
+    let damage = |site: &Site| {
+        let file = std::fs::File::options().write(true).open(segment(site)).unwrap();
+        file.set_len(ROWS_AT + 100 * ROW_BYTES).unwrap();
+    };
+    is_found_out_and_mended("truncated segment", damage, &["damaged", "registry"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_missing_segment_is_rewritten() {
+    let damage = |site: &Site| std::fs::remove_file(segment(site)).unwrap();
+    is_found_out_and_mended("missing segment", damage, &["damaged", "registry"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_flipped_bit_in_a_row_is_found_and_the_segment_rewritten() {
+    let damage = |site: &Site| flip(&segment(site), ROWS_AT + live_row(site, 123) * ROW_BYTES + 77, 0x04);
+    is_found_out_and_mended("row", damage, &["damaged", "registry"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_flipped_bit_in_a_record_is_found_and_the_segment_rewritten() {
+    // The subject's number: it would put one person's palm to another's name.
+    let damage = |site: &Site| flip(&segment(site), HEADER_BYTES + live_row(site, 124) * META_BYTES + 8, 0x01);
+    is_found_out_and_mended("record", damage, &["damaged", "registry"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_flipped_bit_in_a_state_word_is_found_and_the_segment_rewritten() {
+    let damage = |site: &Site| flip(&segment(site), HEADER_BYTES + live_row(site, 125) * META_BYTES + 24, 0x01);
+    is_found_out_and_mended("state word", damage, &["damaged", "registry"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_flipped_bit_in_a_header_is_found_and_the_segment_rewritten() {
+    let damage = |site: &Site| flip(&segment(site), 20, 0x01);
+    is_found_out_and_mended("header", damage, &["damaged", "registry"]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_index_that_was_deleted_is_made_anew() {
+    let (site, people) = stopped().await;
+    std::fs::remove_dir_all(site.data().join("index")).unwrap();
+    let server = site.start();
+    let mut client = server.client().await;
+    for (number, (id, palm)) in people.iter().enumerate() {
+        let expected = (number % 10 != 0).then_some(id);
+        assert_eq!(client.who(palm).await.unwrap().as_ref(), expected, "seed {SEED}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_index_ahead_of_an_older_registry_is_made_anew() {
+    let (site, people) = stopped().await;
+    let older = site.dir.path().join("older.sqlite");
+    std::fs::copy(site.data().join("registry.sqlite"), &older).unwrap();
+    let server = site.start();
+    let mut client = server.client().await;
+    client.enroll("late", &[Palms::new(SEED + 1, DIM).palm()]).await.unwrap();
+    client.forget("person-2").await.unwrap();
+    drop(client);
+    let site = server.terminate();
+    // Somebody puts an older backup of the registry back.
+    for beside in ["registry.sqlite-wal", "registry.sqlite-shm"] {
+        let _ = std::fs::remove_file(site.data().join(beside));
+    }
+    std::fs::copy(&older, site.data().join("registry.sqlite")).unwrap();
+    let server = site.start();
+    assert!(server.log().contains("older backup"), "{}", server.log());
+    let mut client = server.client().await;
+    assert_eq!(client.who(&people[2].1).await.unwrap().as_deref(), Some("person-2"), "seed {SEED}");
+    assert_eq!(client.who(&Palms::new(SEED + 1, DIM).palm()).await.unwrap(), None, "seed {SEED}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_registry_that_is_none_is_refused_and_left_alone() {
+    let (site, _) = stopped().await;
+    let registry = site.data().join("registry.sqlite");
+    std::fs::write(&registry, vec![0x5a; 8192]).unwrap();
+    let (code, said) = site.expect_no_start();
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("registry") && !said.contains("panicked"), "{said}");
+    assert_eq!(std::fs::read(&registry).unwrap(), vec![0x5a; 8192]);
+}

@@ -1,0 +1,15 @@
+//! End to end: the real binary in a process of its own, spoken to over the wire; and the search
+//! planner over real index snapshots, against brute force.
+//!
+//! Every random choice comes from a seed, and a failure prints it with the server's log.
+
+mod bad_input;
+mod client;
+mod damage;
+mod exact_search;
+mod exact_wire;
+mod freshness;
+mod harness;
+mod oracle;
+mod palms;
+mod startup;
