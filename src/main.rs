@@ -24,6 +24,7 @@ fn main() -> ExitCode {
             Command::Import(args) => cli::conclude(cli::import::run(args).await),
             Command::Identify(args) => cli::conclude(cli::identify::run(args).await),
             Command::Forget(args) => cli::conclude(cli::forget::run(args).await),
+            Command::Demo(args) => cli::conclude(cli::demo::run(args).await),
             Command::Status(args) => cli::conclude(cli::status::run(args).await),
             Command::Serve(args) => cli::conclude_local(cli::serve::run(args).await),
             Command::Keys(args) => cli::conclude_local(cli::keys::run(args)),

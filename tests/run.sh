@@ -43,7 +43,7 @@ docs() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-p
 stage "format" cargo fmt --all --check
 stage "lints" cargo clippy --workspace --lib --bins --quiet -- -D warnings
 stage "documentation" docs
-counted "tests" 'tests run:' cargo nextest run --workspace --no-fail-fast -E 'not test(cli::import) and not test(exact_wire) and not test(bad_input) and not test(readers) and not test(crash)'
+counted "tests" 'tests run:' cargo nextest run --workspace --no-fail-fast
 stage "documentation examples" cargo test --workspace --doc --quiet
 stage "server binary" cargo build --quiet
 

@@ -9,6 +9,7 @@
 //! and 2 where the command line itself was wrong and nothing was tried.
 
 pub mod connect;
+pub mod demo;
 pub mod embeddings;
 pub mod error;
 #[cfg(test)]
@@ -51,6 +52,8 @@ pub enum Command {
     Forget(forget::ForgetArgs),
     /// Show what a running server is and holds.
     Status(status::StatusArgs),
+    /// Start a server on generated palms, put it under load and check every answer.
+    Demo(demo::DemoArgs),
     /// Run a server.
     Serve(serve::ServeArgs),
     /// Make the master key, or show its fingerprint.

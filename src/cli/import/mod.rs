@@ -109,7 +109,7 @@ pub struct Summary {
 /// [`CliError`] where files do not do, the server cannot be reached or refuses.
 pub async fn run(args: ImportArgs) -> Result<Outcome, CliError> {
     let server = args.server.resolve()?;
-    let interrupted = interrupt::watch()?;
+    let interrupted = interrupt::watch(interrupt::Again::Ends)?;
     let files = open(&args).await?;
     let progress = Progress::new("enrolling", files.embeddings.rows(), "templates");
     check_dimension(&server, &files.embeddings).await?;

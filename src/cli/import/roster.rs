@@ -237,10 +237,10 @@ impl<R: BufRead> Read for UnixLines<R> {
     }
 }
 
-/// The columns, the names of those that are ignored, and the lines after the header.
-type Opened<R> = (Columns, Vec<String>, csv::Reader<UnixLines<BufReader<R>>>);
-
-fn open<R: Read>(path: &Path, wrap: impl FnOnce(File) -> R) -> Result<Opened<R>, RosterError> {
+fn open<R: Read>(
+    path: &Path,
+    wrap: impl FnOnce(File) -> R,
+) -> Result<(Columns, Vec<String>, csv::Reader<UnixLines<BufReader<R>>>), RosterError> {
     let unreadable = |source: csv::Error| RosterError::Unreadable { path: path.to_owned(), source };
     let file = File::open(path).map_err(|error| unreadable(error.into()))?;
     let mut reader = ReaderBuilder::new().flexible(true).buffer_capacity(1 << 18).from_reader(UnixLines {

@@ -19,6 +19,8 @@ use crate::registry::{
     StoredTemplate, SubjectRecord, TemplateRecord,
 };
 
+/// Digits at the end of a request id that are taken for a number; 18 always fit 64 bits.
+const REQUEST_DIGITS_MAX: usize = 18;
 /// Requests pruned in one transaction.
 const PRUNE_STEP: i64 = 4096;
 
@@ -421,15 +423,56 @@ impl<'c> Statements<'c> {
     }
 }
 
-/// What a request is filed under: a digest of its id, so that a client's words, which may name
-/// somebody, are not kept.
-fn request_key(id: &RequestId) -> [u8; 16] {
-    let mut key = [0; 16];
-    key.copy_from_slice(&Sha256::digest(id.as_str())[..16]);
+/// What a request is filed under. A digest, so that a client's words, which may name somebody, are
+/// not kept; but a number at the end of the id stays a number, so that requests counted up, as an
+/// import's are, are neighbours in the index. Digests throughout would scatter them: at 1.5 million
+/// requests that made commits of 2,000 enrolments slower by a factor of 3 and more.
+///
+/// Different ids have different keys: the digest covers what is before the number and its length.
+fn request_key(id: &RequestId) -> [u8; 24] {
+    let text = id.as_str();
+    let digits = text.bytes().rev().take(REQUEST_DIGITS_MAX).take_while(u8::is_ascii_digit).count();
+    let (words, number) = text.split_at(text.len() - digits);
+    let length = u8::try_from(digits).expect("there are few digits");
+    let digest = Sha256::new().chain_update([length]).chain_update(words).finalize();
+    let mut key = [0; 24];
+    key[..16].copy_from_slice(&digest[..16]);
+    key[16..].copy_from_slice(&number.parse::<u64>().unwrap_or_default().to_be_bytes());
     key
 }
 
 fn in_words(identity: &GalleryIdentity) -> String {
     let key: String = identity.key_id.iter().map(|b| format!("{b:02x}")).collect();
     format!("dimension {} and key {key}", identity.dim)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn request_keys_keep_count_and_tell_ids_apart() {
+        let key = |text: &str| request_key(&RequestId::new(text).unwrap());
+        let counted: Vec<_> = (95..=105).map(|n| key(&format!("import-{n:06}"))).collect();
+        assert!(counted.is_sorted() && counted.iter().all(|k| k[..16] == counted[0][..16]));
+        let all = [
+            "a",
+            "b",
+            "a1",
+            "a01",
+            "a001",
+            "a10",
+            "1",
+            "01",
+            "a1a",
+            "a1b",
+            "1a1",
+            "999999999999999999",
+            "9999999999999999999",
+            "19999999999999999999",
+            "09999999999999999999",
+        ];
+        let distinct: std::collections::HashSet<_> = all.iter().map(|text| key(text)).collect();
+        assert_eq!(distinct.len(), all.len());
+    }
 }

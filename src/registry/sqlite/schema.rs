@@ -18,15 +18,17 @@ use crate::registry::RegistryError;
 const APPLICATION_ID: i32 = 0x5448_4e52;
 /// How long a call waits for a lock that another program holds.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Bytes of a page, for new databases.
-const PAGE_BYTES: u32 = 4096;
+/// Bytes of a page, for new databases: seven sealed templates of 512 dimensions.
+const PAGE_BYTES: u32 = 8192;
 /// Page cache of the writing connection, in KiB. It must hold the pages one commit touches, or
 /// they spill into the log early.
 const WRITER_CACHE_KIB: i32 = 64 << 10;
 /// Page cache of a reading connection, in KiB.
 const READER_CACHE_KIB: i32 = 8 << 10;
+/// Bytes of the smallest database.
+const DATABASE_BYTES_MIN: u64 = 512;
 /// Pages in the write-ahead log before a commit copies them into the database.
-const CHECKPOINT_PAGES: i32 = 8192;
+const CHECKPOINT_PAGES: i32 = 4096;
 
 /// Migration `i` leads from version `i` to `i + 1`.
 const MIGRATIONS: [&str; 1] = ["
@@ -73,7 +75,7 @@ const MIGRATIONS: [&str; 1] = ["
         subject INTEGER NOT NULL,
         template INTEGER -- NULL for forgotten
     ) STRICT;
-    -- By time, so that pruning cuts a range; `key` is a digest of the request id.
+    -- By time, so that pruning cuts a range; `key` is made from the request id.
     CREATE TABLE requests(
         seq INTEGER PRIMARY KEY,
         key BLOB NOT NULL UNIQUE,
@@ -101,10 +103,12 @@ pub(super) fn create_file(path: &Path) -> Result<(), RegistryError> {
         }
         Err(e) if e.kind() == ErrorKind::AlreadyExists => {
             let metadata = std::fs::metadata(path).map_err(refuse("looking at it"))?;
-            if metadata.is_file() {
-                Ok(())
-            } else {
-                Err(RegistryError::Unusable { path: path.to_owned(), why: "it is not a file" })
+            let unusable = |why| Err(RegistryError::Unusable { path: path.to_owned(), why });
+            match metadata.len() {
+                _ if !metadata.is_file() => unusable("it is not a file"),
+                // SQLite would take it for an empty database and write over it.
+                1..DATABASE_BYTES_MIN => unusable("it is cut off"),
+                _ => Ok(()),
             }
         }
         Err(e) => Err(refuse("creating it")(e)),

@@ -1,0 +1,322 @@
+//! The demo's load: gates and terminals that search as fast as they are answered, and somebody
+//! who forgets and enrols people meanwhile and looks whether the very next search knows.
+//!
+//! Every answer is judged against the truth of the [`Population`]. Gates and terminals only show
+//! palms of people who stay; those who come and go belong to [`churn`].
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use rand::{RngExt as _, SeedableRng as _};
+use rand_chacha::ChaCha8Rng;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Status};
+
+use super::population::Population;
+use crate::cli::connect::{self, Server};
+use crate::cli::error::CliError;
+use crate::wire::{
+    Decision, ForgetRequest, IdentifyRequest, IdentifyResponse, PalmSample, Purpose, identify_stream_response,
+};
+
+/// Decisions of the demo take this score or the policy's, whichever is higher. At 512 dimensions
+/// mates of the standard gallery lie above 0.65 and strangers, out of millions, below 0.58.
+pub const THRESHOLD: f64 = 0.6;
+/// Share of probes that show somebody who is enrolled.
+const MATED_SHARE: f64 = 0.7;
+/// Share of a terminal's mated probes that come from people with two palms.
+const TWO_PALMS_SHARE: f64 = 0.5;
+/// A server that takes longer has failed.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// Pause after a refusal that names none.
+const REFUSED_PAUSE: Duration = Duration::from_millis(20);
+/// Time between two rounds of forgetting and enrolling.
+const CHURN_INTERVAL: Duration = Duration::from_millis(250);
+/// How often a refused call of the churn is made again.
+const CHURN_ATTEMPTS_MAX: u32 = 200;
+/// Rounds of the churn for which people are set aside, for each second of load.
+const CHURN_ROUNDS_A_SECOND: u32 = 4;
+
+/// What the searches of some clients came to.
+#[derive(Debug, Clone)]
+pub struct Tally {
+    /// Answered searches, from sending to the answer, in microseconds.
+    pub latency_us: Histogram<u64>,
+    /// Answers that are right: the enrolled person, or nobody where nobody is enrolled.
+    pub correct: u64,
+    /// Matches with somebody else.
+    pub wrong: u64,
+    /// People who are enrolled and were not matched.
+    pub missed: u64,
+    /// Searches that the server refused because it was full, draining or too late.
+    pub refused: u64,
+}
+
+impl Tally {
+    /// Nothing yet.
+    #[must_use]
+    pub fn new() -> Self {
+        // One microsecond to the longest wait, to three digits: a constant that is in range.
+        let latency_us = Histogram::new_with_bounds(1, 2 * ANSWER_WITHIN.as_micros() as u64, 3)
+            .unwrap_or_else(|error| unreachable!("the bounds are in range: {error}"));
+        Self { latency_us, correct: 0, wrong: 0, missed: 0, refused: 0 }
+    }
+
+    /// Answered searches.
+    #[must_use]
+    pub fn searches(&self) -> u64 {
+        self.correct + self.wrong + self.missed
+    }
+
+    /// Adds another's figures.
+    pub fn add(&mut self, other: &Self) {
+        self.latency_us += &other.latency_us;
+        self.correct += other.correct;
+        self.wrong += other.wrong;
+        self.missed += other.missed;
+        self.refused += other.refused;
+    }
+
+    fn count(&mut self, truth: Option<u32>, response: &IdentifyResponse, took: Duration) {
+        match judge(truth, response) {
+            Verdict::Correct => self.correct += 1,
+            Verdict::Wrong => self.wrong += 1,
+            Verdict::Missed => self.missed += 1,
+        }
+        self.latency_us.saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1));
+    }
+}
+
+impl Default for Tally {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// What a client asks of the truth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Correct,
+    Wrong,
+    Missed,
+}
+
+/// Holds an answer against the truth: the subject whose palm it was, or none for a stranger. A
+/// stranger about whom the server cannot decide is not let in, which is right.
+fn judge(truth: Option<u32>, response: &IdentifyResponse) -> Verdict {
+    if response.decision() != Decision::Match {
+        return if truth.is_some() { Verdict::Missed } else { Verdict::Correct };
+    }
+    let matched = response.candidates.first().map(|candidate| candidate.subject_id.as_str());
+    if truth.is_some() && matched == truth.map(Population::subject_id).as_deref() {
+        Verdict::Correct
+    } else {
+        Verdict::Wrong
+    }
+}
+
+/// Whether a status says "not now" rather than "no".
+fn is_refusal(code: Code) -> bool {
+    matches!(code, Code::ResourceExhausted | Code::DeadlineExceeded | Code::Unavailable)
+}
+
+/// Makes a call until it is not refused, and gives its answer: what is asked for under load must
+/// happen some time, and every call of the churn is idempotent.
+macro_rules! patiently {
+    ($call:literal, $made:expr) => {{
+        let mut attempts = 0;
+        loop {
+            attempts += 1;
+            match within($call, $made).await? {
+                Ok(response) => break response.into_inner(),
+                Err(status) if is_refusal(status.code()) && attempts < CHURN_ATTEMPTS_MAX => {
+                    tokio::time::sleep(REFUSED_PAUSE).await;
+                }
+                Err(status) => return Err(CliError::refused($call, status)),
+            }
+        }
+    }};
+}
+
+/// People who stay enrolled: `0..stable`; the rest may be forgotten while the load runs.
+#[must_use]
+pub fn stable_subjects(people: &Population, seconds: u64) -> u32 {
+    let set_aside = u32::try_from(seconds).unwrap_or(u32::MAX).saturating_mul(2 * CHURN_ROUNDS_A_SECOND);
+    people.subjects() - set_aside.clamp(16, people.subjects() / 4 + 1).min(people.subjects() - 1)
+}
+
+/// What all clients of the load share.
+#[derive(Debug, Clone)]
+pub struct Scene {
+    /// Who is enrolled.
+    pub people: Arc<Population>,
+    /// People who stay, from 0.
+    pub stable: u32,
+    /// Where to search.
+    pub server: Server,
+    /// When to stop.
+    pub until: Instant,
+    /// Tells one client's random choices from another's.
+    pub seed: u64,
+}
+
+/// A search of the demo.
+#[must_use]
+pub fn request(request_id: String, venue: &str, purpose: Purpose, probes: Vec<PalmSample>) -> IdentifyRequest {
+    IdentifyRequest {
+        request_id,
+        venue_id: venue.to_owned(),
+        purpose: purpose.into(),
+        probes,
+        max_candidates: 5,
+        threshold: Some(THRESHOLD),
+    }
+}
+
+/// One turnstile: a stream, one palm after another, the next as soon as the last is answered.
+///
+/// # Errors
+/// [`CliError`] where the stream breaks or the server does not follow the protocol.
+pub async fn gate(scene: Scene) -> Result<Tally, CliError> {
+    const CALL: &str = "IdentifyStream";
+    let broken = |status: Status| CliError::refused(CALL, status);
+    let ended = || broken(Status::unavailable("the server ended the stream"));
+    let mut random = ChaCha8Rng::seed_from_u64(scene.seed);
+    let mut tally = Tally::new();
+    let (requests, queue) = mpsc::channel(1);
+    let mut client = connect::identification(scene.server.connect().await?);
+    let mut answers = client.identify_stream(ReceiverStream::new(queue)).await.map_err(broken)?.into_inner();
+    let mut asked = 0_u64;
+    while Instant::now() < scene.until {
+        let truth = random.random_bool(MATED_SHARE).then(|| random.random_range(0..scene.stable));
+        let probe = match truth {
+            Some(subject) => scene.people.capture(subject, random.random()),
+            None => scene.people.stranger(random.random()),
+        };
+        let request_id = format!("gate-{}-{asked}", scene.seed);
+        asked += 1;
+        let sent = Instant::now();
+        let question = request(request_id.clone(), "demo-stadium", Purpose::Entry, vec![probe]);
+        requests.send(question).await.map_err(|_| ended())?;
+        let answer = within(CALL, answers.message()).await?.map_err(broken)?.ok_or_else(ended)?;
+        let took = sent.elapsed();
+        if answer.request_id != request_id {
+            let problem = format!("{:?} was answered, {request_id:?} was asked", answer.request_id);
+            return Err(CliError::Protocol { call: CALL, problem });
+        }
+        match answer.outcome {
+            Some(identify_stream_response::Outcome::Response(response)) => tally.count(truth, &response, took),
+            Some(identify_stream_response::Outcome::Error(error)) if is_refusal(Code::from_i32(error.code)) => {
+                tally.refused += 1;
+                let pause = error.retry_after.and_then(|span| Duration::try_from(span).ok());
+                tokio::time::sleep(pause.unwrap_or(REFUSED_PAUSE)).await;
+            }
+            Some(identify_stream_response::Outcome::Error(error)) => {
+                return Err(broken(Status::new(Code::from_i32(error.code), error.message)));
+            }
+            None => return Err(CliError::Protocol { call: CALL, problem: "an answer without outcome".to_owned() }),
+        }
+    }
+    Ok(tally)
+}
+
+/// One payment terminal: a call a search, both palms of those who have two.
+///
+/// # Errors
+/// [`CliError`] where the server cannot be reached or refuses for good.
+pub async fn terminal(scene: Scene) -> Result<Tally, CliError> {
+    let mut random = ChaCha8Rng::seed_from_u64(scene.seed);
+    let mut tally = Tally::new();
+    let mut client = connect::identification(scene.server.connect().await?);
+    let mut asked = 0_u64;
+    while Instant::now() < scene.until {
+        let truth = random.random_bool(MATED_SHARE).then(|| {
+            let subject = random.random_range(0..scene.stable);
+            let of_two = subject / 10 * 10 + 9;
+            let take_two = random.random_bool(TWO_PALMS_SHARE) && of_two < scene.stable;
+            if take_two { of_two } else { subject }
+        });
+        let probes = match truth {
+            Some(subject) => scene.people.captures(subject, random.random()),
+            None => vec![scene.people.stranger(random.random())],
+        };
+        let request_id = format!("terminal-{}-{asked}", scene.seed);
+        asked += 1;
+        let sent = Instant::now();
+        let question = request(request_id, "demo-store", Purpose::Payment, probes);
+        match within("Identify", client.identify(question)).await? {
+            Ok(response) => tally.count(truth, response.get_ref(), sent.elapsed()),
+            Err(status) if is_refusal(status.code()) => {
+                tally.refused += 1;
+                tokio::time::sleep(REFUSED_PAUSE).await;
+            }
+            Err(status) => return Err(CliError::refused("Identify", status)),
+        }
+    }
+    Ok(tally)
+}
+
+/// What became of those who came and went.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Freshness {
+    /// People forgotten, each searched for by the very next call.
+    pub forgotten: u64,
+    /// People enrolled, each searched for by the very next call.
+    pub enrolled: u64,
+    /// Searches that still knew the first or did not yet know the second.
+    pub stale: u64,
+}
+
+/// Forgets somebody and enrols somebody every quarter of a second, and searches for both at once.
+///
+/// # Errors
+/// [`CliError`] where the server cannot be reached or refuses for good.
+pub async fn churn(scene: Scene) -> Result<Freshness, CliError> {
+    let channel = scene.server.connect().await?;
+    let (mut enrollment, mut identification) =
+        (connect::enrollment(channel.clone()), connect::identification(channel));
+    let mut freshness = Freshness::default();
+    let people = &scene.people;
+    let mut leaving = scene.stable..people.subjects();
+    let mut coming = people.subjects()..;
+    let mut rounds = tokio::time::interval(CHURN_INTERVAL);
+    loop {
+        rounds.tick().await;
+        if Instant::now() >= scene.until {
+            return Ok(freshness);
+        }
+        if let Some(subject) = leaving.next() {
+            let subject_id = Population::subject_id(subject);
+            let request = ForgetRequest { request_id: format!("demo-forget-{subject_id}"), subject_id };
+            patiently!("Forget", enrollment.forget(request.clone()));
+            freshness.forgotten += 1;
+            let question = request_for(&scene, subject, "after-forgetting");
+            let response = patiently!("Identify", identification.identify(question.clone()));
+            let known = response.candidates.iter().any(|candidate| candidate.subject_id == request.subject_id);
+            freshness.stale += u64::from(known);
+        }
+        if let Some(subject) = coming.next() {
+            let request = people.enrollment(subject);
+            patiently!("Enroll", enrollment.enroll(request.clone()));
+            freshness.enrolled += 1;
+            let question = request_for(&scene, subject, "after-enrolling");
+            let response = patiently!("Identify", identification.identify(question.clone()));
+            freshness.stale += u64::from(judge(Some(subject), &response) != Verdict::Correct);
+        }
+    }
+}
+
+fn request_for(scene: &Scene, subject: u32, when: &str) -> IdentifyRequest {
+    let request_id = format!("{when}-{subject}");
+    request(request_id, "demo-stadium", Purpose::Entry, vec![scene.people.capture(subject, 0)])
+}
+
+/// The answer of a call, or an error where it takes too long.
+async fn within<T>(call: &'static str, answer: impl Future<Output = T>) -> Result<T, CliError> {
+    tokio::time::timeout(ANSWER_WITHIN, answer).await.map_err(|_elapsed| CliError::Protocol {
+        call,
+        problem: format!("no answer within {} s", ANSWER_WITHIN.as_secs()),
+    })
+}

@@ -1,0 +1,328 @@
+//! What the demo found, for programs and for people.
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use super::load::{Freshness, Tally};
+use crate::cli::Outcome;
+use crate::cli::sample::{decision_word, hand_word};
+use crate::cli::table::{facts, grouped, table};
+use crate::wire::IdentifyResponse;
+
+/// Everything the demo found. The order and the names of the first keys are relied on.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// Palms enrolled and searched.
+    pub gallery: u64,
+    /// Dimensions of an embedding.
+    pub dim: u32,
+    /// The engine that answered: cpu or gpu.
+    pub engine: String,
+    /// The processor or the graphics card.
+    pub adapter: String,
+    /// Searches of gates and terminals that were answered.
+    pub searches: u64,
+    /// Right answers.
+    pub correct: u64,
+    /// Matches with somebody else.
+    pub wrong: u64,
+    /// Enrolled people who were not matched.
+    pub missed: u64,
+    /// Of gates and terminals together, as they saw it.
+    pub latency_ms: Latency,
+    /// Searches answered a second.
+    pub searches_per_second: f64,
+    /// Palms enrolled a second, until durable and searchable.
+    pub enrolled_per_second: f64,
+    /// Searches that were refused because the server was full.
+    pub refused: u64,
+    /// People forgotten or enrolled under load, each searched for by the next call.
+    pub fresh_checks: u64,
+    /// Those searches that still saw the gallery of before.
+    pub stale: u64,
+    /// People the palms belong to.
+    pub subjects: u64,
+    /// Seed of the gallery.
+    pub seed: u64,
+    /// Least score of a match in the load.
+    pub threshold: f64,
+    /// Time of enrolling, in seconds.
+    pub enrol_seconds: f64,
+    /// Time of searching, in seconds.
+    pub search_seconds: f64,
+    /// The gates alone.
+    pub gates: Side,
+    /// The terminals alone.
+    pub terminals: Side,
+    /// One enrolled person, one stranger and one payment with two palms.
+    pub examples: Vec<Example>,
+}
+
+/// The clients of one kind.
+#[derive(Debug, Serialize)]
+pub struct Side {
+    /// How many there were.
+    pub count: u32,
+    /// Their searches that were answered.
+    pub searches: u64,
+    /// As they saw it.
+    pub latency_ms: Latency,
+}
+
+/// Latency in milliseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Latency {
+    /// Half of the searches took no longer.
+    pub p50: f64,
+    /// 99 of 100 took no longer.
+    pub p99: f64,
+    /// 999 of 1000 took no longer.
+    pub p999: f64,
+}
+
+/// One search, shown in full.
+#[derive(Debug, Serialize)]
+pub struct Example {
+    /// What was shown.
+    pub shown: &'static str,
+    /// The server's decision.
+    pub decision: &'static str,
+    /// By rank.
+    pub candidates: Vec<ExampleCandidate>,
+}
+
+/// One ranked identity.
+#[derive(Debug, Serialize)]
+pub struct ExampleCandidate {
+    /// From 1.
+    pub rank: u32,
+    /// Whose palm it may be.
+    pub subject_id: String,
+    /// Comparison score.
+    pub score: f64,
+    /// The hand of the best template.
+    pub hand: &'static str,
+}
+
+impl Example {
+    /// The answer to what was `shown`.
+    #[must_use]
+    pub fn new(shown: &'static str, response: IdentifyResponse) -> Self {
+        Self {
+            shown,
+            decision: decision_word(response.decision),
+            candidates: response
+                .candidates
+                .into_iter()
+                .map(|candidate| ExampleCandidate {
+                    rank: candidate.rank,
+                    subject_id: candidate.subject_id,
+                    score: candidate.score,
+                    hand: hand_word(candidate.hand),
+                })
+                .collect(),
+        }
+    }
+}
+
+impl Latency {
+    /// Percentiles of microseconds.
+    #[must_use]
+    pub fn of(latency_us: &Histogram<u64>) -> Self {
+        let at = |quantile| latency_us.value_at_quantile(quantile) as f64 / 1e3;
+        Self { p50: at(0.5), p99: at(0.99), p999: at(0.999) }
+    }
+}
+
+impl Side {
+    /// `count` clients that found `tally`.
+    #[must_use]
+    pub fn new(count: u32, tally: &Tally) -> Self {
+        Self { count, searches: tally.searches(), latency_ms: Latency::of(&tally.latency_us) }
+    }
+}
+
+impl Report {
+    /// Adds what gates, terminals and those who came and went found in `seconds`.
+    pub fn add_load(&mut self, gates: (u32, &Tally), terminals: (u32, &Tally), freshness: Freshness, seconds: f64) {
+        let mut both = gates.1.clone();
+        both.add(terminals.1);
+        self.searches = both.searches();
+        (self.correct, self.wrong, self.missed, self.refused) = (both.correct, both.wrong, both.missed, both.refused);
+        self.latency_ms = Latency::of(&both.latency_us);
+        self.search_seconds = seconds;
+        self.searches_per_second = both.searches() as f64 / seconds;
+        self.gates = Side::new(gates.0, gates.1);
+        self.terminals = Side::new(terminals.0, terminals.1);
+        self.fresh_checks = freshness.forgotten + freshness.enrolled;
+        self.stale = freshness.stale;
+    }
+
+    /// Done where searches were answered and every answer was right and fresh.
+    #[must_use]
+    pub fn outcome(&self) -> Outcome {
+        Outcome::done_if(self.searches > 0 && self.wrong == 0 && self.missed == 0 && self.stale == 0)
+    }
+
+    /// A page for people.
+    #[must_use]
+    pub fn render(&self) -> String {
+        let mut latency = table(&["", "searches", "p50 ms", "p99 ms", "p99.9 ms"], 1);
+        let named = [
+            (format!("{} gates", self.gates.count), self.gates.searches, self.gates.latency_ms),
+            (format!("{} terminals", self.terminals.count), self.terminals.searches, self.terminals.latency_ms),
+            ("together".to_owned(), self.searches, self.latency_ms),
+        ];
+        for (name, searches, ms) in named {
+            let [p50, p99, p999] = [ms.p50, ms.p99, ms.p999].map(|ms| format!("{ms:.2}"));
+            latency.add_row(vec![name, grouped(searches), p50, p99, p999]);
+        }
+        let mut examples = table(&["shown", "decision", "rank", "identity", "hand", "score"], 5);
+        for example in &self.examples {
+            let mut first = [example.shown.to_owned(), example.decision.to_owned()];
+            if example.candidates.is_empty() {
+                examples.add_row(first.iter().map(String::as_str).chain(["-", "-", "-", "-"]));
+            }
+            for candidate in &example.candidates {
+                let [shown, decision] = std::mem::take(&mut first);
+                examples.add_row(vec![
+                    shown,
+                    decision,
+                    candidate.rank.to_string(),
+                    candidate.subject_id.clone(),
+                    candidate.hand.to_owned(),
+                    format!("{:.4}", candidate.score),
+                ]);
+            }
+        }
+        let verdict = facts(&[
+            (
+                "gallery",
+                format!(
+                    "{} palms of {} people, {} dimensions, seed {}",
+                    grouped(self.gallery),
+                    grouped(self.subjects),
+                    self.dim,
+                    self.seed
+                ),
+            ),
+            ("engine", format!("{}: {}", self.engine, self.adapter)),
+            (
+                "enrolled",
+                format!("in {:.1} s, {} palms a second", self.enrol_seconds, grouped(self.enrolled_per_second as u64)),
+            ),
+            (
+                "searched",
+                format!(
+                    "{} in {:.1} s, {} a second, threshold {}",
+                    grouped(self.searches),
+                    self.search_seconds,
+                    grouped(self.searches_per_second as u64),
+                    self.threshold
+                ),
+            ),
+            (
+                "answers",
+                format!(
+                    "{} right, {} wrong, {} missed, {} refused",
+                    grouped(self.correct),
+                    grouped(self.wrong),
+                    grouped(self.missed),
+                    grouped(self.refused)
+                ),
+            ),
+            (
+                "freshness",
+                format!("{} changes under load, {} not seen by the next search", self.fresh_checks, self.stale),
+            ),
+        ]);
+        format!("{verdict}\n\n{latency}\n\n{examples}")
+    }
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    pub(crate) fn report() -> Report {
+        let none = Tally::new();
+        Report {
+            gallery: 1000,
+            dim: 512,
+            engine: "cpu".to_owned(),
+            adapter: "test".to_owned(),
+            searches: 0,
+            correct: 0,
+            wrong: 0,
+            missed: 0,
+            latency_ms: Latency::of(&none.latency_us),
+            searches_per_second: 0.0,
+            enrolled_per_second: 0.0,
+            refused: 0,
+            fresh_checks: 0,
+            stale: 0,
+            subjects: 910,
+            seed: 1,
+            threshold: 0.6,
+            enrol_seconds: 1.0,
+            search_seconds: 0.0,
+            gates: Side::new(0, &none),
+            terminals: Side::new(0, &none),
+            examples: Vec::new(),
+        }
+    }
+
+    fn tally(correct: u64, wrong: u64, missed: u64, us: u64) -> Tally {
+        let mut tally = Tally { correct, wrong, missed, ..Tally::new() };
+        tally.latency_us.record_n(us, tally.searches()).unwrap();
+        tally
+    }
+
+    #[test]
+    fn gates_and_terminals_add_up() {
+        let mut report = report();
+        let (gates, terminals) = (tally(90, 0, 0, 2_000), tally(8, 1, 1, 8_000));
+        report.add_load((20, &gates), (2, &terminals), Freshness { forgotten: 4, enrolled: 5, stale: 0 }, 2.0);
+        assert_eq!((report.searches, report.correct, report.wrong, report.missed), (100, 98, 1, 1));
+        assert!((report.searches_per_second - 50.0).abs() < 1e-9);
+        assert!((report.latency_ms.p50 - 2.0).abs() < 0.01, "{:?}", report.latency_ms);
+        assert!((report.latency_ms.p99 - 8.0).abs() < 0.01, "{:?}", report.latency_ms);
+        assert_eq!(report.fresh_checks, 9);
+        let page = report.render();
+        assert!(page.contains("98 right, 1 wrong, 1 missed") && page.contains("20 gates"), "{page}");
+    }
+
+    #[test]
+    fn one_wrong_missed_or_stale_answer_fails_the_demo_and_so_does_none_at_all() {
+        let none = Tally::new();
+        let fresh = Freshness { forgotten: 1, enrolled: 1, stale: 0 };
+        for (gates, freshness, outcome) in [
+            (tally(5, 0, 0, 10), fresh, Outcome::Done),
+            (tally(5, 1, 0, 10), fresh, Outcome::Failed),
+            (tally(5, 0, 1, 10), fresh, Outcome::Failed),
+            (tally(5, 0, 0, 10), Freshness { stale: 1, ..fresh }, Outcome::Failed),
+            (none.clone(), fresh, Outcome::Failed),
+        ] {
+            let mut report = report();
+            report.add_load((1, &gates), (0, &none), freshness, 1.0);
+            assert_eq!(report.outcome(), outcome, "{gates:?} {freshness:?}");
+        }
+    }
+
+    #[test]
+    fn the_object_for_programs_begins_with_the_keys_that_are_relied_on() {
+        let text = serde_json::to_string(&report()).unwrap();
+        let keys = [
+            "gallery", "dim", "engine", "adapter", "searches", "correct", "wrong", "missed", "latency_ms",
+            "searches_per_second", "enrolled_per_second",
+        ];
+        let mut from = 0;
+        for key in keys {
+            let found = text[from..].find(&format!("\"{key}\":"));
+            from += found.unwrap_or_else(|| panic!("{key} is missing or out of order in {text}"));
+        }
+        let value: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let latency: Vec<&String> = value["latency_ms"].as_object().unwrap().keys().collect();
+        assert_eq!(latency, ["p50", "p99", "p999"]);
+    }
+}

@@ -1,0 +1,126 @@
+//! Tests of the SQLite registry, by what they try to break.
+
+mod behaviour;
+mod concurrency;
+mod crash;
+mod faults;
+mod model;
+mod property;
+mod scrubbing;
+mod speed;
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::Connection;
+
+use super::*;
+use crate::palm::{Hand, RequestId};
+use crate::registry::{Action, Outcome, SealedTemplate};
+
+/// A registry in a folder of its own, which goes with it.
+struct Home {
+    registry: Option<SqliteRegistry>,
+    folder: tempfile::TempDir,
+}
+
+impl Home {
+    fn new() -> Self {
+        let mut home = Self { registry: None, folder: tempfile::tempdir().unwrap() };
+        home.reopen();
+        home
+    }
+
+    fn path(&self) -> PathBuf {
+        self.folder.path().join("registry.db")
+    }
+
+    fn reopen(&mut self) {
+        self.registry = None;
+        self.registry = Some(SqliteRegistry::open(&self.path()).unwrap());
+    }
+
+    /// Closes the registry and gives its database to `work`.
+    fn meddle(&mut self, work: impl FnOnce(&Connection)) {
+        self.registry = None;
+        work(&Connection::open(self.path()).unwrap());
+    }
+}
+
+impl std::ops::Deref for Home {
+    type Target = SqliteRegistry;
+
+    fn deref(&self) -> &SqliteRegistry {
+        self.registry.as_ref().expect("the registry is open")
+    }
+}
+
+fn name(id: &str) -> SubjectId {
+    SubjectId::new(id).unwrap()
+}
+
+/// A template of `bytes` bytes that all depend on `seed`.
+fn sealed(seed: u64, bytes: usize) -> SealedTemplate {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ 0x1234_5678_9abc_def0;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        state
+    };
+    let hand = [Hand::Unspecified, Hand::Left, Hand::Right][usize::try_from(seed % 3).unwrap()];
+    let sealed = std::iter::repeat_with(|| next().wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes())
+        .flatten()
+        .take(bytes)
+        .collect();
+    SealedTemplate { hand, sealed }
+}
+
+/// A change under request id `request`, its digest made from `digest`.
+fn change(request: &str, digest: u8, action: Action) -> Change {
+    Change { request_id: RequestId::new(request).unwrap(), digest: [digest; 16], action }
+}
+
+fn enrol(request: &str, id: &str, seeds: &[u64]) -> Change {
+    let templates = seeds.iter().map(|seed| sealed(*seed, 100)).collect();
+    change(request, 0, Action::Enrol { subject: name(id), templates })
+}
+
+fn update(request: &str, id: &str, seeds: &[u64], remove: &[u64]) -> Change {
+    let add = seeds.iter().map(|seed| sealed(*seed, 100)).collect();
+    let remove = remove.iter().map(|id| TemplateId(*id)).collect();
+    change(request, 0, Action::Update { subject: name(id), add, remove })
+}
+
+fn forget(request: &str, id: &str) -> Change {
+    change(request, 0, Action::Forget { subject: name(id) })
+}
+
+/// The outcome of a single change.
+fn commit_one(registry: &SqliteRegistry, change: Change) -> Outcome {
+    let mut committed = registry.commit(&[change]).unwrap();
+    assert_eq!(committed.outcomes.len(), 1);
+    committed.outcomes.remove(0)
+}
+
+/// What the module promises of the tables, looked at from outside.
+fn check_tables(path: &Path) {
+    let conn = Connection::open(path).unwrap();
+    let number = |sql: &str| conn.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+    let verdict: String = conn.query_row("PRAGMA integrity_check", [], |row| row.get(0)).unwrap();
+    assert_eq!(verdict, "ok");
+    assert_eq!(number("SELECT count(*) FROM pragma_foreign_key_check"), 0);
+    assert_eq!(number("SELECT count(*) FROM subjects"), number("SELECT subjects FROM counters"));
+    assert_eq!(number("SELECT count(*) FROM templates"), number("SELECT templates FROM counters"));
+    assert_eq!(number("SELECT count(*) FROM log"), number("SELECT last_lsn FROM counters"), "no gaps");
+    assert_eq!(number("SELECT coalesce(max(lsn), 0) FROM log"), number("SELECT last_lsn FROM counters"));
+    assert_eq!(number("SELECT count(*) FROM subjects WHERE number NOT IN (SELECT subject FROM templates)"), 0);
+    // Every slot is a template's or free, and the free ones hold zeros.
+    assert_eq!(number("SELECT count(DISTINCT slot) FROM templates"), number("SELECT count(*) FROM templates"));
+    assert_eq!(
+        number("SELECT count(*) FROM slots"),
+        number("SELECT count(*) FROM templates JOIN slots USING (slot)") + number("SELECT count(*) FROM free_slots"),
+    );
+    let zeros = "SELECT count(*) FROM free_slots f JOIN slots s USING (slot) WHERE s.sealed = zeroblob(f.bytes)";
+    assert_eq!(number(zeros), number("SELECT count(*) FROM free_slots"));
+    assert_eq!(number("SELECT count(*) FROM free_slots JOIN templates USING (slot)"), 0);
+}
