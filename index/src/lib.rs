@@ -30,6 +30,7 @@ compile_error!("the files are little-endian and are read in place; big-endian ma
 
 mod birth;
 mod chains;
+pub mod codes;
 mod erase;
 mod error;
 mod fill;

@@ -275,8 +275,7 @@ pub struct Freshness {
 /// [`CliError`] where the server cannot be reached or refuses for good.
 pub async fn churn(scene: Scene) -> Result<Freshness, CliError> {
     let channel = scene.server.connect().await?;
-    let (mut enrollment, mut identification) =
-        (connect::enrollment(channel.clone()), connect::identification(channel));
+    let (mut enrollment, mut identification) = (connect::enrollment(channel.clone()), connect::identification(channel));
     let mut freshness = Freshness::default();
     let people = &scene.people;
     let mut leaving = scene.stable..people.subjects();

@@ -283,9 +283,8 @@ async fn search(
             progress.set(started.elapsed().as_secs().min(args.seconds));
         }
     };
-    let working = async {
-        tokio::try_join!(total(gates), total(terminals), load::churn(scene(args.gates + args.terminals)))
-    };
+    let working =
+        async { tokio::try_join!(total(gates), total(terminals), load::churn(scene(args.gates + args.terminals))) };
     let worked = tokio::select! {
         worked = working => worked,
         never = ticking => never,
