@@ -99,6 +99,7 @@ fn check_and_time(arguments: &Arguments, engine: &GpuEngine) -> Result<bool, the
         first_row: u32::try_from(number * BLOCK_ROWS).expect("rows fit u32"),
         rows,
         live: &live[number * BLOCK_ROWS / 64..],
+        codes: Default::default(),
     });
     let view = GalleryView { dim, blocks: blocks.collect() };
     let started = Instant::now();
@@ -157,7 +158,13 @@ fn agrees(
     let dim = view.dim;
     let count = probes.len() / dim;
     let mut survivors = Survivors::default();
-    let request = SiftRequest { probes, floors: &vec![floor; count], keep: &vec![keep; count], survivors_max: 100_000 };
+    let request = SiftRequest {
+        probes,
+        floors: &vec![floor; count],
+        keep: &vec![keep; count],
+        survivors_max: 100_000,
+        ..SiftRequest::default()
+    };
     engine.sift(view, &request, &mut survivors)?;
     let mut right = true;
     for (number, probe) in probes.chunks_exact(dim).enumerate() {
@@ -202,7 +209,13 @@ fn time(
     seconds: f64,
 ) -> Result<Timing, thenar::engine::EngineError> {
     let count = probes.len() / view.dim;
-    let request = SiftRequest { probes, floors: &vec![floor; count], keep: &vec![keep; count], survivors_max: 100_000 };
+    let request = SiftRequest {
+        probes,
+        floors: &vec![floor; count],
+        keep: &vec![keep; count],
+        survivors_max: 100_000,
+        ..SiftRequest::default()
+    };
     let mut survivors = Survivors::default();
     let mut best = Timing { wall: Duration::MAX, device: None, survivors: 0 };
     let started = Instant::now();

@@ -11,11 +11,14 @@ use std::time::Instant;
 
 use half::f16;
 use rayon::prelude::*;
+use thenar::certificate::Certificate;
 use thenar::engine::cpu::CpuEngine;
 use thenar::engine::{BlockView, Engine, GalleryView, SiftRequest, Survivors};
 use thenar::search::score;
 use thenar::simd::Simd;
 use thenar::standard::StandardGallery;
+use thenar::vault::{MasterKey, Rotation, Vault};
+use thenar_index::codes::{Codes, OwnedCodes};
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
@@ -27,18 +30,50 @@ fn main() {
     let gallery = StandardGallery::new(1, dim);
     let begin = Instant::now();
     let mut stored = vec![f16::ZERO; rows * dim];
-    stored.par_chunks_exact_mut(dim).enumerate().for_each_init(
-        || vec![0.0; dim],
-        |row, (i, to)| {
-            gallery.row(u32::try_from(i).expect("a row number"), row);
-            for (to, value) in to.iter_mut().zip(row) {
+    let rotation = Rotation::new(&Vault::new(MasterKey::from_bytes([7; 32])), dim).expect("a rotation");
+    stored.par_chunks_mut(dim * 64).enumerate().for_each_init(
+        || (vec![0.0; dim * 64], vec![0.0; dim * 64]),
+        |(rows, rotated), (i, to)| {
+            let count = to.len() / dim;
+            for (r, row) in rows.chunks_exact_mut(dim).take(count).enumerate() {
+                gallery.row(u32::try_from(i * 64 + r).expect("a row number"), row);
+            }
+            rotation.rotate_many(&rows[..count * dim], &mut rotated[..count * dim]);
+            for (to, value) in to.iter_mut().zip(rotated) {
                 *to = f16::from_f32(*value);
             }
         },
     );
     println!("{rows} x {dim}: made in {:.1} s", begin.elapsed().as_secs_f64());
+    let begin = Instant::now();
+    let parts: Vec<OwnedCodes> = stored
+        .par_chunks(dim << 16)
+        .map(|rows| OwnedCodes::of(&rows[..rows.len() / dim / 64 * 64 * dim], dim))
+        .collect();
+    println!("coded in {:.2} s", begin.elapsed().as_secs_f64());
     let live: Vec<AtomicU64> = (0..rows.div_ceil(64)).map(|_| AtomicU64::new(u64::MAX)).collect();
-    let view = GalleryView { dim, blocks: vec![BlockView { identity: 1, first_row: 0, rows: &stored, live: &live }] };
+    let views: Vec<(&str, GalleryView<'_>)> = [("rows", false), ("codes", true)]
+        .map(|(name, coded)| {
+            (
+                name,
+                GalleryView {
+                    dim,
+                    blocks: stored
+                        .chunks(dim << 16)
+                        .zip(&parts)
+                        .enumerate()
+                        .map(|(i, (rows, codes))| BlockView {
+                            identity: i as u64,
+                            first_row: (i << 16) as u32,
+                            rows,
+                            live: &live[i << 10..],
+                            codes: if coded { codes.as_codes() } else { Codes::default() },
+                        })
+                        .collect(),
+                },
+            )
+        })
+        .into();
 
     let gigabytes = (rows * dim * 2) as f64 / 1e9;
     let reading = gigabytes / median(5, || read_all(&stored, threads));
@@ -50,29 +85,49 @@ fn main() {
     println!("path        probes      ms   Mpairs/s   GB/s  % of f32 peak  survivors");
     for path in paths.into_iter().filter(|path| path.is_available()) {
         let engine = CpuEngine::with_simd(threads, path).expect("an engine");
-        for probes in [1_usize, 2, 3, 4, 6, 8, 12, 16, 32, 64, 256] {
+        for probes in std::env::var("PROBES").map_or(vec![1_usize, 16, 256], |p| vec![p.parse().unwrap()]) {
             let mut values = vec![0.0; probes * dim];
             for (i, probe) in values.chunks_exact_mut(dim).enumerate() {
                 let mate = i * (rows / probes);
                 gallery.mate(u32::try_from(mate).expect("a row number"), 0, probe);
             }
-            let (floors, keep) = (vec![0.5; probes], vec![10; probes]);
-            let request = SiftRequest { probes: &values, floors: &floors, keep: &keep, survivors_max: 4096 };
-            let mut survivors = Survivors::default();
-            let rounds = (64 / probes).clamp(3, 11);
-            let seconds = median(rounds, || {
-                engine.sift(&view, &request, &mut survivors).expect("a sift");
-            });
-            let pairs = (rows * probes) as f64 / seconds;
-            let found: usize = survivors.rows.iter().map(Vec::len).sum();
-            println!(
-                "{:<10} {probes:>7} {:>7.1} {:>10.1} {:>6.1} {:>14.1} {found:>10}",
-                path.as_str(),
-                seconds * 1e3,
-                pairs / 1e6,
-                gigabytes / seconds,
-                pairs * dim as f64 / (peak * 1e9) * 100.0,
-            );
+            let mut rotated = vec![0.0; values.len()];
+            rotation.rotate_many(&values, &mut rotated);
+            let values = rotated;
+            for (name, view, certificate, floor, keep) in [
+                ("exhaustive tau .5", &views[0].1, Certificate::Deterministic, 0.5, 28),
+                ("deterministic tau .5", &views[1].1, Certificate::Deterministic, 0.5, 28),
+                ("randomised tau .5", &views[1].1, Certificate::Randomised { miss_probability: 1e-12 }, 0.5, 28),
+                ("exhaustive best", &views[0].1, Certificate::Deterministic, -2.0, 28),
+                ("deterministic best", &views[1].1, Certificate::Deterministic, -2.0, 28),
+                ("randomised best", &views[1].1, Certificate::Randomised { miss_probability: 1e-12 }, -2.0, 28),
+            ] {
+                if std::env::var("ONLY").is_ok_and(|only| !name.contains(&only)) {
+                    continue;
+                }
+                let (floors, keep) = (vec![floor; probes], vec![keep; probes]);
+                let request = SiftRequest {
+                    probes: &values,
+                    floors: &floors,
+                    keep: &keep,
+                    survivors_max: 4096,
+                    certificate,
+                    ..Default::default()
+                };
+                let mut survivors = Survivors::default();
+                let rounds = (64 / probes).clamp(3, 11);
+                let seconds = median_cpu(rounds, threads, || {
+                    engine.sift(view, &request, &mut survivors).expect("a sift");
+                });
+                let pairs = (rows * probes) as f64 / seconds;
+                let found: usize = survivors.rows.iter().map(Vec::len).sum();
+                println!(
+                    "{:<10} {name:<22} {probes:>7} {:>8.2} ms {:>10.1} Mpairs/s {found:>10} found",
+                    path.as_str(),
+                    seconds * 1e3,
+                    pairs / 1e6
+                );
+            }
         }
     }
 }
@@ -188,3 +243,23 @@ fn fma_lanes() -> f64 {
 
 #[cfg(not(target_arch = "x86_64"))]
 fn fma_turns(_turns: usize) {}
+
+fn cpu() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/schedstat").unwrap();
+    let _ = stat;
+    let t = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    t.tv_sec as f64 + t.tv_nsec as f64 * 1e-9
+}
+
+fn median_cpu(rounds: usize, threads: usize, mut work: impl FnMut()) -> f64 {
+    work();
+    let mut times: Vec<f64> = (0..rounds)
+        .map(|_| {
+            let t = cpu();
+            work();
+            (cpu() - t) / threads as f64
+        })
+        .collect();
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
+}

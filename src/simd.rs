@@ -8,13 +8,16 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
-/// The environment variable that forces a path: `avx512bf16`, `avx512`, `avx2` or `portable`.
+/// The environment variable that forces a path: `avx512vbmi`, `avx512bf16`, `avx512`, `avx2`
+/// or `portable`.
 pub const SIMD_VARIABLE: &str = "THENAR_SIMD";
 
 /// A family of kernels, by the instructions it needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Simd {
-    /// AVX-512 F, BW, DQ, VL and BF16: Cooper Lake, Sapphire Rapids, Zen 4 and later.
+    /// [`Simd::Avx512Bf16`] with VBMI and VNNI: Sapphire Rapids, Zen 4 and later.
+    Avx512Vbmi,
+    /// AVX-512 F, BW, DQ, VL and BF16: Cooper Lake.
     Avx512Bf16,
     /// AVX-512 F, BW, DQ and VL: every AVX-512 server since Skylake.
     Avx512,
@@ -28,7 +31,9 @@ pub enum Simd {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SimdError {
     /// The name is none of the paths.
-    #[error("{name:?} is not an instruction set Thenar knows; it knows avx512bf16, avx512, avx2 and portable")]
+    #[error(
+        "{name:?} is not an instruction set Thenar knows; it knows avx512vbmi, avx512bf16, avx512, avx2 and portable"
+    )]
     Unknown {
         /// What was asked for.
         name: String,
@@ -45,12 +50,13 @@ pub enum SimdError {
 
 impl Simd {
     /// Every path, fastest first.
-    pub const ALL: [Self; 4] = [Self::Avx512Bf16, Self::Avx512, Self::Avx2, Self::Portable];
+    pub const ALL: [Self; 5] = [Self::Avx512Vbmi, Self::Avx512Bf16, Self::Avx512, Self::Avx2, Self::Portable];
 
     /// The name used in [`SIMD_VARIABLE`] and on status pages.
     #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Avx512Vbmi => "avx512vbmi",
             Self::Avx512Bf16 => "avx512bf16",
             Self::Avx512 => "avx512",
             Self::Avx2 => "avx2",
@@ -74,6 +80,13 @@ impl Simd {
                     && is_x86_feature_detected!("avx512vl")
             };
             match self {
+                Self::Avx512Vbmi => {
+                    avx512()
+                        && is_x86_feature_detected!("avx512bf16")
+                        && is_x86_feature_detected!("avx512vbmi")
+                        && is_x86_feature_detected!("avx512vnni")
+                        && is_x86_feature_detected!("bmi2")
+                }
                 Self::Avx512Bf16 => avx512() && is_x86_feature_detected!("avx512bf16"),
                 Self::Avx512 => avx512(),
                 Self::Avx2 => avx2(),

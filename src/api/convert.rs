@@ -120,6 +120,9 @@ pub(super) fn identification(answer: Identification) -> wire::IdentifyResponse {
         Certificate::Deterministic => {
             wire::Certificate { kind: wire::certificate::Kind::Deterministic.into(), miss_probability: 0.0 }
         }
+        Certificate::Randomised { miss_probability } => {
+            wire::Certificate { kind: wire::certificate::Kind::Randomised.into(), miss_probability }
+        }
     };
     wire::IdentifyResponse {
         request_id: answer.request_id.as_str().into(),

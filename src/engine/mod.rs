@@ -14,6 +14,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use half::f16;
+use roaring::RoaringBitmap;
+use thenar_index::codes::Codes;
+
+use crate::certificate::Certificate;
 
 /// The gallery as an engine sees it at one instant: blocks of rows and which of them are live.
 pub struct GalleryView<'a> {
@@ -34,6 +38,8 @@ pub struct BlockView<'a> {
     pub rows: &'a [f16],
     /// Bit `i % 64` of word `i / 64` is set while row `first_row + i` is live. At least `count` bits.
     pub live: &'a [AtomicU64],
+    /// Codes of the first rows, as many as have them; an engine compares the rest directly.
+    pub codes: Codes<'a>,
 }
 
 impl BlockView<'_> {
@@ -41,6 +47,12 @@ impl BlockView<'_> {
     #[must_use]
     pub fn count(&self, dim: usize) -> usize {
         self.rows.len() / dim
+    }
+
+    /// Rows that have codes: the first ones.
+    #[must_use]
+    pub fn coded(&self, dim: usize) -> usize {
+        self.codes.rows().min(self.count(dim))
     }
 
     /// Whether the `offset`-th row of the block is live.
@@ -51,6 +63,7 @@ impl BlockView<'_> {
 }
 
 /// What to sift for.
+#[derive(Default)]
 pub struct SiftRequest<'a> {
     /// Rotated probes, row-major, each of unit length to rounding. Shape: `[count, dim]`.
     pub probes: &'a [f32],
@@ -63,6 +76,11 @@ pub struct SiftRequest<'a> {
     /// Most survivors a probe may have. Over it the probe is marked as overflowed, its list is
     /// meaningless and the caller searches it another way. Never dropped silently.
     pub survivors_max: usize,
+    /// The weakest certificate that will do: an engine may pass rows over by codes under it, or
+    /// give a stronger one.
+    pub certificate: Certificate,
+    /// For each probe, the rows it may find, or none for all; empty where no probe has any.
+    pub filters: &'a [Option<&'a RoaringBitmap>],
 }
 
 /// What sifting left.
@@ -74,6 +92,8 @@ pub struct Survivors {
     pub overflowed: Vec<bool>,
     /// Time the device itself took, where it can say (GPU timestamps).
     pub device_time: Option<Duration>,
+    /// Under which certificate rows were passed over.
+    pub certificate: Certificate,
 }
 
 impl Survivors {
@@ -85,6 +105,7 @@ impl Survivors {
         self.overflowed.clear();
         self.overflowed.resize(probes, false);
         self.device_time = None;
+        self.certificate = Certificate::Deterministic;
     }
 }
 

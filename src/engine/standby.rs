@@ -146,7 +146,7 @@ mod tests {
         let (gpu, cpu) = (Named::new("gpu"), Named::new("cpu"));
         let engines = WithStandby::new(Arc::clone(&gpu) as _, Arc::clone(&cpu) as _);
         let view = GalleryView { dim: 32, blocks: Vec::new() };
-        let request = SiftRequest { probes: &[], floors: &[], keep: &[], survivors_max: 1 };
+        let request = SiftRequest { probes: &[], floors: &[], keep: &[], survivors_max: 1, ..SiftRequest::default() };
         let sift = || engines.sift(&view, &request, &mut Survivors::default());
         let counts = || (gpu.sifts.load(Ordering::SeqCst), cpu.sifts.load(Ordering::SeqCst));
 

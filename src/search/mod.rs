@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use thenar_index::{SubjectNumber, TemplateId};
 
+pub use crate::certificate::Certificate;
 use crate::palm::Hand;
 
 /// The floor of a search without a threshold: under every score that can be.
@@ -56,13 +57,6 @@ pub struct Found {
     pub template: TemplateId,
     /// Probes that had a comparable template.
     pub probes_compared: u32,
-}
-
-/// Why an answer is that of an exhaustive scan.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Certificate {
-    /// No row at or above the floor can have been missed.
-    Deterministic,
 }
 
 /// The answer to one search.

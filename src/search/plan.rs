@@ -17,6 +17,7 @@
 use std::time::Instant;
 
 use rayon::prelude::*;
+use thenar_index::codes::Codes;
 use thenar_index::{Row, Snapshot, SubjectNumber};
 
 use super::rank::{self, Best};
@@ -39,7 +40,13 @@ pub fn view(snapshot: &Snapshot) -> GalleryView<'_> {
         dim: snapshot.dim(),
         blocks: snapshot
             .blocks()
-            .map(|b| BlockView { identity: b.identity, first_row: b.first_row, rows: b.rows, live: b.live })
+            .map(|b| BlockView {
+                identity: b.identity,
+                first_row: b.first_row,
+                rows: b.rows,
+                live: b.live,
+                codes: Codes::default(),
+            })
             .collect(),
     }
 }
@@ -89,7 +96,13 @@ pub fn search_batch(
                 keep.push(run.keep);
             }
         }
-        let request = SiftRequest { probes: &probes, floors: &floors, keep: &keep, survivors_max: SURVIVORS_MAX };
+        let request = SiftRequest {
+            probes: &probes,
+            floors: &floors,
+            keep: &keep,
+            survivors_max: SURVIVORS_MAX,
+            ..SiftRequest::default()
+        };
         let started = Instant::now();
         engine.sift(&view, &request, survivors)?;
         timing.sift += started.elapsed();

@@ -81,7 +81,7 @@ fn scorer() -> Scorer {
 fn scorer_of(path: Simd) -> Scorer {
     match path {
         #[cfg(target_arch = "x86_64")]
-        Simd::Avx512Bf16 | Simd::Avx512 => Scorer { one: avx512::one, many: avx512::many },
+        Simd::Avx512Vbmi | Simd::Avx512Bf16 | Simd::Avx512 => Scorer { one: avx512::one, many: avx512::many },
         #[cfg(target_arch = "x86_64")]
         Simd::Avx2 => Scorer { one: avx2::one, many: avx2::many },
         _ => Scorer { one: portable, many: portable_many },

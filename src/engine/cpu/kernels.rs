@@ -136,7 +136,7 @@ impl Kernels {
     pub(super) fn of(path: Simd) -> &'static Self {
         match path {
             #[cfg(target_arch = "x86_64")]
-            Simd::Avx512Bf16 => &Self {
+            Simd::Avx512Vbmi | Simd::Avx512Bf16 => &Self {
                 panel_rows: avx512_bf16::PANEL_ROWS,
                 precision: Precision::Bf16,
                 dots_up_to: 12,

@@ -1,9 +1,11 @@
-//! The CPU engine: an exhaustive comparison of every stored row, in f32 or coarser, at the speed
-//! of memory for a few probes and at the arithmetic peak for a batch.
+//! The CPU engine: rows are passed over by their codes where they have some, and compared in f32 or
+//! coarser where they have none or codes tell too little, at the speed of memory for a few probes
+//! and at the arithmetic peak for a batch.
 //!
-//! It keeps no copy of the gallery: it reads the rows where the view has them. What it returns
-//! is a superset by proof, not by tuning: a kernel's number is within [`sift_slack`] of the exact
-//! score, and a row is only dropped where its number is further than that below the floor.
+//! It keeps no copy of the gallery: it reads codes and rows where the view has them. What it
+//! returns is a superset by proof, not by tuning: a row is dropped where its code is below the bar
+//! of its certificate ([`crate::certificate`]), or where its f32 number, which is within
+//! [`sift_slack`] of the exact score, is further than that below the floor.
 //!
 //! Does not know subjects, policies, files or codes. Invariants: between two sifts nothing of a
 //! gallery is kept but scratch memory, bounded by `SCRATCH_KEPT`; after `erase` returns, no
@@ -17,19 +19,23 @@ mod avx512;
 mod avx512_bf16;
 mod floors;
 mod kernels;
+mod pace;
 mod portable;
+mod sieve;
 mod slack;
 mod sweep;
 #[cfg(test)]
 mod tests;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, RwLock};
+use roaring::RoaringBitmap;
 use zeroize::Zeroize;
 
 use self::floors::Shortlist;
 use self::kernels::{Kernels, Line};
+use self::sieve::kernels::CodeKernels;
 pub use self::slack::sift_slack;
 use self::sweep::{Bench, Sweep};
 use super::{Engine, EngineDescription, EngineError, GalleryView, SiftRequest, Survivors};
@@ -39,6 +45,10 @@ use crate::simd::{self, Simd, SimdError};
 const SCRATCH_KEPT: usize = 2;
 /// Products under which a sift is done before another thread would be awake.
 const ALONE_PRODUCTS: usize = 1 << 22;
+/// A filter that lets through at most one row in so many is followed row by row.
+const FEW_OF: u64 = 16;
+/// Numbers of probes, by powers of two, for which the pace of exhaustive sifting is remembered.
+const PACES: usize = 16;
 
 /// Why a CPU engine could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -83,6 +93,9 @@ impl Scratch {
 pub struct CpuEngine {
     path: Simd,
     kernels: &'static Kernels,
+    code_kernels: &'static CodeKernels,
+    /// Pace of exhaustive sifting for 1, 2, 4, ... probes, as [`pace`] keeps it.
+    paces: [AtomicU64; PACES],
     pool: rayon::ThreadPool,
     scratch: Mutex<Vec<Scratch>>,
     /// Held shared by sifts under way, alone by an erasure, which so waits for them.
@@ -117,6 +130,8 @@ impl CpuEngine {
         Ok(Self {
             path,
             kernels: Kernels::of(path),
+            code_kernels: CodeKernels::of(path),
+            paces: Default::default(),
             pool,
             scratch: Mutex::default(),
             sifting: RwLock::new(()),
@@ -188,9 +203,77 @@ impl Engine for CpuEngine {
         }
         let _shared = self.sifting.read();
         let rows: usize = view.blocks.iter().map(|block| block.count(view.dim)).sum();
+        let narrow = |filter: &Option<&RoaringBitmap>| filter.is_some_and(|f| f.len() <= rows as u64 / FEW_OF);
+        if request.filters.iter().any(narrow) {
+            self.sift_in_two(view, request, narrow, survivors);
+        } else {
+            self.sift_all(view, request, rows, survivors);
+        }
+        Ok(())
+    }
+}
+
+impl CpuEngine {
+    /// Sifts the probes of narrow filters row by row, the others together.
+    fn sift_in_two(
+        &self,
+        view: &GalleryView<'_>,
+        request: &SiftRequest<'_>,
+        narrow: impl Fn(&Option<&RoaringBitmap>) -> bool,
+        survivors: &mut Survivors,
+    ) {
+        let dim = view.dim;
+        let (few, many): (Vec<usize>, Vec<usize>) =
+            (0..request.floors.len()).partition(|probe| request.filters.get(*probe).is_some_and(&narrow));
+        let of = |chosen: &[usize]| Chosen {
+            probes: chosen.iter().flat_map(|p| &request.probes[p * dim..(p + 1) * dim]).copied().collect(),
+            floors: chosen.iter().map(|p| request.floors[*p]).collect(),
+            keep: chosen.iter().map(|p| request.keep[*p]).collect(),
+            filters: chosen.iter().map(|p| request.filters.get(*p).copied().flatten()).collect(),
+        };
+        let rows = view.blocks.iter().map(|block| block.count(dim)).sum();
+        let mut found = Survivors::default();
+        found.reset(many.len());
+        if !many.is_empty() {
+            self.sift_all(view, &of(&many).request(request), rows, &mut found);
+            survivors.certificate = found.certificate;
+        }
+        for (probe, rows) in many.iter().zip(&mut found.rows) {
+            std::mem::swap(rows, &mut survivors.rows[*probe]);
+        }
+        for (probe, overflowed) in many.into_iter().zip(found.overflowed) {
+            survivors.overflowed[probe] = overflowed;
+        }
+
+        let chosen = of(&few);
+        let request = chosen.request(request);
         let mut scratch = self.take_scratch();
         let Scratch { packed, benches } = &mut scratch;
-        let sweep = Sweep::new(self.kernels, view, request, packed);
+        let sweep = Sweep::new((self.kernels, self.code_kernels), view, &request, packed, &self.paces[0]);
+        let next = AtomicUsize::new(0);
+        let shared = &*benches;
+        self.pool.broadcast(|thread| {
+            let mut bench = shared[thread.index()].lock();
+            loop {
+                let at = next.fetch_add(1, Ordering::Relaxed);
+                let Some(filter) = chosen.filters.get(at) else { break };
+                sweep.filtered(at, filter.expect("narrow filters are filters"), &mut bench);
+            }
+        });
+        for (at, probe) in few.into_iter().enumerate() {
+            let lists = benches.iter_mut().filter_map(|b| b.get_mut().list(at));
+            survivors.overflowed[probe] = Shortlist::merge(lists, &sweep.floors[at], &mut survivors.rows[probe]);
+        }
+        drop(sweep);
+        self.give_scratch(scratch);
+    }
+
+    fn sift_all(&self, view: &GalleryView<'_>, request: &SiftRequest<'_>, rows: usize, survivors: &mut Survivors) {
+        let probes = request.floors.len();
+        let mut scratch = self.take_scratch();
+        let Scratch { packed, benches } = &mut scratch;
+        let pace = &self.paces[(probes.ilog2() as usize).min(PACES - 1)];
+        let sweep = Sweep::new((self.kernels, self.code_kernels), view, request, packed, pace);
         if rows * view.dim * probes <= ALONE_PRODUCTS {
             sweep.work(benches[0].get_mut());
         } else {
@@ -204,8 +287,29 @@ impl Engine for CpuEngine {
                 &mut survivors.rows[probe],
             );
         }
+        survivors.certificate = sweep.certificate();
         drop(sweep);
         self.give_scratch(scratch);
-        Ok(())
+    }
+}
+
+/// Some of a request's probes, with what belongs to them.
+struct Chosen<'a> {
+    probes: Vec<f32>,
+    floors: Vec<f32>,
+    keep: Vec<u32>,
+    filters: Vec<Option<&'a RoaringBitmap>>,
+}
+
+impl Chosen<'_> {
+    fn request<'s>(&'s self, whole: &SiftRequest<'_>) -> SiftRequest<'s> {
+        SiftRequest {
+            probes: &self.probes,
+            floors: &self.floors,
+            keep: &self.keep,
+            survivors_max: whole.survivors_max,
+            certificate: whole.certificate,
+            filters: &self.filters,
+        }
     }
 }

@@ -1,16 +1,27 @@
 //! One sift, divided: threads take pieces of the gallery from a counter until none are left, and
 //! compare each piece with every probe of the request.
 //!
+//! Rows that have codes are sieved by them ([`super::sieve`]), by the way that has turned out to be
+//! the fastest so far; an exhaustive comparison is one of the ways. Rows without codes (the last
+//! few of a segment) are compared exhaustively.
+//!
 //! Knows kernels, floors and live bits; does not know thread pools. Invariant: every row of the
 //! view is in exactly one piece, so no list has a row twice.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
+use roaring::RoaringBitmap;
+use thenar_index::codes::BLOCK_ROWS;
 use zeroize::Zeroize;
 
 use super::floors::{Floor, Shortlist};
 use super::kernels::{DOTS_PROBES_MAX, DOTS_ROWS, DotsNumbers, Kernels, Line, Precision, TILE_PROBES_MAX, TileHits};
+use super::pace::{Pace, Way};
+use super::sieve::kernels::{CodeKernels, TILE_BLOCKS};
+use super::sieve::{Level, Sieve, SieveBench};
 use super::slack::{coarse_slack, lowered, sift_slack};
+use crate::certificate::Certificate;
 use crate::engine::{BlockView, GalleryView, SiftRequest};
 
 /// Bytes of stored rows in a piece that dots read: they stay in a core's own cache while the
@@ -21,11 +32,25 @@ const PANELS_BYTES: usize = 256 << 10;
 /// Panels at most, so that small dimensions still make many pieces.
 const PANELS_MAX: usize = 8;
 
+/// Pairs of rows and probes in a piece of coded rows, at least, so that looking for the next piece
+/// is no cost; and rows, at most, so that every thread gets some.
+const CODED_PAIRS: usize = 1 << 16;
+const CODED_ROWS_MAX: usize = 4096;
+/// Rows of a tile of codes.
+const TILE_ROWS: usize = TILE_BLOCKS * BLOCK_ROWS;
+
 /// Consecutive probes that one call of a kernel compares.
 struct Group {
     /// Number of the first probe.
     first: usize,
     count: usize,
+}
+
+/// Time the calling thread has been running: unlike the time that has passed, it says what the work
+/// costs where other threads want the processor too.
+fn thread_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 /// Divides `count` probes into groups as even as can be, so that none is left with a few.
@@ -50,6 +75,9 @@ fn room(memory: &mut Vec<Line>, lines: usize) -> &mut [Line] {
 pub(super) struct Bench {
     panels: Vec<Line>,
     lists: Vec<Shortlist>,
+    sieve: SieveBench,
+    /// Levels whose tables are known to be there, in the sift under way.
+    prepared: Vec<Level>,
 }
 
 impl Bench {
@@ -58,17 +86,19 @@ impl Bench {
         self.panels.capacity() * size_of::<Line>()
             + self.lists.capacity() * size_of::<Shortlist>()
             + self.lists.iter().map(Shortlist::bytes).sum::<usize>()
+            + self.sieve.bytes()
     }
 
     /// Overwrites the copies of rows.
     pub(super) fn wipe(&mut self) {
         bytemuck::cast_slice_mut::<Line, f32>(&mut self.panels).zeroize();
+        self.sieve.wipe();
     }
 
     /// Whether anything but zeros is left of the rows last read.
     #[cfg(test)]
     pub(super) fn holds_rows(&self) -> bool {
-        self.panels.iter().any(|line| line.0.iter().any(|value| value.to_bits() != 0))
+        self.panels.iter().any(|line| line.0.iter().any(|value| value.to_bits() != 0)) || self.sieve.holds_rows()
     }
 
     /// The list of `probe`, if this bench took part in the sift.
@@ -90,19 +120,27 @@ pub(super) struct Sweep<'a> {
     packed: &'a [Line],
     /// Slack of the tiles beyond that of the floors. Shape: `[probes]`, zeros in f32.
     coarse: Vec<f32>,
+    /// Rows of a piece that is compared exhaustively.
     piece_rows: usize,
-    /// Pieces before each block of the view, and in all at the end.
+    /// Rows of a piece that has codes: a whole number of tiles.
+    coded_rows: usize,
+    /// Pieces before the coded and before the other rows of each block of the view, alternately,
+    /// and in all at the end.
     pieces: Vec<usize>,
     next_piece: AtomicUsize,
+    filters: &'a [Option<&'a RoaringBitmap>],
+    sieve: Sieve<'a>,
+    pace: Pace<'a>,
 }
 
 impl<'a> Sweep<'a> {
     /// Prepares a sift: packs the probes into `packed` where tiles will read them.
     pub(super) fn new(
-        kernels: &'static Kernels,
+        (kernels, code_kernels): (&'static Kernels, &'static CodeKernels),
         view: &'a GalleryView<'a>,
         request: &SiftRequest<'a>,
         packed: &'a mut Vec<Line>,
+        exhaustive_pace: &'a AtomicU64,
     ) -> Self {
         let dim = view.dim;
         let count = request.floors.len();
@@ -144,10 +182,12 @@ impl<'a> Sweep<'a> {
             (groups, PIECE_BYTES / (2 * dim))
         };
 
+        let coded_rows = (CODED_PAIRS / count.max(1)).clamp(TILE_ROWS, CODED_ROWS_MAX).next_multiple_of(TILE_ROWS);
         let mut pieces = vec![0];
         for block in &view.blocks {
-            let before = pieces[pieces.len() - 1];
-            pieces.push(before + block.count(dim).div_ceil(piece_rows));
+            let coded = block.coded(dim);
+            let before = pieces[pieces.len() - 1] + coded.div_ceil(coded_rows);
+            pieces.extend([before, before + (block.count(dim) - coded).div_ceil(piece_rows)]);
         }
         Self {
             kernels,
@@ -159,13 +199,24 @@ impl<'a> Sweep<'a> {
             packed,
             coarse,
             piece_rows,
+            coded_rows,
             pieces,
             next_piece: AtomicUsize::new(0),
+            filters: request.filters,
+            sieve: Sieve::new(code_kernels, dim, request.probes, request.certificate),
+            pace: Pace::new(request.certificate, exhaustive_pace),
         }
+    }
+
+    /// Under which certificate the rows were passed over, once all are.
+    pub(super) fn certificate(&self) -> Certificate {
+        if self.pace.was_sieved() { self.sieve.certificate() } else { Certificate::Deterministic }
     }
 
     /// Works on pieces until none are left.
     pub(super) fn work(&self, bench: &mut Bench) {
+        bench.prepared.clear();
+        bench.sieve.begin();
         bench.lists.resize_with(self.floors.len().max(bench.lists.len()), Shortlist::default);
         if self.by_tiles {
             let lines = self.piece_rows / self.kernels.panel_rows * self.kernels.panel_lines(self.view.dim);
@@ -178,14 +229,87 @@ impl<'a> Sweep<'a> {
                 return;
             }
             let at = self.pieces.partition_point(|before| *before <= piece) - 1;
-            let block = &self.view.blocks[at];
-            let first = (piece - self.pieces[at]) * self.piece_rows;
-            let count = self.piece_rows.min(block.count(self.view.dim) - first);
-            if self.by_tiles {
-                self.tiles(block, first, count, bench);
+            let block = &self.view.blocks[at / 2];
+            let coded = block.coded(self.view.dim);
+            let piece = piece - self.pieces[at];
+            if at.is_multiple_of(2) {
+                let first = piece * self.coded_rows;
+                self.coded(block, first, self.coded_rows.min(coded - first), bench);
             } else {
-                self.dots(block, first, count, &mut bench.lists);
+                let first = coded + piece * self.piece_rows;
+                let count = self.piece_rows.min(block.count(self.view.dim) - first);
+                self.exhaustive(block, first, count, bench);
             }
+        }
+    }
+
+    /// Works on coded rows by the way that is the fastest so far.
+    fn coded(&self, block: &BlockView<'_>, first: usize, count: usize, bench: &mut Bench) {
+        let pairs = count * self.floors.len();
+        let way = self.pace.choose(&self.floors);
+        // Outside of what is timed: it is done once, not for every piece.
+        if let Way::Codes(level) = way
+            && !bench.prepared.contains(&level)
+        {
+            self.sieve.prepare(level, self.next_piece.load(Ordering::Relaxed) * 37);
+            bench.prepared.push(level);
+        }
+        let begun = thread_time();
+        let mut passed = 0;
+        match way {
+            Way::Exhaustive => {
+                for at in (first..first + count).step_by(self.piece_rows) {
+                    self.exhaustive(block, at, self.piece_rows.min(first + count - at), bench);
+                }
+            }
+            Way::Codes(level) => {
+                let Bench { lists, sieve, .. } = bench;
+                for at in (first..first + count).step_by(TILE_ROWS) {
+                    let blocks = TILE_ROWS.min(first + count - at) / BLOCK_ROWS;
+                    passed += self.sieve.tile(level, block, at, blocks, &self.floors, sieve, |probe, offset| {
+                        self.compare(block, offset, probe, lists);
+                    });
+                }
+            }
+        }
+        self.pace.took(way, thread_time().saturating_sub(begun), pairs, passed);
+    }
+
+    /// Compares one row with one probe in f32.
+    fn compare(&self, block: &BlockView<'_>, offset: usize, probe: usize, lists: &mut [Shortlist]) {
+        let dim = self.view.dim;
+        let number = self
+            .kernels
+            .dot(&block.rows[offset * dim..(offset + 1) * dim], &self.probes[probe * dim..(probe + 1) * dim]);
+        self.offer(block, offset, probe, number, lists);
+    }
+
+    /// Compares the rows that `filter` lets through with one probe, one by one: for filters that
+    /// let few through.
+    pub(super) fn filtered(&self, probe: usize, filter: &RoaringBitmap, bench: &mut Bench) {
+        bench.lists.resize_with(self.floors.len().max(bench.lists.len()), Shortlist::default);
+        for block in &self.view.blocks {
+            let dim = self.view.dim;
+            let (coded, count) = (block.coded(dim), block.count(dim));
+            let end = block.first_row.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
+            for row in filter.range(block.first_row..end) {
+                let offset = (row - block.first_row) as usize;
+                if block.is_live(offset)
+                    && (offset >= coded
+                        || self.sieve.passes_fine_alone(probe, &block.codes, offset, &self.floors[probe]))
+                {
+                    self.compare(block, offset, probe, &mut bench.lists);
+                }
+            }
+        }
+    }
+
+    /// Compares rows `first..first + count` of a block, at most `piece_rows`, exhaustively.
+    fn exhaustive(&self, block: &BlockView<'_>, first: usize, count: usize, bench: &mut Bench) {
+        if self.by_tiles {
+            self.tiles(block, first, count, bench);
+        } else {
+            self.dots(block, first, count, &mut bench.lists);
         }
     }
 
@@ -226,7 +350,7 @@ impl<'a> Sweep<'a> {
 
     /// Compares rows `first..first + count` of a block by panels.
     fn tiles(&self, block: &BlockView<'_>, first: usize, count: usize, bench: &mut Bench) {
-        let Bench { panels, lists } = bench;
+        let Bench { panels, lists, .. } = bench;
         let dim = self.view.dim;
         let panel_rows = self.kernels.panel_rows;
         let panel_lines = self.kernels.panel_lines(dim);
@@ -288,6 +412,9 @@ impl<'a> Sweep<'a> {
         if number >= floor.threshold() && block.is_live(offset) {
             #[expect(clippy::cast_possible_truncation, reason = "row numbers are u32")]
             let row = block.first_row + offset as u32;
+            if self.filters.get(probe).copied().flatten().is_some_and(|filter| !filter.contains(row)) {
+                return;
+            }
             lists[probe].offer(floor, number, row);
         }
     }

@@ -7,8 +7,10 @@ use half::f16;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
+use thenar_index::codes::{BLOCK_ROWS, Codes, OwnedCodes};
 
 use super::*;
+use crate::certificate::Certificate;
 use crate::engine::BlockView;
 use crate::search::score::exact;
 use crate::standard::StandardGallery;
@@ -32,11 +34,14 @@ struct Block {
     first_row: u32,
     rows: Vec<f16>,
     live: Vec<AtomicU64>,
+    codes: OwnedCodes,
 }
 
 /// A gallery in blocks of odd sizes with gaps between them.
 struct Gallery {
     dim: usize,
+    /// Whether the engine is shown the codes.
+    coded: bool,
     blocks: Vec<Block>,
 }
 
@@ -86,9 +91,11 @@ impl Gallery {
         while !rest.is_empty() || blocks.is_empty() {
             let size = rng.random_range(1..=1 + 2 * count / 3).min(rest.len());
             let (here, after) = rest.split_at(size);
+            let here = here.concat();
             blocks.push(Block {
                 first_row,
-                rows: here.concat(),
+                codes: OwnedCodes::of(&here[..size / BLOCK_ROWS * BLOCK_ROWS * dim], dim),
+                rows: here,
                 live: (0..size.div_ceil(64))
                     .map(|_| {
                         AtomicU64::new((0..64).fold(0, |word, bit| word | u64::from(!rng.random_bool(dead)) << bit))
@@ -98,7 +105,7 @@ impl Gallery {
             first_row += size as u32 + rng.random_range(0..3) * 64;
             rest = after;
         }
-        Self { dim, blocks }
+        Self { dim, coded: true, blocks }
     }
 
     fn view(&self) -> GalleryView<'_> {
@@ -107,6 +114,7 @@ impl Gallery {
             first_row: block.first_row,
             rows: &block.rows,
             live: &block.live,
+            codes: if self.coded { block.codes.as_codes() } else { Codes::default() },
         });
         GalleryView { dim: self.dim, blocks: blocks.collect() }
     }
@@ -197,7 +205,13 @@ fn check_gallery(seed: u64, kind: Kind, dim: usize, count: usize, probes: usize)
             }
         })
         .collect();
-    let request = SiftRequest { probes: &values, floors: &floors, keep: &keep, survivors_max: count + 1 };
+    let request = SiftRequest {
+        probes: &values,
+        floors: &floors,
+        keep: &keep,
+        survivors_max: count + 1,
+        ..SiftRequest::default()
+    };
     let view = gallery.view();
     for path in paths() {
         for threads in [1, 3] {
@@ -267,7 +281,8 @@ fn the_standard_gallery_leaves_few_survivors() {
         to.iter_mut().zip(&row).for_each(|(to, value)| *to = f16::from_f32(*value));
     }
     let live = (0..count.div_ceil(64)).map(|_| AtomicU64::new(u64::MAX)).collect();
-    let gallery = Gallery { dim, blocks: vec![Block { first_row: 0, rows, live }] };
+    let codes = OwnedCodes::of(&rows[..rows.len() / dim / BLOCK_ROWS * BLOCK_ROWS * dim], dim);
+    let gallery = Gallery { dim, coded: true, blocks: vec![Block { first_row: 0, rows, live, codes }] };
     let probes = 20;
     let mut values = vec![0.0; probes * dim];
     for (i, probe) in (0..).zip(values.chunks_exact_mut(dim)) {
@@ -276,7 +291,8 @@ fn the_standard_gallery_leaves_few_survivors() {
     let floors = vec![0.5; probes];
     for keep in [0, 10] {
         let keep = vec![keep; probes];
-        let request = SiftRequest { probes: &values, floors: &floors, keep: &keep, survivors_max: 100 };
+        let request =
+            SiftRequest { probes: &values, floors: &floors, keep: &keep, survivors_max: 100, ..SiftRequest::default() };
         for path in paths() {
             let mut survivors = Survivors::default();
             let engine = CpuEngine::with_simd(2, path).unwrap();
@@ -311,6 +327,7 @@ fn more_survivors_than_allowed_are_an_overflow_and_as_many_are_none() {
                         floors: &vec![0.5; probes],
                         keep: &vec![keep; probes],
                         survivors_max,
+                        ..SiftRequest::default()
                     };
                     let mut survivors = Survivors::default();
                     engine.sift(&gallery.view(), &request, &mut survivors).unwrap();
@@ -330,6 +347,7 @@ fn more_survivors_than_allowed_are_an_overflow_and_as_many_are_none() {
                 floors: &vec![0.5; probes],
                 keep: &vec![0; probes],
                 survivors_max: count,
+                ..SiftRequest::default()
             };
             let mut survivors = Survivors::default();
             engine.sift(&gallery.view(), &request, &mut survivors).unwrap();
@@ -353,8 +371,13 @@ fn only_live_rows_raise_a_floor() {
                 }
             }
         }
-        let request =
-            SiftRequest { probes: &values, floors: &vec![-1.1; probes], keep: &vec![10; probes], survivors_max: 3000 };
+        let request = SiftRequest {
+            probes: &values,
+            floors: &vec![-1.1; probes],
+            keep: &vec![10; probes],
+            survivors_max: 3000,
+            ..SiftRequest::default()
+        };
         let scores = gallery.scores(&values[..64]);
         for path in paths() {
             let mut survivors = Survivors::default();
@@ -369,7 +392,13 @@ fn an_engine_says_what_it_is_and_forgets_what_it_read() {
     let mut rng = ChaCha8Rng::seed_from_u64(9);
     let gallery = Gallery::new(&mut rng, Kind::Random, 128, 2000, 0.0);
     let values = gallery.probes(&mut rng, 80);
-    let request = SiftRequest { probes: &values, floors: &[0.5; 80], keep: &[10; 80], survivors_max: 100 };
+    let request = SiftRequest {
+        probes: &values,
+        floors: &[0.5; 80],
+        keep: &[10; 80],
+        survivors_max: 100,
+        ..SiftRequest::default()
+    };
     for path in paths() {
         let engine = CpuEngine::with_simd(2, path).unwrap();
         assert_eq!(engine.describe().host_bytes, 0);
@@ -409,14 +438,124 @@ fn no_probes_and_no_rows_are_nothing_to_find() {
     for path in paths() {
         let engine = CpuEngine::with_simd(1, path).unwrap();
         let mut survivors = Survivors::default();
-        let nothing = SiftRequest { probes: &[], floors: &[], keep: &[], survivors_max: 10 };
+        let nothing = SiftRequest { probes: &[], floors: &[], keep: &[], survivors_max: 10, ..SiftRequest::default() };
         engine.sift(&empty, &nothing, &mut survivors).unwrap();
         assert!(survivors.rows.is_empty());
-        let one = SiftRequest { probes: &values, floors: &[-1.1], keep: &[5], survivors_max: 10 };
+        let one =
+            SiftRequest { probes: &values, floors: &[-1.1], keep: &[5], survivors_max: 10, ..SiftRequest::default() };
         engine.sift(&empty, &one, &mut survivors).unwrap();
         assert_eq!(
             (survivors.rows.as_slice(), survivors.overflowed.as_slice()),
             ([vec![]].as_slice(), [false].as_slice())
         );
+    }
+}
+
+/// Mated pairs at exactly their floor, through the whole engine: how many does it miss?
+#[test]
+fn a_randomised_sift_misses_no_more_than_it_claims_and_a_deterministic_one_nothing() {
+    const BATCHES: usize = 60;
+    let (dim, probes) = (64, 256);
+    let miss_probability = 2e-2;
+    for path in paths() {
+        let engine = CpuEngine::with_simd(2, path).unwrap();
+        let mut missed = 0;
+        for seed in 0..BATCHES {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed as u64);
+            let gallery = Gallery::new(&mut rng, Kind::Random, dim, 64 * 40, 0.0);
+            let view = gallery.view();
+            let mut values = Vec::new();
+            let mut mates = Vec::new();
+            let mut floors = Vec::new();
+            for _ in 0..probes {
+                let block = &view.blocks[rng.random_range(0..view.blocks.len())];
+                let offset = rng.random_range(0..block.count(dim));
+                let row: Vec<f64> = block.rows[offset * dim..(offset + 1) * dim].iter().map(|v| v.to_f64()).collect();
+                let noise = direction(&mut rng, dim);
+                let along: f64 = row.iter().zip(&noise).map(|(x, n)| x * n).sum();
+                let across: Vec<f64> = row.iter().zip(&noise).map(|(x, n)| n - along * x).collect();
+                let length = across.iter().map(|v| v * v).sum::<f64>().sqrt();
+                let probe: Vec<f64> = row.iter().zip(&across).map(|(x, w)| 0.6 * x + 0.8 * w / length).collect();
+                let probe = normalised(&probe);
+                let score = exact(&block.rows[offset * dim..(offset + 1) * dim], &probe);
+                floors.push(crate::search::plan::round_down(score));
+                mates.push(block.first_row + offset as u32);
+                values.extend(probe);
+            }
+            let keep = vec![0; probes];
+            for certificate in [Certificate::Deterministic, Certificate::Randomised { miss_probability }] {
+                let request = SiftRequest {
+                    probes: &values,
+                    floors: &floors,
+                    keep: &keep,
+                    survivors_max: 5000,
+                    certificate,
+                    ..SiftRequest::default()
+                };
+                let mut survivors = Survivors::default();
+                engine.sift(&view, &request, &mut survivors).unwrap();
+                let lost = mates.iter().zip(&survivors.rows).filter(|(mate, rows)| !rows.contains(mate)).count();
+                if survivors.certificate == Certificate::Deterministic {
+                    assert_eq!(lost, 0, "{path}, seed {seed}: a deterministic answer lost a mate");
+                } else {
+                    missed += lost;
+                }
+            }
+        }
+        let claimed = (BATCHES * probes) as f64 * miss_probability;
+        assert!(missed as f64 <= claimed + 3.0 * claimed.sqrt(), "{path}: {missed} missed, {claimed} claimed");
+    }
+}
+
+#[test]
+fn a_filter_lets_through_what_it_holds_and_nothing_else() {
+    let mut rng = ChaCha8Rng::seed_from_u64(31);
+    for dim in [64, 160] {
+        let gallery = Gallery::new(&mut rng, Kind::Clustered, dim, 3000, 0.1);
+        let view = gallery.view();
+        let values = gallery.probes(&mut rng, 40);
+        let probes = values.len() / dim;
+        let all: Vec<u32> = gallery.scores(&values[..dim]).into_iter().map(|(_, row)| row).collect();
+        // None, nearly none, one in a hundred, one in three, all.
+        let filters: Vec<Option<RoaringBitmap>> = (0..probes)
+            .map(|p| match p % 5 {
+                0 => None,
+                1 => Some(RoaringBitmap::new()),
+                2 => Some(all.iter().copied().filter(|_| rng.random_bool(0.01)).collect()),
+                3 => Some(all.iter().copied().filter(|_| rng.random_bool(0.3)).collect()),
+                _ => Some(all.iter().copied().collect()),
+            })
+            .collect();
+        let filters: Vec<Option<&RoaringBitmap>> = filters.iter().map(Option::as_ref).collect();
+        for (floor, keep) in [(0.4, 0), (-2.0, 10), (0.2, 5)] {
+            let request = SiftRequest {
+                probes: &values,
+                floors: &vec![floor; probes],
+                keep: &vec![keep; probes],
+                survivors_max: 4000,
+                filters: &filters,
+                ..SiftRequest::default()
+            };
+            for path in paths() {
+                let mut survivors = Survivors::default();
+                CpuEngine::with_simd(2, path).unwrap().sift(&view, &request, &mut survivors).unwrap();
+                for (probe, filter) in filters.iter().enumerate() {
+                    let what = format!("{path}, dim {dim}, floor {floor}, keep {keep}, probe {probe}");
+                    let mut wanted = gallery.scores(&values[probe * dim..(probe + 1) * dim]);
+                    wanted.retain(|(_, row)| filter.is_none_or(|filter| filter.contains(*row)));
+                    let kth =
+                        if keep > 0 && wanted.len() >= keep as usize { wanted[keep as usize - 1].0 } else { -3.0 };
+                    wanted.retain(|(score, _)| *score >= f64::from(floor) && *score >= kth);
+                    let found = &survivors.rows[probe];
+                    assert!(!survivors.overflowed[probe], "{what}");
+                    for (score, row) in &wanted {
+                        assert!(found.contains(row), "{what}: row {row} of score {score} is missing");
+                    }
+                    if let Some(filter) = filter {
+                        assert!(found.iter().all(|row| filter.contains(*row)), "{what}: a row that is filtered out");
+                    }
+                }
+            }
+        }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicU64;
 use half::f16;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use thenar_index::codes::Codes;
 
 use super::*;
 
@@ -26,6 +27,7 @@ impl Blocks {
             first_row,
             rows: &self.rows[..count * DIM],
             live: &self.live,
+            codes: Codes::default(),
         });
         GalleryView { dim: DIM, blocks: blocks.collect() }
     }

@@ -56,8 +56,13 @@ fn sift_fake(fake: &mut Fake, floor: f32, keep: u32, survivors_max: usize, copie
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let probes = vec![1.0 / 32.0_f32.sqrt(); DIM * copies];
     let noise = slack(&probes[..DIM], true) * 0.999;
-    let request =
-        SiftRequest { probes: &probes, floors: &vec![floor; copies], keep: &vec![keep; copies], survivors_max };
+    let request = SiftRequest {
+        probes: &probes,
+        floors: &vec![floor; copies],
+        keep: &vec![keep; copies],
+        survivors_max,
+        ..SiftRequest::default()
+    };
     let mut survivors = Survivors::default();
     survivors.reset(copies);
     let live = fake.live.clone();

@@ -19,6 +19,8 @@ use rand_distr::{Distribution, StandardNormal};
 use super::device::{Run, Sizes};
 use super::kernels::SLOT_STEP;
 use super::{AdapterChoice, GpuEngine};
+use thenar_index::codes::Codes;
+
 use crate::engine::{BlockView, Engine, EngineError, GalleryView, SiftRequest, Survivors};
 
 /// How far below the line a survivor may lie without being called silly: several times the slack
@@ -113,6 +115,7 @@ impl Gallery {
             first_row: block.first_row,
             rows: &block.rows,
             live: &block.live,
+            codes: Codes::default(),
         });
         GalleryView { dim: self.dim, blocks: blocks.collect() }
     }
@@ -151,7 +154,13 @@ impl Asked {
     }
 
     fn request(&self) -> SiftRequest<'_> {
-        SiftRequest { probes: &self.probes, floors: &self.floors, keep: &self.keep, survivors_max: self.survivors_max }
+        SiftRequest {
+            probes: &self.probes,
+            floors: &self.floors,
+            keep: &self.keep,
+            survivors_max: self.survivors_max,
+            ..SiftRequest::default()
+        }
     }
 }
 

@@ -1,0 +1,215 @@
+//! Certificates: why a row that was passed over by its code cannot have mattered.
+//!
+//! A code c of a stored row x is a vector of small integers that points nearly where x does: with
+//! u = c / ‖c‖, the cosine a = <x, u> / ‖x‖ is known from below. Let q be a rotated probe and tau
+//! the floor of the search, and suppose <q, x> >= tau. How small can <q, u> be?
+//!
+//! **Deterministic.** Angles obey the triangle inequality on the sphere: the angle between q and u
+//! is at most that between q and x plus that between x and u. With cosines tau and a, both not
+//! negative, the cosine of the sum is
+//!
+//! ```text
+//! <q, u> >= tau a - sqrt(1 - tau²) sqrt(1 - a²)                                               (1)
+//! ```
+//!
+//! **Randomised.** Probe and row are the images of two fixed vectors under a rotation R that is
+//! Haar-distributed, secret, and drawn without knowledge of either. So, given the rotated row y,
+//! the rotated probe is q = tau y + sqrt(1 - tau²) w with w uniform on the unit sphere of the
+//! D - 1 dimensions orthogonal to y. The code is a function of y alone, hence so are u, a and the
+//! direction v of the part of u orthogonal to y, and
+//!
+//! ```text
+//! <q, u> = tau a + sqrt(1 - tau²) sqrt(1 - a²) <w, v>                                          (2)
+//! ```
+//!
+//! where <w, v> is one coordinate of a uniform point of the sphere in D - 1 dimensions, whatever v
+//! is. With t its quantile, P(<w, v> < -t) <= delta, the row of a mate is passed over with a
+//! probability of at most delta. The event is about one pair: there is no union over the gallery.
+//! The bars of (1) and (2) rise with tau, so a floor that rises during a search keeps the bound: a
+//! row is missed only if it is below the bar at its own score.
+//!
+//! The quantile. With n = D - 1 and m = (n - 3) / 2, the coordinate z of a uniform point of the
+//! sphere in n dimensions has the density C (1 - z²)^m, C = Gamma(n/2) / (sqrt(pi) Gamma((n-1)/2)).
+//! For z >= t > 0, 1 <= z/t, so the tail integrates in closed form,
+//!
+//! ```text
+//! P(z > t) <= C / t * integral of z (1 - z²)^m from t to 1 = C (1 - t²)^(m+1) / (2 t (m + 1))  (3)
+//! ```
+//!
+//! and Gautschi's inequality gives C <= sqrt((n - 1) / (2 pi)). (3) is solved for t, rounded up.
+//!
+//! What is not exact is carried as slack, each term rounded to the safe side:
+//! - Rows are rounded to f16 after the rotation. (1) speaks of the stored row and needs nothing;
+//!   (2) speaks of the row before, which is within [`row_rounding`] of the stored one.
+//! - Lengths: ‖x‖ <= 1 + 2^-10 and ‖q‖ within 2^-20 of 1, as `engine::cpu::slack` has it.
+//! - f32 arithmetic of bars and estimates: [`ARITHMETIC_SLACK`].
+//!
+//! Sources: the randomised argument is that of RaBitQ (Gao and Long, SIGMOD 2024, arXiv
+//! 2405.12497), with the row's code fixed and the probe random, and an exact tail in place of
+//! Hoeffding's; (1) is the spherical triangle inequality, used for exact search by Schubert (A
+//! triangle inequality for cosine similarity, SISAP 2021, arXiv 2107.04071).
+//!
+//! Pure: numbers in, numbers out. Does not know engines, galleries or probes.
+
+/// The largest probability of a miss that may be asked for, and the smallest.
+pub const MISS_PROBABILITY_MAX: f64 = 1e-6;
+/// See [`MISS_PROBABILITY_MAX`].
+pub const MISS_PROBABILITY_MIN: f64 = 1e-15;
+/// What is taken where nothing is asked for.
+pub const MISS_PROBABILITY_DEFAULT: f64 = 1e-12;
+/// Floors at or below this are not certified: the arguments need angles under 90 degrees.
+pub const FLOOR_MIN: f64 = 0.02;
+/// Largest length of a stored row and of a rotated probe, multiplied.
+const NORMS_MAX: f64 = (1.0 + 1.0 / 1024.0) * (1.0 + 1.0 / 1_048_576.0);
+/// More than f32 arithmetic on bars and estimates loses in all, whose values are at most a few
+/// units and go through fewer than thirty roundings of 2^-24: 30 * 4 * 2^-24 < 2^-17.
+const ARITHMETIC_SLACK: f64 = 1.0 / 65_536.0;
+
+/// Why an answer is that of an exhaustive scan.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum Certificate {
+    /// No row at or above the floor can have been missed.
+    #[default]
+    Deterministic,
+    /// A row at or above the floor is missed with at most this probability, over the choice of
+    /// the secret rotation.
+    Randomised {
+        /// The probability, for each row that belongs in the answer.
+        miss_probability: f64,
+    },
+}
+
+impl Certificate {
+    /// The randomised certificate of that probability.
+    ///
+    /// # Errors
+    /// [`crate::palm::Invalid`] where it is not from [`MISS_PROBABILITY_MIN`] to
+    /// [`MISS_PROBABILITY_MAX`].
+    pub fn randomised(miss_probability: f64) -> Result<Self, crate::palm::Invalid> {
+        if (MISS_PROBABILITY_MIN..=MISS_PROBABILITY_MAX).contains(&miss_probability) {
+            Ok(Self::Randomised { miss_probability })
+        } else {
+            Err(crate::palm::Invalid::new(
+                "miss_probability",
+                format!("{miss_probability:e} is not from {MISS_PROBABILITY_MIN:e} to {MISS_PROBABILITY_MAX:e}"),
+            ))
+        }
+    }
+
+    /// The largest probability that a row that belongs in the answer was missed.
+    #[must_use]
+    pub fn miss_probability(self) -> f64 {
+        match self {
+            Self::Deterministic => 0.0,
+            Self::Randomised { miss_probability } => miss_probability,
+        }
+    }
+}
+
+/// Turns floors into cuts, for rows of one dimension under one certificate.
+#[derive(Debug, Clone, Copy)]
+pub struct Cutter {
+    /// The quantile t, or 1 under the deterministic certificate.
+    spread: f64,
+    /// What the row moved when it was rounded, where that matters.
+    moved: f64,
+}
+
+impl Cutter {
+    /// The cutter of `certificate` for `dim` components.
+    ///
+    /// # Panics
+    /// Where `dim` is under 8: the sphere of (3) would have too few dimensions.
+    #[must_use]
+    pub fn new(certificate: Certificate, dim: usize) -> Self {
+        match certificate {
+            Certificate::Deterministic => Self { spread: 1.0, moved: 0.0 },
+            Certificate::Randomised { miss_probability } => {
+                Self { spread: sphere_quantile(dim, miss_probability), moved: row_rounding(dim) }
+            }
+        }
+    }
+
+    /// The cut of a floor, or none where the floor is so low that nothing can be certified.
+    #[must_use]
+    pub fn cut(&self, floor: f64) -> Option<Cut> {
+        // A score of at least the floor, as a cosine between probe and (unrounded) row.
+        let tau = ((floor - self.moved * NORMS_MAX) / NORMS_MAX).min(1.0);
+        if floor.is_nan() || tau < FLOOR_MIN {
+            return None;
+        }
+        let across = self.spread * (1.0 - tau * tau).sqrt();
+        // The slack of the bar covers rounding these to f32.
+        Some(Cut { along: tau as f32, across: across as f32, slack: ARITHMETIC_SLACK as f32 })
+    }
+}
+
+/// What a code must reach: below [`Cut::bar`] of its row's cosine, the row cannot matter.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Cut {
+    along: f32,
+    across: f32,
+    slack: f32,
+}
+
+/// A cosine as bars use it: the part of a unit vector along the code and the part across.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Leaning {
+    /// A lower bound of the cosine.
+    pub along: f32,
+    /// The sine that belongs to it.
+    pub across: f32,
+}
+
+impl Cutter {
+    /// How a row of that cosine (at most the true one) with its code leans, with the slack for
+    /// the row's rounding.
+    #[inline]
+    #[must_use]
+    pub fn leaning(&self, cosine: f32) -> Leaning {
+        // ‖y‖ <y/‖y‖, u> differs from <x, u> by at most `moved`, and so do the lengths.
+        let along = (cosine - (2.0 * self.moved) as f32).max(0.0);
+        Leaning { along, across: (1.0 - along * along).max(0.0).sqrt() }
+    }
+}
+
+impl Cut {
+    /// The least <q, u> of a row that reaches the floor. Rises with the cosine, so that a lower
+    /// bound of many cosines gives a lower bound of their bars.
+    #[inline]
+    #[must_use]
+    pub fn bar(&self, leaning: Leaning) -> f32 {
+        self.along * leaning.along - self.across * leaning.across - self.slack
+    }
+}
+
+/// A bound on the distance between a unit vector and itself rounded to f16: half an ulp, 2^-11, of
+/// every component in the normal range, and 2^-25 of every one below.
+#[must_use]
+pub fn row_rounding(dim: usize) -> f64 {
+    (1.0 / 2048.0) * (1.0 + 1e-5) + (dim as f64).sqrt() / f64::from(1 << 25)
+}
+
+/// A number t with P(z > t) <= `probability` for one coordinate z of a uniform point of the unit
+/// sphere in `dim` - 1 dimensions; less than 1 % above the least such t for probabilities up to
+/// [`MISS_PROBABILITY_MAX`].
+#[must_use]
+pub fn sphere_quantile(dim: usize, probability: f64) -> f64 {
+    assert!(dim >= 8, "dimension {dim}");
+    assert!(probability > 0.0 && probability < 0.5, "probability {probability}");
+    let n = dim as f64 - 1.0;
+    let m = (n - 3.0) / 2.0;
+    let ln_c = 0.5 * ((n - 1.0) / std::f64::consts::TAU).ln();
+    // The logarithm of (3): falls as t grows.
+    let ln_tail = |t: f64| ln_c + (m + 1.0) * (-t * t).ln_1p() - (2.0 * t * (m + 1.0)).ln();
+    let (mut low, mut high) = (1e-9, 1.0 - 1e-15);
+    for _ in 0..100 {
+        let middle = 0.5 * (low + high);
+        if ln_tail(middle) > probability.ln() { low = middle } else { high = middle }
+    }
+    // Logarithms are right to some parts in 10^15, and t changes them by tens of its own change.
+    (high * (1.0 + 1e-9)).min(1.0)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,122 @@
+//! Code kernels in AVX2: look-ups of four bits, 32 rows an instruction.
+//!
+//! Every function here needs the instructions of [`crate::simd::Simd::Avx2`]; layouts are those of
+//! [`super::kernels`].
+
+use std::arch::x86_64::*;
+
+use super::Level;
+use super::kernels::{IndexLine, ScanCall, ScanHits, spread_bits};
+
+const BITS: usize = 4;
+/// Groups whose entries are added in bytes before they are widened.
+const TOGETHER: usize = 3;
+
+/// See [`super::kernels::Spread`].
+#[target_feature(enable = "avx2")]
+pub(super) fn spread(sign: &[u8], two: &[u8], dim: usize, blocks: usize, level: Level, to: &mut [IndexLine]) {
+    spread_bits(BITS, TOGETHER, sign, two, dim, blocks, level, to);
+}
+
+/// See [`super::kernels::Scan`].
+#[target_feature(enable = "avx2")]
+pub(super) fn scan(call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
+    let mut any = false;
+    for p in 0..call.probes {
+        let mut block = 0;
+        while block + 2 <= call.blocks {
+            any |= blocks::<2>(call, p, block, hits);
+            block += 2;
+        }
+        if block < call.blocks {
+            any |= blocks::<1>(call, p, block, hits);
+        }
+    }
+    any
+}
+
+/// `B` blocks from `first` on against the probe `p`.
+#[target_feature(enable = "avx2")]
+fn blocks<const B: usize>(call: &ScanCall<'_>, p: usize, first: usize, hits: &mut ScanHits) -> bool {
+    assert!(call.groups.is_multiple_of(TOGETHER) && first + B <= call.blocks && p < call.probes);
+    assert!(call.indices.len() >= call.groups * call.blocks && call.tables[p].len() >= call.groups << BITS);
+    // As in `avx512`, for each half of each block.
+    let mut both = [[_mm256_setzero_si256(); 2]; B];
+    let mut odd = [[_mm256_setzero_si256(); 2]; B];
+    let mut indices: *const IndexLine = call.indices.as_ptr().wrapping_add(first);
+    let mut tables: *const u8 = call.tables[p].as_ptr();
+    for _ in 0..call.groups / TOGETHER {
+        let mut part = [[_mm256_setzero_si256(); 2]; B];
+        for _ in 0..TOGETHER {
+            // SAFETY: this group's 16 entries of the probe's `groups` tables.
+            let table = _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(tables.cast()) });
+            for b in 0..B {
+                for half in 0..2 {
+                    let from: *const __m256i = indices.wrapping_add(b).cast();
+                    // SAFETY: half of the line of this group and block `first + b < blocks`.
+                    let index = unsafe { _mm256_load_si256(from.wrapping_add(half)) };
+                    part[b][half] = _mm256_add_epi8(part[b][half], _mm256_shuffle_epi8(table, index));
+                }
+            }
+            indices = indices.wrapping_add(call.blocks);
+            tables = tables.wrapping_add(1 << BITS);
+        }
+        for b in 0..B {
+            for half in 0..2 {
+                both[b][half] = _mm256_add_epi16(both[b][half], part[b][half]);
+                odd[b][half] = _mm256_add_epi16(odd[b][half], _mm256_srli_epi16::<8>(part[b][half]));
+            }
+        }
+    }
+    let mut any = false;
+    for b in 0..B {
+        let least = call.least[p][first + b];
+        let bar = _mm256_set1_epi16(least.cast_signed());
+        let mut mask = 0_u64;
+        for half in 0..2 {
+            let even = _mm256_sub_epi16(both[b][half], _mm256_slli_epi16::<8>(odd[b][half]));
+            // Unsigned a >= b where max(a, b) is a.
+            let reached = |sums: __m256i| _mm256_cmpeq_epi16(_mm256_max_epu16(sums, bar), sums);
+            let low = _mm256_unpacklo_epi16(even, odd[b][half]);
+            let high = _mm256_unpackhi_epi16(even, odd[b][half]);
+            // Rows 0 to 15 and 16 to 31 of this half.
+            let rows = [_mm256_permute2x128_si256::<0x20>(low, high), _mm256_permute2x128_si256::<0x31>(low, high)];
+            let bits = _mm256_packs_epi16(reached(rows[0]), reached(rows[1]));
+            let bits = _mm256_movemask_epi8(_mm256_permute4x64_epi64::<0b11_01_10_00>(bits)).cast_unsigned();
+            mask |= u64::from(bits) << (32 * half);
+            let to: *mut u16 = hits.sums[p][first + b].as_mut_ptr();
+            for (i, rows) in rows.into_iter().enumerate() {
+                // SAFETY: sixteen of the 64 words.
+                unsafe { _mm256_storeu_si256(to.wrapping_add(32 * half + 16 * i).cast(), rows) };
+            }
+        }
+        hits.masks[p][first + b] = mask;
+        any |= mask != 0;
+    }
+    any
+}
+
+/// See [`super::kernels::Fine`].
+#[target_feature(enable = "avx2")]
+pub(super) fn fine(code: &[u8], probe: &[i8]) -> i32 {
+    let half = code.len();
+    assert!(probe.len() == 2 * half && half.is_multiple_of(16));
+    let (low_bits, ones) = (_mm_set1_epi8(15), _mm_set1_epi16(1));
+    let mut sum = _mm_setzero_si128();
+    for at in (0..half).step_by(16) {
+        // SAFETY: 16 bytes from `at <= half - 16` of each.
+        let (nibbles, first, second) = unsafe {
+            (
+                _mm_loadu_si128(code.as_ptr().wrapping_add(at).cast()),
+                _mm_loadu_si128(probe.as_ptr().wrapping_add(at).cast()),
+                _mm_loadu_si128(probe.as_ptr().wrapping_add(half + at).cast()),
+            )
+        };
+        // Two products of at most 15 * 128 fit 16 bits with a sign, twice over.
+        let low = _mm_maddubs_epi16(_mm_and_si128(nibbles, low_bits), first);
+        let high = _mm_maddubs_epi16(_mm_and_si128(_mm_srli_epi16::<4>(nibbles), low_bits), second);
+        sum = _mm_add_epi32(sum, _mm_madd_epi16(_mm_add_epi16(low, high), ones));
+    }
+    let sum = _mm_add_epi32(sum, _mm_shuffle_epi32::<0b01_00_11_10>(sum));
+    _mm_cvtsi128_si32(_mm_add_epi32(sum, _mm_shuffle_epi32::<0b10_11_00_01>(sum)))
+}

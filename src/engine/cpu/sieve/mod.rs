@@ -1,0 +1,516 @@
+//! Sifting by codes: most rows are passed over after a look at a thirtieth of their bytes.
+//!
+//! A row goes through three looks, each at fewer rows and more bytes:
+//!
+//! 1. The *first look* at one [`Level`] of the code, by table look-ups, 64 rows at a time; it is
+//!    the one look that may be randomised.
+//! 2. The fine code against the probe in eight bits, deterministic.
+//! 3. The row itself in f32, as in an exhaustive sift.
+//!
+//! Every bound is `certificate`'s; this module makes the upper bounds of <q, u> that are held
+//! against its bars, and proves them where they are made: [`Tables::new`], [`FineProbe::new`].
+//!
+//! Knows codes, cuts and floors. Does not know threads or which pieces of the gallery there are.
+
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
+pub(super) mod kernels;
+mod portable;
+#[cfg(test)]
+mod tests;
+
+use std::sync::OnceLock;
+use std::sync::atomic::Ordering;
+
+use thenar_index::codes::{BLOCK_ROWS, Codes, Terms};
+use zeroize::Zeroize;
+
+use self::kernels::{CodeKernels, IndexLine, SCAN_PROBES, ScanCall, ScanHits, TILE_BLOCKS};
+use super::floors::Floor;
+use crate::certificate::{Certificate, Cut, Cutter, Leaning};
+use crate::engine::BlockView;
+
+/// Of the largest range of a group's parts, what the entries of a table stretch over. What all
+/// entries together overestimate is least at about this much (0.0144 of ‖c‖ for signs and 0.027 for
+/// two bits, with six bits a group and 85 steps; with 1 it would be 0.017 and 0.036).
+const RANGE_KEPT: f32 = 0.72;
+
+/// Which bits of a row's codes the first look reads.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Level {
+    /// Signs: one bit a component. Passes nothing over under the deterministic certificate.
+    Sign,
+    /// Signs and two magnitudes.
+    Two,
+}
+
+impl Level {
+    pub(super) const ALL: [Self; 2] = [Self::Sign, Self::Two];
+
+    fn cosine(self, terms: Terms) -> f32 {
+        match self {
+            Self::Sign => terms.sign_cosine(),
+            Self::Two => terms.two_cosine(),
+        }
+    }
+
+    /// Length of a row's code.
+    fn norm(self, terms: Terms, dim: usize) -> f32 {
+        match self {
+            Self::Sign => (dim as f32).sqrt(),
+            Self::Two => (terms.two_square(dim) as f32).sqrt(),
+        }
+    }
+}
+
+/// A probe's look-up tables at one level.
+#[derive(Debug)]
+struct Tables {
+    /// Shape: `[groups, 2^bits]`.
+    entries: Vec<IndexLine>,
+    /// <q, c> <= offset + step * sum of the entries at c's indices.
+    offset: f32,
+    step: f32,
+}
+
+impl Tables {
+    /// The entry of index i in group g bounds the group's part v of <q, c> by
+    /// v <= base_g + step * entry, rounded up; the bases of all groups make the offset. A part
+    /// that lies so far down that its entry would be negative gets 0, which is larger: that lets
+    /// the step be smaller than the largest range asks for ([`RANGE_KEPT`]), and few of the parts
+    /// of few groups pay for it.
+    ///
+    /// Parts are added up in f32 by at most 2 * `bits` additions of terms whose magnitudes sum to
+    /// half the group's range, so they are wrong by less than 2^-18 of the range; a step is at least
+    /// 1/400 of the largest range, so 2^-9 of a step, added before rounding up, outweighs it.
+    fn new(kernels: &CodeKernels, level: Level, probe: &[f32]) -> Self {
+        // Casting rounds down: a whole step less a little rounds up.
+        const UP: f32 = 1.0 + 1.0 / 512.0;
+        let dims = kernels.group_dims(level);
+        let groups = kernels.groups(level, probe.len());
+        let entry_max = f32::from(kernels.entry_max(level, probe.len()));
+        let largest = match level {
+            Level::Sign => 1.0,
+            Level::Two => 3.0,
+        };
+        let reach = |group: &[f32]| largest * group.iter().map(|q| q.abs()).sum::<f32>();
+        let range = probe.chunks(dims).map(|group| 2.0 * reach(group)).fold(0.0, f32::max);
+        // A probe of zeros has no range, and any step will do.
+        let step = (RANGE_KEPT * range / entry_max).max(f32::MIN_POSITIVE / f32::EPSILON);
+        let inverse = 1.0 / step;
+
+        let mut entries = vec![IndexLine::ZERO; (groups << kernels.bits).div_ceil(BLOCK_ROWS)];
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut entries);
+        let mut offset = 0.0_f64;
+        let mut parts = vec![0.0_f32; 1 << kernels.bits];
+        for (table, group) in bytes.chunks_exact_mut(1 << kernels.bits).zip(probe.chunks(dims)) {
+            fill_parts(&mut parts, group, dims, level);
+            // The highest part gets the largest entry; one rounding more or less does not matter
+            // next to what is added before rounding up.
+            let base = reach(group) - step * (entry_max - 1.0);
+            offset += f64::from(base);
+            for (entry, part) in table.iter_mut().zip(&parts) {
+                // The cast saturates at 0; at the top it is at most `entry_max`.
+                *entry = ((part - base) * inverse + UP) as u8;
+            }
+        }
+        Self { entries, offset: offset as f32, step }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.entries)
+    }
+}
+
+/// The parts of <q, c> for every index of a group: set bits are negative components, and above
+/// them (`Level::Two`) larger ones.
+fn fill_parts(parts: &mut [f32], group: &[f32], dims: usize, level: Level) {
+    parts[0] = group.iter().sum();
+    for bit in 0..dims {
+        let twice = 2.0 * group.get(bit).copied().unwrap_or(0.0);
+        let (done, next) = parts.split_at_mut(1 << bit);
+        for (next, done) in next.iter_mut().zip(done) {
+            *next = *done - twice;
+        }
+    }
+    if level == Level::Two {
+        for bit in 0..dims {
+            let twice = 2.0 * group.get(bit).copied().unwrap_or(0.0);
+            let (done, next) = parts.split_at_mut(1 << (dims + bit));
+            for (at, (next, done)) in next.iter_mut().zip(done).enumerate() {
+                // Three times the component instead of once.
+                *next = if at >> bit & 1 == 1 { *done - twice } else { *done + twice };
+            }
+        }
+    }
+}
+
+/// A probe in eight bits, for fine codes.
+#[derive(Debug)]
+struct FineProbe {
+    /// q = scale * k + e.
+    integers: Vec<i8>,
+    scale: f32,
+    /// Sum of the integers.
+    sum: i32,
+    /// At least ‖e‖.
+    error: f32,
+}
+
+impl FineProbe {
+    /// <q, u> = scale <k, c> / ‖c‖ + <e, u> <= scale <k, c> / ‖c‖ + ‖e‖. With nibbles n, c = 2n -
+    /// 15, so that <k, c> = 2 <k, n> - 15 <k, 1>: integers, exact.
+    fn new(probe: &[f32]) -> Self {
+        let largest = probe.iter().fold(0.0_f32, |most, q| most.max(q.abs()));
+        let scale = (largest / 127.0).max(f32::MIN_POSITIVE);
+        let integers: Vec<i8> = probe.iter().map(|q| (q / scale).round() as i8).collect();
+        let square: f64 =
+            probe.iter().zip(&integers).map(|(q, k)| (f64::from(*q) - f64::from(scale) * f64::from(*k)).powi(2)).sum();
+        let sum = integers.iter().map(|k| i32::from(*k)).sum();
+        // The sum of squares is right to some parts in 10^13.
+        Self { integers, scale, sum, error: (square.sqrt() * (1.0 + 1e-9)) as f32 * (1.0 + f32::EPSILON) }
+    }
+
+    /// At least <q, u> for a row's fine code.
+    #[inline]
+    fn reach(&self, kernels: &CodeKernels, code: &[u8], terms: Terms) -> f32 {
+        let dot = 2 * kernels.fine(code, &self.integers) - 15 * self.sum;
+        self.scale * dot as f32 / (terms.fine_square() as f32).sqrt() + self.error
+    }
+}
+
+/// What one probe needs, made by the thread that needs it first.
+#[derive(Debug, Default)]
+struct Prepared {
+    tables: [OnceLock<Tables>; Level::ALL.len()],
+    fine: OnceLock<FineProbe>,
+}
+
+/// Rows that have passed the first look and wait for the second, at most.
+const HITS_MAX: usize = 4096;
+
+/// A row that passed the first look.
+#[derive(Debug, Clone, Copy)]
+struct Hit {
+    probe: u32,
+    /// Place in the tile.
+    row: u16,
+}
+
+/// A probe's cuts at the floor they were made for.
+#[derive(Debug, Clone, Copy)]
+struct Cuts {
+    floor: f32,
+    /// For the first look; none while the floor is too low.
+    first: Option<Cut>,
+    fine: Option<Cut>,
+}
+
+/// What one thread sieves in. Kept between sifts.
+#[derive(Debug)]
+pub(super) struct SieveBench {
+    indices: Vec<IndexLine>,
+    hits: Vec<Hit>,
+    cuts: Vec<Cuts>,
+    found: Box<ScanHits>,
+    terms: Box<TileTerms>,
+}
+
+impl Default for SieveBench {
+    fn default() -> Self {
+        Self {
+            indices: Vec::new(),
+            hits: Vec::new(),
+            cuts: Vec::new(),
+            found: Box::new(ScanHits::EMPTY),
+            terms: Box::new(TileTerms::EMPTY),
+        }
+    }
+}
+
+impl SieveBench {
+    pub(super) fn bytes(&self) -> usize {
+        self.indices.capacity() * size_of::<IndexLine>()
+            + self.hits.capacity() * size_of::<Hit>()
+            + self.cuts.capacity() * size_of::<Cuts>()
+            + size_of::<ScanHits>()
+            + size_of::<TileTerms>()
+    }
+
+    /// Overwrites the copies of codes.
+    pub(super) fn wipe(&mut self) {
+        bytemuck::cast_slice_mut::<IndexLine, u8>(&mut self.indices).zeroize();
+    }
+
+    /// Forgets what belongs to the sift before: cuts are those of its certificate.
+    pub(super) fn begin(&mut self) {
+        self.cuts.clear();
+    }
+
+    #[cfg(test)]
+    pub(super) fn holds_rows(&self) -> bool {
+        self.indices.iter().any(|line| *line != IndexLine::ZERO)
+    }
+}
+
+/// Rows of a tile.
+const TILE_ROWS: usize = TILE_BLOCKS * BLOCK_ROWS;
+
+/// A tile's rows as the first look needs them. With n the length of a row's code, the bar of
+/// <q, c> is n times that of <q, u>.
+#[derive(Debug)]
+struct TileTerms {
+    /// Of each block, the live rows.
+    live: [u64; TILE_BLOCKS],
+    /// Of each block, over its live rows, how the one of the smallest cosine leans, and the
+    /// shortest and longest code.
+    least: [Leaning; TILE_BLOCKS],
+    shortest: [f32; TILE_BLOCKS],
+    longest: [f32; TILE_BLOCKS],
+    /// Of each row: how it leans, and the length of its code.
+    leaning: [Leaning; TILE_ROWS],
+    norm: [f32; TILE_ROWS],
+}
+
+impl TileTerms {
+    const EMPTY: Self = Self {
+        live: [0; TILE_BLOCKS],
+        least: [UPRIGHT; TILE_BLOCKS],
+        shortest: [f32::INFINITY; TILE_BLOCKS],
+        longest: [0.0; TILE_BLOCKS],
+        leaning: [UPRIGHT; TILE_ROWS],
+        norm: [0.0; TILE_ROWS],
+    };
+}
+
+/// The leaning that no bar is higher for.
+const UPRIGHT: Leaning = Leaning { along: 1.0, across: 0.0 };
+
+/// One sift by codes, as all its threads see it.
+pub(super) struct Sieve<'a> {
+    kernels: &'static CodeKernels,
+    dim: usize,
+    /// Shape: `[probes, dim]`.
+    probes: &'a [f32],
+    prepared: Vec<Prepared>,
+    certificate: Certificate,
+    first: Cutter,
+    fine: Cutter,
+}
+
+impl<'a> Sieve<'a> {
+    /// Under a randomised certificate each level has half of the miss probability: which one looks
+    /// at a row is decided by how fast they are, and a row must be safe whichever it is.
+    pub(super) fn new(kernels: &'static CodeKernels, dim: usize, probes: &'a [f32], certificate: Certificate) -> Self {
+        let each = match certificate {
+            Certificate::Deterministic => Certificate::Deterministic,
+            Certificate::Randomised { miss_probability } => {
+                Certificate::Randomised { miss_probability: miss_probability / Level::ALL.len() as f64 }
+            }
+        };
+        Self {
+            kernels,
+            dim,
+            probes,
+            prepared: (0..probes.len() / dim).map(|_| Prepared::default()).collect(),
+            certificate,
+            first: Cutter::new(each, dim),
+            fine: Cutter::new(Certificate::Deterministic, dim),
+        }
+    }
+
+    /// The certificate under which rows are passed over.
+    pub(super) fn certificate(&self) -> Certificate {
+        self.certificate
+    }
+
+    fn probe(&self, probe: usize) -> &'a [f32] {
+        &self.probes[probe * self.dim..(probe + 1) * self.dim]
+    }
+
+    fn tables(&self, level: Level, probe: usize) -> &Tables {
+        self.prepared[probe].tables[level as usize].get_or_init(|| Tables::new(self.kernels, level, self.probe(probe)))
+    }
+
+    /// Makes what a first look at `level` needs, each probe's by whoever comes first. Threads start
+    /// at different probes (`nth` of a hundred) so that they do not wait for each other.
+    pub(super) fn prepare(&self, level: Level, nth: usize) {
+        let probes = self.prepared.len();
+        let start = probes * (nth % 100) / 100;
+        for probe in (start..probes).chain(0..start) {
+            self.tables(level, probe);
+            self.fine_probe(probe);
+        }
+    }
+
+    fn fine_probe(&self, probe: usize) -> &FineProbe {
+        self.prepared[probe].fine.get_or_init(|| FineProbe::new(self.probe(probe)))
+    }
+
+    fn cuts(&self, floor: f32) -> Cuts {
+        Cuts { floor, first: self.first.cut(floor.into()), fine: self.fine.cut(floor.into()) }
+    }
+
+    /// Compares the `blocks` (at most [`TILE_BLOCKS`]) coded blocks from row `first` of `block` on
+    /// with every probe, and hands (probe, offset in the block) of each live row that passes two
+    /// looks to `pass`. Returns the rows that passed the first.
+    pub(super) fn tile(
+        &self,
+        level: Level,
+        block: &BlockView<'_>,
+        first: usize,
+        blocks: usize,
+        floors: &[Floor],
+        bench: &mut SieveBench,
+        mut pass: impl FnMut(usize, usize),
+    ) -> usize {
+        let codes = block.codes.blocks(self.dim, first / BLOCK_ROWS, blocks);
+        let SieveBench { indices, hits, cuts, found, terms: tile } = bench;
+        self.read_terms(level, block, first, &codes, tile);
+        if tile.live == [0; TILE_BLOCKS] {
+            return 0;
+        }
+        let groups = self.kernels.groups(level, self.dim);
+        if indices.len() < groups * TILE_BLOCKS {
+            // Wiped before it grows, so that no copy of a code is left in memory given back.
+            bytemuck::cast_slice_mut::<IndexLine, u8>(indices).zeroize();
+            indices.resize(groups * TILE_BLOCKS, IndexLine::ZERO);
+        }
+        let indices = &mut indices[..groups * blocks];
+        self.kernels.spread(codes.sign, codes.two, self.dim, blocks, level, indices);
+        hits.clear();
+        hits.reserve(HITS_MAX);
+        let mut passed = 0;
+        cuts.resize(floors.len(), self.cuts(f32::NEG_INFINITY));
+        for (floor, cuts) in floors.iter().zip(cuts.iter_mut()) {
+            let floor = floor.threshold();
+            if cuts.floor.to_bits() != floor.to_bits() {
+                *cuts = self.cuts(floor);
+            }
+        }
+        for at in (0..floors.len()).step_by(SCAN_PROBES) {
+            let probes = SCAN_PROBES.min(floors.len() - at);
+            let tables: [&Tables; SCAN_PROBES] =
+                std::array::from_fn(|p| self.tables(level, (at + p).min(floors.len() - 1)));
+            let least = std::array::from_fn(|p| match cuts.get(at + p) {
+                Some(cuts) => tile.least(cuts.first, tables[p]),
+                None => [u16::MAX; TILE_BLOCKS],
+            });
+            let call = ScanCall {
+                indices,
+                blocks,
+                tables: [tables[0].bytes(), tables[1].bytes()],
+                probes,
+                groups,
+                least: &least,
+            };
+            if !self.kernels.scan(&call, found) {
+                continue;
+            }
+            for p in 0..probes {
+                for b in 0..blocks {
+                    let mut mask = found.masks[p][b] & tile.live[b];
+                    while mask != 0 {
+                        let r = mask.trailing_zeros() as usize;
+                        mask &= mask - 1;
+                        let row = b * BLOCK_ROWS + r;
+                        let reach = tables[p].offset + tables[p].step * f32::from(found.sums[p][b][r]);
+                        let bar = cuts[at + p].first.map_or(f32::NEG_INFINITY, |cut| cut.bar(tile.leaning[row]));
+                        if reach >= bar * tile.norm[row] {
+                            prefetch(&codes.fine[row * self.dim / 2..(row + 1) * self.dim / 2]);
+                            #[expect(clippy::cast_possible_truncation, reason = "a batch and a tile are small")]
+                            hits.push(Hit { probe: (at + p) as u32, row: row as u16 });
+                            passed += 1;
+                            if hits.len() == HITS_MAX {
+                                self.second_look(hits, &codes, cuts, |probe, row| pass(probe, first + row));
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        self.second_look(hits, &codes, cuts, |probe, row| pass(probe, first + row));
+        passed
+    }
+
+    /// Looks at the fine codes of the rows that wait, hands on (probe, place in the tile) of those
+    /// that pass, and leaves none waiting.
+    fn second_look(&self, hits: &mut Vec<Hit>, codes: &Codes<'_>, cuts: &[Cuts], mut pass: impl FnMut(usize, usize)) {
+        for hit in hits.drain(..) {
+            let (probe, row) = (hit.probe as usize, usize::from(hit.row));
+            if self.passes_fine(probe, codes, row, cuts[probe].fine) {
+                pass(probe, row);
+            }
+        }
+    }
+
+    /// Whether a row passes the second look alone.
+    pub(super) fn passes_fine_alone(&self, probe: usize, codes: &Codes<'_>, row: usize, floor: &Floor) -> bool {
+        self.passes_fine(probe, codes, row, self.fine.cut(floor.threshold().into()))
+    }
+
+    #[inline]
+    fn passes_fine(&self, probe: usize, codes: &Codes<'_>, row: usize, cut: Option<Cut>) -> bool {
+        let Some(cut) = cut else { return true };
+        let terms = codes.terms[row];
+        let code = &codes.fine[row * self.dim / 2..(row + 1) * self.dim / 2];
+        self.fine_probe(probe).reach(self.kernels, code, terms) >= cut.bar(self.fine.leaning(terms.fine_cosine()))
+    }
+
+    fn read_terms(&self, level: Level, block: &BlockView<'_>, first: usize, codes: &Codes<'_>, tile: &mut TileTerms) {
+        tile.live = [0; TILE_BLOCKS];
+        for (b, terms) in codes.terms.as_chunks::<BLOCK_ROWS>().0.iter().enumerate() {
+            let live = block.live[first / BLOCK_ROWS + b].load(Ordering::Acquire);
+            let (mut cosine, mut shortest, mut longest) = (1.0_f32, f32::INFINITY, 0.0_f32);
+            for (r, terms) in terms.iter().enumerate() {
+                let norm = level.norm(*terms, self.dim);
+                let row_cosine = level.cosine(*terms);
+                tile.leaning[b * BLOCK_ROWS + r] = self.first.leaning(row_cosine);
+                tile.norm[b * BLOCK_ROWS + r] = norm;
+                if live >> r & 1 == 1 {
+                    cosine = cosine.min(row_cosine);
+                    shortest = shortest.min(norm);
+                    longest = longest.max(norm);
+                }
+            }
+            tile.live[b] = live;
+            tile.least[b] = self.first.leaning(cosine);
+            tile.shortest[b] = shortest;
+            tile.longest[b] = longest;
+        }
+    }
+}
+
+impl TileTerms {
+    /// For each block a sum that every row reaches that passes the first look: the bar of the
+    /// smallest cosine is at most every row's, and times the length that makes it smaller it is at
+    /// most every row's bar of <q, c>.
+    #[inline]
+    fn least(&self, cut: Option<Cut>, tables: &Tables) -> [u16; TILE_BLOCKS] {
+        let Some(cut) = cut else { return [0; TILE_BLOCKS] };
+        let inverse = 1.0 / tables.step;
+        std::array::from_fn(|b| {
+            if self.live[b] == 0 {
+                return u16::MAX;
+            }
+            let bar = cut.bar(self.least[b]);
+            let bar = if bar >= 0.0 { bar * self.shortest[b] } else { bar * self.longest[b] };
+            // The cast saturates. Rounding down, and one less for the arithmetic.
+            ((bar - tables.offset) * inverse - 1.0) as u16
+        })
+    }
+}
+
+/// Asks for a fine code that is read soon.
+#[inline]
+fn prefetch(code: &[u8]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in code.chunks(64) {
+        // SAFETY: prefetching needs SSE, which every x86-64 processor has, and reads nothing.
+        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = code;
+}
