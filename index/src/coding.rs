@@ -15,17 +15,21 @@ use crate::format::{Fault, codes_sum};
 use crate::gate::{Quiet, Writer};
 use crate::map::Pages;
 
+/// The codes of a block, made from its rows, and their checksum.
+fn made(pages: &Pages, identity: u64, block: u32, writer: &Writer) -> (OwnedCodes, u64) {
+    let codes = OwnedCodes::of(pages.block_rows(block, writer), pages.layout().dim);
+    let sum = codes_sum(identity, block, &codes.as_codes());
+    (codes, sum)
+}
+
 /// Writes the codes of `blocks`, whose rows are all written and not all shown.
 ///
 /// # Errors
 /// [`Error::Io`].
 pub(crate) fn code_blocks(pages: &Pages, identity: u64, blocks: Range<u32>, writer: &mut Writer) -> Result<(), Error> {
     for block in blocks {
-        let mut codes = OwnedCodes::of(pages.block_rows(block, writer), pages.layout().dim);
-        let sum = codes_sum(identity, block, &codes.as_codes());
-        let written = pages.write_fresh_codes(block, &codes, &[sum], writer);
-        codes.wipe();
-        written?;
+        let made = made(pages, identity, block, writer);
+        write_fresh(pages, block, made, writer)?;
     }
     Ok(())
 }
@@ -40,21 +44,21 @@ pub(crate) fn code_blocks_in_parallel(
     blocks: Range<u32>,
     writer: &mut Writer,
 ) -> Result<(), Error> {
-    let first = blocks.start;
-    let made: Vec<(OwnedCodes, u64)> = blocks
-        .into_par_iter()
-        .map(|block| {
-            let codes = OwnedCodes::of(pages.block_rows(block, writer), pages.layout().dim);
-            let sum = codes_sum(identity, block, &codes.as_codes());
-            (codes, sum)
-        })
-        .collect();
-    for (block, (mut codes, sum)) in (first..).zip(made) {
-        let written = pages.write_fresh_codes(block, &codes, &[sum], writer);
-        codes.wipe();
-        written?;
-    }
-    Ok(())
+    let numbered = blocks.clone();
+    let all: Vec<(OwnedCodes, u64)> =
+        blocks.into_par_iter().map(|block| made(pages, identity, block, writer)).collect();
+    numbered.zip(all).try_for_each(|(block, made)| write_fresh(pages, block, made, writer))
+}
+
+fn write_fresh(
+    pages: &Pages,
+    block: u32,
+    (mut codes, sum): (OwnedCodes, u64),
+    writer: &mut Writer,
+) -> Result<(), Error> {
+    let written = pages.write_fresh_codes(block, &codes, sum, writer);
+    codes.wipe();
+    written
 }
 
 /// Takes the codes of the rows at `offsets`, all of them in `block` and erased already, out of it.
@@ -77,7 +81,8 @@ pub(crate) fn clear_codes(
         OwnedCodes::of(pages.block_rows(block, quiet.writer()), dim)
     };
     offsets.for_each(|offset| codes.clear(offset as usize % BLOCK_ROWS));
-    rewrite(pages, identity, block, codes, quiet)
+    let sum = codes_sum(identity, block, &codes.as_codes());
+    rewrite(pages, block, (codes, sum), quiet)
 }
 
 /// Makes the codes of a block anew from its rows.
@@ -85,29 +90,14 @@ pub(crate) fn clear_codes(
 /// # Errors
 /// [`Error::Io`].
 pub(crate) fn recode(pages: &Pages, identity: u64, block: u32, quiet: &mut Quiet<'_>) -> Result<(), Error> {
-    let codes = OwnedCodes::of(pages.block_rows(block, quiet.writer()), pages.layout().dim);
-    rewrite(pages, identity, block, codes, quiet)
+    let made = made(pages, identity, block, quiet.writer());
+    rewrite(pages, block, made, quiet)
 }
 
-fn rewrite(
-    pages: &Pages,
-    identity: u64,
-    block: u32,
-    mut codes: OwnedCodes,
-    quiet: &mut Quiet<'_>,
-) -> Result<(), Error> {
-    let sum = codes_sum(identity, block, &codes.as_codes());
+fn rewrite(pages: &Pages, block: u32, (mut codes, sum): (OwnedCodes, u64), quiet: &mut Quiet<'_>) -> Result<(), Error> {
     let written = pages.rewrite_codes(block, &codes, sum, quiet);
     codes.wipe();
     written
-}
-
-/// Overwrites with zeros the codes of a block that has none to have.
-///
-/// # Errors
-/// [`Error::Io`].
-pub(crate) fn scrub_codes(pages: &Pages, block: u32, quiet: &mut Quiet<'_>) -> Result<(), Error> {
-    pages.rewrite_codes(block, &OwnedCodes::zeroed(pages.layout().dim, BLOCK_ROWS), 0, quiet)
 }
 
 /// How the codes of a block are checked.

@@ -12,8 +12,9 @@ use crate::codes::{BLOCK_ROWS, Codes, Terms, fine_bytes, sign_bytes};
 use crate::error::DamageKind;
 use crate::nouns::{Geometry, LABEL_BYTES_MAX, NewRow, SUBJECT_NUMBER_MAX};
 
-/// Version of the format, in the manifest and in segments made by it.
-pub(crate) const VERSION: u32 = 2;
+/// Version of the format that is written, in the manifest and in segments. The one before is read,
+/// and brought up to it by opening.
+pub const VERSION: u32 = 2;
 /// The version before: segments end with their rows. Its manifest is read, and its segments are
 /// given codes in place; their headers stay what they are.
 pub(crate) const VERSION_BARE: u32 = 1;

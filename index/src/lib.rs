@@ -54,6 +54,7 @@ mod verify;
 mod writer;
 
 pub use error::{Damage, DamageKind, Error};
+pub use format::VERSION;
 pub use map::Map;
 pub use nouns::{
     Geometry, KeyId, LABEL_BYTES_MAX, Lsn, NewRow, OwnedRow, Row, RowMeta, SUBJECT_NUMBER_MAX, SubjectNumber,

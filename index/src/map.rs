@@ -11,8 +11,8 @@
 //! - [`Pages::write_fresh_codes`] needs the `&mut Writer` and touches codes only of blocks that
 //!   have a row at or beyond `shown`.
 //! - [`Pages::mark_gone`] needs the `&mut Writer` and touches state words only.
-//! - [`Pages::scrub`] and [`Pages::rewrite_codes`] may touch every row and block, and need a
-//!   `&mut Quiet`: no ticket is held then.
+//! - [`Pages::scrub`], [`Pages::rewrite_codes`] and [`Pages::scrub_codes`] may touch every row and
+//!   block, and need a `&mut Quiet`: no ticket is held then.
 //! - The writer's own slices borrow the `Writer`, and every write borrows it mutably.
 //!
 //! What remains is what no program can rule out alone: another process that writes to the files
@@ -31,9 +31,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use half::f16;
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
-use crate::codes::{BLOCK_ROWS, Codes, OwnedCodes};
+use crate::codes::{BLOCK_ROWS, Codes, OwnedCodes, sign_bytes};
 use crate::error::Error;
-use crate::format::{Layout, META_BYTES, MetaRecord, STATE_AT, STATE_GONE};
+use crate::format::{Layout, META_BYTES, MetaRecord, STATE_AT, STATE_GONE, is_zero};
 use crate::gate::{Quiet, Ticket, Writer};
 use crate::nouns::{RowMeta, SubjectNumber, TemplateId};
 use crate::storage::StoredFile;
@@ -233,20 +233,19 @@ impl Pages {
         self.write(bytemuck::cast_slice(records), self.layout.meta_at(offset))
     }
 
-    /// Writes the codes of blocks from `first` on, none of which has all its rows shown yet, and
-    /// the checksum of each.
+    /// Writes the codes of a block, whose rows are not all shown yet, and their checksum.
     ///
     /// # Errors
     /// [`Error::Io`]; part of it may be written then.
     pub(crate) fn write_fresh_codes(
         &self,
-        first: u32,
+        block: u32,
         codes: &OwnedCodes,
-        sums: &[u64],
+        sum: u64,
         _writer: &mut Writer,
     ) -> Result<(), Error> {
-        assert!((first + 1) * BLOCK_ROWS as u32 > self.shown.load(Ordering::Acquire));
-        self.write_codes(first, codes, sums)
+        assert!((block + 1) * BLOCK_ROWS as u32 > self.shown.load(Ordering::Acquire));
+        self.write_codes(block, codes, sum)
     }
 
     /// Writes over the codes of a block and their checksum, shown or not.
@@ -260,17 +259,34 @@ impl Pages {
         sum: u64,
         _quiet: &mut Quiet<'_>,
     ) -> Result<(), Error> {
-        self.write_codes(block, codes, &[sum])
+        self.write_codes(block, codes, sum)
     }
 
-    fn write_codes(&self, first: u32, codes: &OwnedCodes, sums: &[u64]) -> Result<(), Error> {
-        assert!(self.layout.coded && first as usize + sums.len() <= self.layout.blocks() as usize);
-        assert_eq!(codes.terms.len(), sums.len() * BLOCK_ROWS);
-        self.write(&codes.sign, self.layout.sign_at(first))?;
-        self.write(&codes.two, self.layout.two_at(first))?;
-        self.write(&codes.fine, self.layout.fine_at(first))?;
-        self.write(bytemuck::cast_slice(&codes.terms), self.layout.terms_at(first))?;
-        self.write(bytemuck::cast_slice(sums), self.layout.sum_at(first))
+    /// Overwrites with zeros the codes of a block and their checksum. What is zero already is not
+    /// written, so that holes stay holes and this works on a full disk.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; part of it may be done then.
+    pub(crate) fn scrub_codes(&self, block: u32, _quiet: &mut Quiet<'_>) -> Result<(), Error> {
+        assert!(self.layout.coded && block < self.layout.blocks());
+        for at in [Layout::sign_at, Layout::two_at, Layout::fine_at, Layout::terms_at, Layout::sum_at] {
+            let (start, end) = (at(self.layout, block), at(self.layout, block + 1));
+            // SAFETY: nothing is written before the slice is gone, since `_quiet` is borrowed.
+            if !is_zero(unsafe { self.bytes(start, end - start) }) {
+                self.write(&vec![0; end - start], start)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_codes(&self, block: u32, codes: &OwnedCodes, sum: u64) -> Result<(), Error> {
+        assert!(self.layout.coded && block < self.layout.blocks());
+        assert_eq!((codes.terms.len(), codes.sign.len()), (BLOCK_ROWS, sign_bytes(self.layout.dim)));
+        self.write(&codes.sign, self.layout.sign_at(block))?;
+        self.write(&codes.two, self.layout.two_at(block))?;
+        self.write(&codes.fine, self.layout.fine_at(block))?;
+        self.write(bytemuck::cast_slice(&codes.terms), self.layout.terms_at(block))?;
+        self.write(&sum.to_le_bytes(), self.layout.sum_at(block))
     }
 
     /// Says on disk that the row's erasure has begun. Changes nothing a reader looks at.

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::codes::BLOCK_ROWS;
-use crate::coding::{Depth, recode, scrub_codes};
+use crate::coding::{Depth, recode};
 use crate::error::{Damage, DamageKind, Error};
 use crate::fill::write_segment;
 use crate::folder;
@@ -273,7 +273,7 @@ impl Unrepaired {
                 recode(&segment.pages, segment.identity, block, &mut quiet)?;
             }
             for &block in &scan.stale_codes {
-                scrub_codes(&segment.pages, block, &mut quiet)?;
+                segment.pages.scrub_codes(block, &mut quiet)?;
             }
             drop(quiet);
             if !(gone.is_empty() && scan.stale.is_empty() && codes.is_empty() && scan.stale_codes.is_empty()) {
