@@ -1,4 +1,4 @@
-//! Measures the index: append, open, forget and verify.
+//! Measures the index: codes, append, open, forget and verify.
 //!
 //! `cargo run --release -p thenar-index --example open -- FOLDER [ROWS] [DIM]`; the folder must
 //! not hold an index, and holds none afterwards. Rows come from a fixed seed. Says what was
@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use half::f16;
+use thenar_index::codes::{BLOCK_ROWS, OwnedCodes};
 use thenar_index::{Error, Geometry, Index, KeyId, Lsn, NewRow, SubjectNumber, TemplateId, verify};
 
 const KEY: KeyId = KeyId(*b"measuring-key-01");
@@ -28,6 +29,7 @@ fn main() -> Result<(), Error> {
         "{rows} rows of {dim} components, {} threads",
         std::thread::available_parallelism().map_or(1, usize::from)
     );
+    measure_codes(dim);
     measure(&dir, rows, dim)?;
     Index::wipe(&dir)
 }
@@ -82,6 +84,19 @@ fn measure(dir: &std::path::Path, rows: usize, dim: usize) -> Result<(), Error> 
     let report = timed("verify", || verify(dir, KEY, &|_, _| ControlFlow::Continue(())))?;
     println!("sound: {}, {} live, {} erased", report.is_sound(), report.live, report.erased);
     Ok(())
+}
+
+/// The writer makes the codes of every row that is appended, on its one thread.
+fn measure_codes(dim: usize) {
+    const BLOCKS: usize = 64;
+    let rows = noise(BLOCKS * BLOCK_ROWS * dim);
+    let mut codes = OwnedCodes::zeroed(dim, BLOCKS * BLOCK_ROWS);
+    let began = Instant::now();
+    for (at, row) in rows.chunks_exact(dim).enumerate() {
+        codes.put(at, row);
+    }
+    let each = began.elapsed().as_secs_f64() / (BLOCKS * BLOCK_ROWS) as f64;
+    println!("codes: {:.2} us a row ({:?})", each * 1e6, codes.as_codes().terms[0]);
 }
 
 fn timed<T>(what: &str, work: impl FnOnce() -> T) -> T {

@@ -13,17 +13,33 @@
 //! lines of 64 bytes: byte r of line j holds the bits of components 8j to 8j + 7 of row r, so that
 //! one vector register reads the same components of 64 rows. The fine codes lie row by row.
 //!
-//! A code is a function of its row, to the bit, on every machine: it is made in f64 by operations
-//! that IEEE 754 fixes, in one order. Pure: slices in, slices out. Does not know files, searches
-//! or what a cosine is good for (`src/certificate.rs` of the server does).
+//! A code is a function of its row, to the bit, on every machine. Magnitudes are told apart by
+//! comparing the bits of f16, which ascend with the value. Sums are f64, by operations that
+//! IEEE 754 fixes, in one order: component i is added to partial sum i mod [`LANES`], components
+//! ascending, and the partial sums are added in halves ([`fold`]). Products fit f64 exactly, so
+//! fused multiply-adds would change nothing. All of it is written for the compiler to vectorise.
 //!
-//! Invariant: a stored cosine is at most the true one.
+//! Pure: slices in, slices out. Does not know files, searches or what a cosine is good for
+//! (`src/certificate.rs` of the server does).
+//!
+//! Invariant: a stored cosine is at most the true one, of rows whose components are finite.
 
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
+use crate::format::is_zero;
+use crate::nouns::{DIM_MAX, DIM_STEP};
+
 /// Rows of a block.
 pub const BLOCK_ROWS: usize = 64;
+/// Components handled at once, and partial sums: component i goes to the one numbered i mod this.
+/// Eight bits of a plane make a byte, so it is not free to be anything else.
+const LANES: usize = 8;
+/// Levels of the fine code's magnitudes.
+const LEVELS: usize = 8;
+/// The bits of an f16 without its sign.
+const MAGNITUDE: u16 = 0x7fff;
+const _: () = assert!(DIM_STEP.is_multiple_of(2 * LANES) && DIM_MAX <= u16::MAX as usize);
 /// Boundary between magnitudes 1 and 3 of the two code, in units of the row's root mean square:
 /// the step of the uniform quantiser of four levels that keeps most of a normal variable (Max,
 /// Quantizing for minimum distortion, 1960, table II).
@@ -85,6 +101,60 @@ fn cosine(parts: u16) -> f32 {
     f32::from(parts) / COSINE_PARTS as f32
 }
 
+/// The value of a magnitude's bits. The exponent's bias is put right by a multiplication, which is
+/// exact for subnormal numbers too.
+fn value_of(magnitude: u16) -> f32 {
+    const BIAS: f32 = f32::from_bits((127 + 127 - 15) << 23);
+    f32::from_bits(u32::from(magnitude) << 13) * BIAS
+}
+
+/// The least magnitude of a value of `least` or more, as bits; above [`MAGNITUDE`] if there is none.
+fn bits_from(least: f64) -> u16 {
+    // Conversion to f16 may round either way, so it is only where the search starts.
+    let mut bits = f16::from_f64(least).to_bits().min(MAGNITUDE - 1);
+    while bits > 0 && f64::from(value_of(bits - 1)) >= least {
+        bits -= 1;
+    }
+    while bits <= MAGNITUDE && f64::from(value_of(bits)) < least {
+        bits += 1;
+    }
+    bits
+}
+
+/// The least magnitude of a value above `value`, as bits.
+fn bits_above(value: f64) -> u16 {
+    let bits = bits_from(value);
+    bits + u16::from(f64::from(value_of(bits)) <= value)
+}
+
+/// The squared length of a row.
+fn square_of(row: &[f16]) -> f64 {
+    let mut sums = [0.0; LANES];
+    for eight in row.as_chunks::<LANES>().0 {
+        for (sum, component) in sums.iter_mut().zip(eight) {
+            let value = f64::from(value_of(component.to_bits() & MAGNITUDE));
+            *sum += value * value;
+        }
+    }
+    fold(sums)
+}
+
+/// The sum of partial sums: the upper half is added to the lower until one is left.
+fn fold(mut sums: [f64; LANES]) -> f64 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        (0..half).for_each(|i| sums[i] += sums[i + half]);
+        half /= 2;
+    }
+    sums[0]
+}
+
+/// Eight values of 0 or 1 as the bits of a byte, the first the lowest.
+fn packed(eight: [u8; 8]) -> u8 {
+    // Value i, at bit 8i, is multiplied up to bit 56 + i; no two products meet in one bit.
+    (u64::from_le_bytes(eight).wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8
+}
+
 fn parts(cosine: f64) -> u16 {
     // The cast saturates, and takes what is not a number (of a row of zeros) to zero.
     (cosine * COSINE_PARTS - COSINE_SLACK).floor() as u16
@@ -109,6 +179,23 @@ impl<'a> Codes<'a> {
     #[must_use]
     pub fn rows(&self) -> usize {
         self.terms.len()
+    }
+
+    /// Whether the codes of the row at `at` are zero, as those of an erased row are.
+    ///
+    /// # Panics
+    /// Where there is no such row.
+    #[must_use]
+    pub fn is_clear(&self, dim: usize, at: usize) -> bool {
+        let (block, lane) = (at / BLOCK_ROWS, at % BLOCK_ROWS);
+        let lane_is_zero = |plane: &[u8]| {
+            let lines = plane[block * sign_bytes(dim)..][..sign_bytes(dim)].as_chunks::<BLOCK_ROWS>().0;
+            lines.iter().all(|line| line[lane] == 0)
+        };
+        self.terms[at] == Terms::zeroed()
+            && is_zero(&self.fine[at * dim / 2..][..dim / 2])
+            && lane_is_zero(self.sign)
+            && lane_is_zero(self.two)
     }
 
     /// The codes of `count` blocks from the block `first` on.
@@ -157,10 +244,10 @@ impl OwnedCodes {
     /// Room for the codes of `rows` rows of `dim` components, all zero.
     ///
     /// # Panics
-    /// Where `dim` is not a multiple of 32 or `rows` not one of [`BLOCK_ROWS`].
+    /// Where no index has rows of `dim` components or `rows` is not a multiple of [`BLOCK_ROWS`].
     #[must_use]
     pub fn zeroed(dim: usize, rows: usize) -> Self {
-        assert!(dim.is_multiple_of(32) && rows.is_multiple_of(BLOCK_ROWS));
+        assert!(dim.is_multiple_of(DIM_STEP) && dim <= DIM_MAX && rows.is_multiple_of(BLOCK_ROWS));
         let blocks = rows / BLOCK_ROWS;
         Self {
             dim,
@@ -182,6 +269,18 @@ impl OwnedCodes {
         codes
     }
 
+    /// A copy of `codes`, of rows of `dim` components.
+    #[must_use]
+    pub(crate) fn copied(codes: &Codes<'_>, dim: usize) -> Self {
+        Self {
+            dim,
+            sign: codes.sign.to_vec(),
+            two: codes.two.to_vec(),
+            fine: codes.fine.to_vec(),
+            terms: codes.terms.to_vec(),
+        }
+    }
+
     /// Replaces the codes of the row at `at`.
     ///
     /// # Panics
@@ -194,54 +293,79 @@ impl OwnedCodes {
         let two = &mut self.two[block * sign_bytes(dim)..][..sign_bytes(dim)];
         let fine = &mut self.fine[at * dim / 2..][..dim / 2];
 
-        let square: f64 = row.iter().map(|v| v.to_f64() * v.to_f64()).sum();
+        let square = square_of(row);
         if square == 0.0 {
-            sign.iter_mut().skip(lane).step_by(BLOCK_ROWS).for_each(|byte| *byte = 0);
-            two.iter_mut().skip(lane).step_by(BLOCK_ROWS).for_each(|byte| *byte = 0);
-            fine.fill(0);
-            self.terms[at] = Terms::zeroed();
-            return;
+            return self.clear(at);
         }
         let norm = square.sqrt();
         let rms = (square / dim as f64).sqrt();
-        let (two_step, fine_step) = (rms * TWO_STEP, rms * FINE_STEP);
-        let (mut sign_dot, mut two_dot, mut fine_dot) = (0.0, 0.0, 0.0);
-        let (mut threes, mut fine_square) = (0_u16, 0_u32);
-        for (j, eight) in row.as_chunks::<8>().0.iter().enumerate() {
-            let (mut signs, mut larges) = (0_u8, 0_u8);
-            for (bit, value) in eight.iter().enumerate() {
-                let negative = value.is_sign_negative();
-                let magnitude = value.to_f64().abs();
-                let large = magnitude > two_step;
-                // At most 7, and magnitudes are finite.
-                let level = ((magnitude / fine_step) as u32).min(7) as u8;
-                let fine_magnitude = u32::from(2 * level + 1);
-                signs |= u8::from(negative) << bit;
-                larges |= u8::from(large) << bit;
-                sign_dot += magnitude;
-                two_dot += if large { 3.0 * magnitude } else { magnitude };
-                fine_dot += f64::from(fine_magnitude) * magnitude;
-                threes += u16::from(large);
-                fine_square += fine_magnitude * fine_magnitude;
-                let nibble = if negative { 7 - level } else { 8 + level };
-                let i = 8 * j + bit;
-                if i < dim / 2 {
-                    fine[i] = nibble;
-                } else {
-                    fine[i - dim / 2] |= nibble << 4;
-                }
+        let above_one = bits_above(rms * TWO_STEP);
+        let above_level: [u16; LEVELS - 1] = std::array::from_fn(|k| bits_from((k + 1) as f64 * (rms * FINE_STEP)));
+
+        let (mut sign_dot, mut two_dot, mut fine_dot) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
+        let (mut threes, mut squares) = ([0_u16; LANES], [0_u32; LANES]);
+        for (j, eight) in row.as_chunks::<LANES>().0.iter().enumerate() {
+            let (mut magnitude, mut negative, mut large) = ([0_u16; LANES], [0_u8; LANES], [0_u16; LANES]);
+            for i in 0..LANES {
+                let bits = eight[i].to_bits();
+                magnitude[i] = bits & MAGNITUDE;
+                negative[i] = (bits >> 15) as u8;
+                large[i] = u16::from(magnitude[i] >= above_one);
             }
-            sign[j * BLOCK_ROWS + lane] = signs;
-            two[j * BLOCK_ROWS + lane] = larges;
+            let mut level = [0_u16; LANES];
+            for least in above_level {
+                (0..LANES).for_each(|i| level[i] += u16::from(magnitude[i] >= least));
+            }
+            let (mut nibble, mut weight) = ([0_u8; LANES], [0_u16; LANES]);
+            for i in 0..LANES {
+                // Of a negative component 7 - level, of another one 8 + level.
+                nibble[i] = (8 + level[i] as u8) ^ (negative[i] * 15);
+                weight[i] = 2 * level[i] + 1;
+                threes[i] += large[i];
+                squares[i] += u32::from(weight[i] * weight[i]);
+            }
+            for i in 0..LANES {
+                let value = f64::from(value_of(magnitude[i]));
+                sign_dot[i] += value;
+                two_dot[i] += f64::from(1 + 2 * large[i]) * value;
+                fine_dot[i] += f64::from(weight[i]) * value;
+            }
+            sign[j * BLOCK_ROWS + lane] = packed(negative);
+            two[j * BLOCK_ROWS + lane] = packed(large.map(|large| large as u8));
+            let at = j * LANES;
+            if at < dim / 2 {
+                fine[at..at + LANES].copy_from_slice(&nibble);
+            } else {
+                let low = &mut fine[at - dim / 2..][..LANES];
+                (0..LANES).for_each(|i| low[i] |= nibble[i] << 4);
+            }
         }
-        let two_square = f64::from(dim as u32 + 8 * u32::from(threes));
+        let threes = threes.iter().map(|&threes| u32::from(threes)).sum::<u32>();
+        let fine_square = squares.iter().sum::<u32>();
+        let [sign_dot, two_dot, fine_dot] = [sign_dot, two_dot, fine_dot].map(fold);
+        let two_square = f64::from(dim as u32 + 8 * threes);
         self.terms[at] = Terms {
             sign_cosine: parts(sign_dot / (norm * (dim as f64).sqrt())),
             two_cosine: parts(two_dot / (norm * two_square.sqrt())),
             fine_cosine: parts(fine_dot / (norm * f64::from(fine_square).sqrt())),
-            threes,
+            threes: u16::try_from(threes).expect("no more than there are components"),
             fine_square,
         };
+    }
+
+    /// Makes the codes of the row at `at` zero, as those of a row of zeros are.
+    ///
+    /// # Panics
+    /// Where there is no such place.
+    pub fn clear(&mut self, at: usize) {
+        let dim = self.dim;
+        let (block, lane) = (at / BLOCK_ROWS, at % BLOCK_ROWS);
+        for plane in [&mut self.sign, &mut self.two] {
+            let plane = &mut plane[block * sign_bytes(dim)..][..sign_bytes(dim)];
+            plane.iter_mut().skip(lane).step_by(BLOCK_ROWS).for_each(|byte| *byte = 0);
+        }
+        self.fine[at * dim / 2..][..dim / 2].fill(0);
+        self.terms[at] = Terms::zeroed();
     }
 
     /// As slices.
@@ -261,6 +385,8 @@ impl OwnedCodes {
 
 #[cfg(test)]
 mod tests {
+    use xxhash_rust::xxh3::xxh3_64;
+
     use super::*;
 
     /// Numbers that look normal enough, from a seed.
@@ -276,7 +402,8 @@ mod tests {
         for _ in 0..count {
             let values: Vec<f64> = (0..dim).map(|_| (0..12).map(|_| uniform()).sum::<f64>() - 6.0).collect();
             let norm = values.iter().map(|v| v * v).sum::<f64>().sqrt();
-            rows.extend(values.iter().map(|v| f16::from_f64(v / norm)));
+            // By way of f32, since f64 is rounded to f16 once or twice, as the machine does it.
+            rows.extend(values.iter().map(|v| f16::from_f32((v / norm) as f32)));
         }
         rows
     }
@@ -320,6 +447,74 @@ mod tests {
                     assert!(cosine > least, "dim {dim}: {cosine}");
                 }
             }
+        }
+    }
+
+    /// What a component's codes should be, by the definition: magnitude in the two code, in the fine.
+    fn defined(value: f64, rms: f64) -> (f64, f64) {
+        let two = if value.abs() > rms * TWO_STEP { 3.0 } else { 1.0 };
+        let level = (1..8).filter(|&k| value.abs() >= f64::from(k) * (rms * FINE_STEP)).count();
+        (two, (2 * level + 1) as f64)
+    }
+
+    #[test]
+    fn every_component_has_the_code_of_its_definition() {
+        for dim in [32, 96, 512] {
+            let mut rows = rows(dim as u64 + 1, dim, 64);
+            // Extremes: all alike, one alone, the smallest there are, both zeros, the largest.
+            rows[..dim].fill(f16::from_f64(-0.25));
+            rows[dim..2 * dim].fill(f16::ZERO);
+            rows[dim + 3] = f16::from_f64(0.5);
+            rows[2 * dim..3 * dim].iter_mut().enumerate().for_each(|(i, v)| *v = f16::from_bits(i as u16 % 3));
+            rows[3 * dim..3 * dim + 7].fill(f16::NEG_ZERO);
+            rows[4 * dim..5 * dim]
+                .iter_mut()
+                .enumerate()
+                .for_each(|(i, v)| *v = f16::from_bits(0x7b00 + i as u16 % 256));
+            let owned = OwnedCodes::of(&rows, dim);
+            for (at, row) in rows.chunks_exact(dim).enumerate() {
+                let values: Vec<f64> = row.iter().map(|v| v.to_f64()).collect();
+                // Any order will do: no component lies within the sum's rounding of a step.
+                let rms = (values.iter().map(|v| v * v).sum::<f64>() / dim as f64).sqrt();
+                let [sign, two, fine] = integers(&owned.as_codes(), dim, at);
+                for (i, &value) in values.iter().enumerate() {
+                    let (two_magnitude, fine_magnitude) = defined(value, rms);
+                    let signum = value.signum();
+                    assert_eq!(
+                        (sign[i], two[i], fine[i]),
+                        (signum, signum * two_magnitude, signum * fine_magnitude),
+                        "component {i} of row {at}, {value} where the root mean square is {rms}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bits_of_magnitudes_are_told_apart_as_their_values() {
+        for bits in 0..=0x7bff {
+            let value = f16::from_bits(bits).to_f64();
+            assert_eq!(f64::from(value_of(bits)), value);
+            assert_eq!((bits_from(value), bits_above(value)), (bits, bits + 1));
+            assert_eq!((bits_from(value.next_up()), bits_above(value.next_down().max(0.0))), (bits + 1, bits.max(1)));
+        }
+        assert!(bits_from(1e9) > MAGNITUDE && bits_above(1e9) > MAGNITUDE);
+    }
+
+    /// The codes of these rows are in files: they are the same on every machine and for ever, or
+    /// the format has a new version.
+    #[test]
+    fn codes_have_not_changed() {
+        for (dim, expected) in [
+            (32, 0xbdf6_2d8e_7415_09d0),
+            (128, 0x115a_e941_3dd0_a276),
+            (512, 0x8be4_32fe_fa87_c64b),
+            (1024, 0x0f4a_9c13_f8f3_7fe7),
+        ] {
+            let owned = OwnedCodes::of(&rows(7, dim, 128), dim);
+            let mut bytes = [&*owned.sign, &*owned.two, &*owned.fine].concat();
+            bytes.extend_from_slice(bytemuck::cast_slice(&owned.terms));
+            assert_eq!(xxh3_64(&bytes), expected, "dim {dim}: {:#x}", xxh3_64(&bytes));
         }
     }
 
