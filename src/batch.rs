@@ -244,7 +244,13 @@ mod tests {
 
     fn search(probes: usize) -> Search {
         let probe = Probe { hand: Hand::Left, vector: vec![1.0; 32].into() };
-        Search { probes: vec![probe; probes], floor: NO_FLOOR, k: 1 }
+        Search {
+            probes: vec![probe; probes],
+            floor: NO_FLOOR,
+            k: 1,
+            certificate: Certificate::Deterministic,
+            allowed: None,
+        }
     }
 
     type Script = (Arc<Batcher>, SearchThread, std_mpsc::Receiver<usize>, std_mpsc::Sender<Result<(), String>>);

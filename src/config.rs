@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::batch::BatchConfig;
+use crate::certificate::{self, Certificate};
 use crate::gate::{Policies, Policy};
 use crate::palm::{self, PROBES_MAX, Purpose, VenueId};
 
@@ -32,11 +33,21 @@ pub struct Raw {
     #[serde(default)]
     pub batch: RawBatch,
     #[serde(default)]
+    pub search: RawSearch,
+    #[serde(default)]
     pub storage: RawStorage,
     #[serde(default)]
     pub policy: RawPolicies,
     #[serde(default)]
     pub log: RawLog,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the keys are documented in deploy/thenar.toml, word for word")]
+pub struct RawSearch {
+    pub certificate: Option<String>,
+    pub miss_probability: Option<f64>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -133,6 +144,8 @@ pub struct Config {
     pub engine: EngineConfig,
     /// Limits of admission.
     pub batch: BatchConfig,
+    /// Under which certificate searches are answered that ask for none.
+    pub certificate: Certificate,
     /// Room on the disk that enrolments leave free for deletions.
     pub reserve_bytes: u64,
     /// A policy for each purpose.
@@ -263,6 +276,7 @@ impl Raw {
         }
         let engine = self.engine.validated(&mut problems);
         let batch = self.batch.validated(&mut problems);
+        let certificate = self.search.validated(&mut problems);
         let reserve_mib = self.storage.reserve_mib.unwrap_or(64);
         if reserve_mib > 1 << 20 {
             problems.push(format!("storage.reserve_mib: {reserve_mib} is over the limit of {}", 1 << 20));
@@ -281,6 +295,7 @@ impl Raw {
             metrics,
             engine,
             batch,
+            certificate,
             reserve_bytes: reserve_mib.min(1 << 20) << 20,
             policies,
             log,
@@ -363,6 +378,26 @@ impl RawBatch {
         BatchConfig {
             queue_max: ranged(problems, "batch.queue_max", self.queue_max.unwrap_or(1024), 1..=65_536),
             probes_max: ranged(problems, "batch.probes_max", self.probes_max.unwrap_or(256), PROBES_MAX..=4096),
+        }
+    }
+}
+
+impl RawSearch {
+    fn validated(self, problems: &mut Vec<String>) -> Certificate {
+        match (self.certificate.as_deref().unwrap_or("randomised"), self.miss_probability) {
+            ("deterministic", None) => Certificate::Deterministic,
+            ("deterministic", Some(_)) => {
+                problems.push("search.miss_probability: is for certificate = \"randomised\" alone".into());
+                Certificate::Deterministic
+            }
+            ("randomised", asked) => {
+                let asked = asked.unwrap_or(certificate::MISS_PROBABILITY_DEFAULT);
+                keep(problems, Certificate::randomised(asked).map_err(|e| e.within("search"))).unwrap_or_default()
+            }
+            (other, _) => {
+                problems.push(format!("search.certificate: {other:?} is not deterministic or randomised"));
+                Certificate::Deterministic
+            }
         }
     }
 }

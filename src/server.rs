@@ -155,6 +155,7 @@ pub fn open(config: &Config, draining: CancellationToken) -> Result<Opened, Serv
         sealer,
         digester: vault.request_digester(),
         policies: config.policies.clone(),
+        certificate: config.certificate,
         venues: config.venues.clone(),
         draining,
     }));

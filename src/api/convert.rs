@@ -79,9 +79,25 @@ pub(super) fn identify(
         samples: samples(request.probes, "probes")?,
         max_candidates: request.max_candidates,
         threshold: request.threshold,
+        certificate: request.certificate.map(certificate).transpose()?,
         arrived,
         deadline,
     })
+}
+
+fn certificate(wanted: wire::Certificate) -> Result<Certificate, Invalid> {
+    match wire::certificate::Kind::try_from(wanted.kind) {
+        Ok(wire::certificate::Kind::Deterministic) if wanted.miss_probability == 0.0 => Ok(Certificate::Deterministic),
+        Ok(wire::certificate::Kind::Deterministic) => {
+            let problem = "is for KIND_RANDOMISED; a deterministic search misses nothing";
+            Err(Invalid::new("certificate.miss_probability", problem))
+        }
+        Ok(wire::certificate::Kind::Randomised) => {
+            Certificate::randomised(wanted.miss_probability).map_err(|e| e.within("certificate"))
+        }
+        Ok(wire::certificate::Kind::Unspecified) => Err(Invalid::new("certificate.kind", "is missing")),
+        Err(_) => Err(Invalid::new("certificate.kind", format!("{} is not a Kind", wanted.kind))),
+    }
 }
 
 pub(super) fn verify(request: wire::VerifyRequest) -> Result<Verify, ServiceError> {

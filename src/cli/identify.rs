@@ -287,6 +287,7 @@ async fn search(args: &IdentifyArgs, mut emit: impl FnMut(Answer) -> std::io::Re
                 probes: vec![sample(probes.read(row)?, hand)],
                 max_candidates: args.max_candidates,
                 threshold: args.threshold,
+                certificate: None,
             };
             let search = UnderWay { place: asked, row, sent: Instant::now(), attempts: 1, request: request.clone() };
             under_way.insert(request.request_id.clone(), search);

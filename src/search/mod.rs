@@ -12,8 +12,10 @@ pub mod plan;
 pub mod rank;
 pub mod score;
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use roaring::RoaringBitmap;
 use thenar_index::{SubjectNumber, TemplateId};
 
 pub use crate::certificate::Certificate;
@@ -40,6 +42,18 @@ pub struct Search {
     pub floor: f64,
     /// Subjects wanted, at most. At least 1.
     pub k: usize,
+    /// The weakest certificate that will do.
+    pub certificate: Certificate,
+    /// The subjects that may be found, by number (`SubjectNumber`), or none for all.
+    pub allowed: Option<Arc<RoaringBitmap>>,
+}
+
+impl Search {
+    /// Whether a subject may be found.
+    #[must_use]
+    pub fn allows(&self, subject: SubjectNumber) -> bool {
+        self.allowed.as_ref().is_none_or(|allowed| u32::try_from(subject.0).is_ok_and(|n| allowed.contains(n)))
+    }
 }
 
 /// A subject that was found.

@@ -17,7 +17,7 @@
 use std::time::Instant;
 
 use rayon::prelude::*;
-use thenar_index::codes::Codes;
+use roaring::RoaringBitmap;
 use thenar_index::{Row, Snapshot, SubjectNumber};
 
 use super::rank::{self, Best};
@@ -45,7 +45,7 @@ pub fn view(snapshot: &Snapshot) -> GalleryView<'_> {
                 first_row: b.first_row,
                 rows: b.rows,
                 live: b.live,
-                codes: Codes::default(),
+                codes: b.codes,
             })
             .collect(),
     }
@@ -57,6 +57,8 @@ struct Running<'a> {
     floor: f64,
     keep: u32,
     rounds: usize,
+    /// Under which certificate the last round passed rows over.
+    held: Certificate,
     answer: Option<Vec<Found>>,
 }
 
@@ -78,14 +80,24 @@ pub fn search_batch(
         .map(|search| {
             assert!(search.k > 0 && !search.probes.is_empty(), "the edge refuses empty searches");
             let keep = u32::try_from(2 * search.k + 8).unwrap_or(u32::MAX);
-            Running { search, floor: search.floor, keep, rounds: 0, answer: None }
+            Running { search, floor: search.floor, keep, rounds: 0, held: Certificate::Deterministic, answer: None }
         })
         .collect();
 
-    loop {
-        let mut open: Vec<&mut Running<'_>> = running.iter_mut().filter(|r| r.answer.is_none()).collect();
-        if open.is_empty() {
-            break;
+    let allowed: Vec<Option<RoaringBitmap>> =
+        searches.iter().map(|search| search.allowed.as_deref().map(|subjects| rows_of(snapshot, subjects))).collect();
+    // Searches of one certificate are sifted together, so that none pays for another's.
+    while let Some(certificate) = running.iter().find(|r| r.answer.is_none()).map(|r| r.search.certificate) {
+        let (mut open, of): (Vec<&mut Running<'_>>, Vec<&Option<RoaringBitmap>>) = running
+            .iter_mut()
+            .zip(&allowed)
+            .filter(|(run, _)| run.answer.is_none() && run.search.certificate == certificate)
+            .unzip();
+        let mut filters = Vec::new();
+        if of.iter().any(|allowed| allowed.is_some()) {
+            for (run, allowed) in open.iter().zip(&of) {
+                filters.extend(run.search.probes.iter().map(|_| allowed.as_ref()));
+            }
         }
         let mut probes = Vec::new();
         let (mut floors, mut keep) = (Vec::new(), Vec::new());
@@ -101,7 +113,8 @@ pub fn search_batch(
             floors: &floors,
             keep: &keep,
             survivors_max: SURVIVORS_MAX,
-            ..SiftRequest::default()
+            certificate,
+            filters: &filters,
         };
         let started = Instant::now();
         engine.sift(&view, &request, survivors)?;
@@ -123,6 +136,7 @@ pub fn search_batch(
         let survivors = &*survivors;
         open.par_iter_mut().zip(firsts).for_each(|(run, first)| {
             let range = first..first + run.search.probes.len();
+            run.held = survivors.certificate;
             run.step(snapshot, &survivors.rows[range.clone()], &survivors.overflowed[range]);
         });
         timing.verify += started.elapsed();
@@ -131,11 +145,7 @@ pub fn search_batch(
     let gallery_size = snapshot.live();
     let answers = running
         .into_iter()
-        .map(|run| Answer {
-            found: run.answer.unwrap_or_default(),
-            certificate: Certificate::Deterministic,
-            gallery_size,
-        })
+        .map(|run| Answer { found: run.answer.unwrap_or_default(), certificate: run.held, gallery_size })
         .collect();
     Ok((answers, timing))
 }
@@ -146,6 +156,7 @@ impl Running<'_> {
         self.rounds += 1;
         if overflowed.contains(&true) || self.rounds > ROUNDS_MAX {
             self.answer = Some(scan(snapshot, self.search));
+            self.held = Certificate::Deterministic;
             return;
         }
         let mut best = Best::new(self.search.k);
@@ -159,7 +170,10 @@ impl Running<'_> {
                 scores.push(exact);
                 // A row below the floor is an engine's caution; its subject may still reach the
                 // floor by another row, which is then a survivor itself.
-                if exact >= self.floor && probe.hand.comparable(Hand::from_code(meta.hand).unwrap_or_default()) {
+                if exact >= self.floor
+                    && self.search.allows(meta.subject)
+                    && probe.hand.comparable(Hand::from_code(meta.hand).unwrap_or_default())
+                {
                     seen.push(meta.subject);
                 }
             }
@@ -233,6 +247,9 @@ pub fn scan(snapshot: &Snapshot, search: &Search) -> Vec<Found> {
                     let bar = best.kth().unwrap_or(NO_FLOOR).max(search.floor);
                     let Some(meta) = snapshot.meta(row) else { continue };
                     let hand = Hand::from_code(meta.hand).unwrap_or_default();
+                    if !search.allows(meta.subject) {
+                        continue;
+                    }
                     let reaches =
                         search.probes.iter().any(|p| p.hand.comparable(hand) && score::exact(values, &p.vector) >= bar);
                     if reaches
@@ -256,6 +273,15 @@ pub fn scan(snapshot: &Snapshot, search: &Search) -> Vec<Found> {
             },
         )
         .into_sorted()
+}
+
+/// The live rows of these subjects.
+fn rows_of(snapshot: &Snapshot, subjects: &RoaringBitmap) -> RoaringBitmap {
+    let mut rows = RoaringBitmap::new();
+    for subject in subjects {
+        rows.extend(snapshot.rows_of(SubjectNumber(subject.into())).iter().map(|row| row.0));
+    }
+    rows
 }
 
 /// The largest f32 that is not above `x`.

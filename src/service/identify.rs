@@ -34,6 +34,8 @@ pub struct Identify {
     pub max_candidates: u32,
     /// Candidates under this are not listed; the decision is never laxer than the policy.
     pub threshold: Option<f64>,
+    /// The weakest certificate that will do; `None`: the server's.
+    pub certificate: Option<Certificate>,
     /// When the request arrived.
     pub arrived: Instant,
     /// After which nobody waits for the answer.
@@ -145,6 +147,8 @@ impl Service {
             floor: list_from.min(policy.lowest_that_matters()).max(NO_FLOOR),
             // One more than is shown: the runner-up decides whether the first is alone.
             k: identify.max_candidates as usize + 1,
+            certificate: identify.certificate.unwrap_or(self.parts.certificate),
+            allowed: None,
         };
         let answered = self.parts.batcher.search(search, identify.deadline).await.map_err(batch_error)?;
         let scores: Vec<f64> = answered.answer.found.iter().map(|f| f.score).collect();

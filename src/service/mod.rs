@@ -22,6 +22,7 @@ pub use error::{Busy, ServiceError};
 pub use identify::{Candidate, Identification, Identify, Sample, Verification, Verify};
 
 use crate::batch::{BatchSearcher, Batcher};
+use crate::certificate::Certificate;
 use crate::engine::Survivors;
 use crate::gallery::{Gallery, GalleryStatus};
 use crate::gate::{Policies, Policy};
@@ -52,6 +53,8 @@ pub struct Parts {
     pub digester: RequestDigester,
     /// A policy for each purpose.
     pub policies: Policies,
+    /// Under which certificate searches are answered that ask for none.
+    pub certificate: Certificate,
     /// Venues that may ask; empty means any.
     pub venues: BTreeSet<VenueId>,
     /// Cancelled when the server begins to stop.

@@ -10,7 +10,7 @@ use thenar::engine::cpu::CpuEngine;
 use thenar::engine::gpu::{AdapterChoice, GpuEngine};
 use thenar::engine::{Engine, Survivors};
 use thenar::palm::Hand;
-use thenar::search::{Answer, NO_FLOOR, Probe, Search, plan};
+use thenar::search::{Answer, Certificate, NO_FLOOR, Probe, Search, plan};
 use thenar::simd::Simd;
 use thenar_index::{Geometry, Index, KeyId, Lsn, NewRow, SubjectNumber, TemplateId};
 
@@ -141,7 +141,12 @@ fn searches(palms: &mut Palms, fixture: &Fixture, dim: usize, count: usize) -> V
         }
         let k = [1, 2, 10, 100, 7, 33][number % 6];
         let floor = [NO_FLOOR, 0.5, 0.05, -0.3, 0.999, NO_FLOOR, -1.0][number % 7];
-        searches.push(Search { probes, floor, k });
+        let certificate = if palms.below(2) == 0 {
+            Certificate::Deterministic
+        } else {
+            Certificate::randomised(1e-12).expect("it is in the range")
+        };
+        searches.push(Search { probes, floor, k, certificate, allowed: None });
     }
     searches
 }

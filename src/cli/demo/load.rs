@@ -172,6 +172,7 @@ pub fn request(request_id: String, venue: &str, purpose: Purpose, probes: Vec<Pa
         probes,
         max_candidates: 5,
         threshold: Some(THRESHOLD),
+        certificate: None,
     }
 }
 

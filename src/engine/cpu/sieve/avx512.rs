@@ -24,43 +24,45 @@ pub(super) fn spread(sign: &[u8], two: &[u8], dim: usize, blocks: usize, level: 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,bmi2")]
 pub(super) fn scan(call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
     match (call.blocks, call.probes) {
-        (TILE_BLOCKS, 2) => tile::<TILE_BLOCKS, 2>(call, 0, hits),
-        (TILE_BLOCKS, _) => tile::<TILE_BLOCKS, 1>(call, 0, hits),
-        (blocks, 2) => (0..blocks).fold(false, |any, block| tile::<1, 2>(call, block, hits) | any),
-        (blocks, _) => (0..blocks).fold(false, |any, block| tile::<1, 1>(call, block, hits) | any),
+        (TILE_BLOCKS, 2) => tile::<TILE_BLOCKS, 2>(call, TILE_BLOCKS, 0, hits),
+        (TILE_BLOCKS, _) => tile::<TILE_BLOCKS, 1>(call, TILE_BLOCKS, 0, hits),
+        (blocks, 2) => (0..blocks).fold(false, |any, block| tile::<1, 2>(call, blocks, block, hits) | any),
+        (blocks, _) => (0..blocks).fold(false, |any, block| tile::<1, 1>(call, blocks, block, hits) | any),
     }
 }
 
-/// `B` blocks from `first` on against `P` probes.
+/// `B` blocks from `first` on, of `stride` in the tile, against `P` probes. Inlined, so that a
+/// stride that is known is.
+#[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,bmi2")]
-fn tile<const B: usize, const P: usize>(call: &ScanCall<'_>, first: usize, hits: &mut ScanHits) -> bool {
-    assert!(call.groups.is_multiple_of(TOGETHER) && first + B <= call.blocks && P <= call.probes);
+fn tile<const B: usize, const P: usize>(call: &ScanCall<'_>, stride: usize, first: usize, hits: &mut ScanHits) -> bool {
+    assert!(call.groups.is_multiple_of(TOGETHER) && first + B <= stride && stride == call.blocks && P <= call.probes);
     assert!(call.indices.len() >= call.groups * call.blocks);
     assert!(call.tables[..P].iter().all(|tables| tables.len() >= call.groups << BITS));
     // Sums of whole 16-bit words, so that of an odd row's byte there is 256 times its entry in
     // `both`, and sums of the odd rows' entries.
     let mut both = [[_mm512_setzero_si512(); B]; P];
     let mut odd = [[_mm512_setzero_si512(); B]; P];
+    let groups = call.groups;
     let mut indices: *const IndexLine = call.indices.as_ptr().wrapping_add(first);
-    let tables: [*const u8; P] = std::array::from_fn(|p| call.tables[p].as_ptr());
-    let mut entry = 0;
-    for _ in 0..call.groups / TOGETHER {
+    let mut tables: [*const IndexLine; P] = std::array::from_fn(|p| call.tables[p].as_ptr().cast());
+    for _ in 0..groups / TOGETHER {
         let mut part = [[_mm512_setzero_si512(); B]; P];
-        for _ in 0..TOGETHER {
+        for n in 0..TOGETHER {
             let mut table = [_mm512_setzero_si512(); P];
             for p in 0..P {
                 // SAFETY: this group's 64 entries, of as many in each of `groups` tables.
-                table[p] = unsafe { _mm512_loadu_si512(tables[p].wrapping_add(entry).cast()) };
+                table[p] = unsafe { _mm512_loadu_si512(tables[p].wrapping_add(n).cast()) };
             }
             for b in 0..B {
                 // SAFETY: the line of this group and block `first + b < blocks`.
-                let index = unsafe { _mm512_load_si512(indices.wrapping_add(b).cast()) };
+                let index =
+                    unsafe { _mm512_load_si512(indices.wrapping_add(n.wrapping_mul(stride).wrapping_add(b)).cast()) };
                 for p in 0..P {
-                    part[p][b] = _mm512_add_epi8(part[p][b], _mm512_permutexvar_epi8(index, table[p]));
+                    let entries = _mm512_permutexvar_epi8(index, table[p]);
+                    part[p][b] = if n == 0 { entries } else { _mm512_add_epi8(part[p][b], entries) };
                 }
             }
-            indices = indices.wrapping_add(call.blocks);
-            entry += 1 << BITS;
         }
         for b in 0..B {
             for p in 0..P {
@@ -68,6 +70,8 @@ fn tile<const B: usize, const P: usize>(call: &ScanCall<'_>, first: usize, hits:
                 odd[p][b] = _mm512_add_epi16(odd[p][b], _mm512_srli_epi16::<8>(part[p][b]));
             }
         }
+        indices = indices.wrapping_add(TOGETHER.wrapping_mul(stride));
+        tables = tables.map(|table| table.wrapping_add(TOGETHER));
     }
     let mut any = false;
     for p in 0..P {
