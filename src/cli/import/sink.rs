@@ -1,7 +1,7 @@
 //! Where batches of enrolments go, and the one that goes to a server.
 //!
-//! [`Sink`] is the seam between reading an import's files and what takes them in. Knows messages
-//! and acknowledgements; does not know files or rows.
+//! [`Sink`] is the seam between reading an import's files and what takes them in; the other sink is
+//! [`super::local`]. Knows messages and acknowledgements; does not know files or rows.
 //!
 //! Invariant of [`GrpcSink`]: a batch is held until the server has acknowledged it, and sent
 //! again on a new connection where the old one broke; at most [`IN_FLIGHT_MAX`] are held.
@@ -82,6 +82,12 @@ struct OpenStream {
     /// None once everything is sent: the server then sees the stream's end.
     requests: Option<mpsc::Sender<BulkEnrollRequest>>,
     answers: Streaming<BulkEnrollProgress>,
+    tally: Tally,
+}
+
+/// What one stream has told so far: turns its running totals into what is new.
+#[derive(Debug, Default)]
+pub struct Tally {
     /// The totals of the last answer.
     totals: BulkEnrollProgress,
     /// Items of the batches that this stream has acknowledged.
@@ -149,7 +155,7 @@ impl GrpcSink {
         }
         let requests = (!self.finishing).then_some(requests);
         let answers = connect::enrollment(channel).bulk_enroll(ReceiverStream::new(queue)).await?.into_inner();
-        Ok(OpenStream { requests, answers, totals: BulkEnrollProgress::default(), settled: 0 })
+        Ok(OpenStream { requests, answers, tally: Tally::default() })
     }
 
     /// Waits for the next acknowledgement, over as many connections as it takes.
@@ -169,7 +175,7 @@ impl GrpcSink {
                     if let Some(answer) = answer {
                         self.last_progress = Instant::now();
                         self.pause = PAUSE_FIRST;
-                        return Ok(stream.settle(answer, &mut self.unacknowledged));
+                        return Ok(stream.tally.settle(answer, &mut self.unacknowledged, items));
                     }
                 }
                 Err(Failure::Refused(error)) => return Err(error),
@@ -223,7 +229,7 @@ impl Sink for GrpcSink {
             && let Some(Ok(Some(answer))) = stream.answers.message().now_or_never()
         {
             self.last_progress = Instant::now();
-            acknowledged.push(stream.settle(answer, &mut self.unacknowledged));
+            acknowledged.push(stream.tally.settle(answer, &mut self.unacknowledged, items));
         }
         Ok(acknowledged)
     }
@@ -243,19 +249,20 @@ impl Sink for GrpcSink {
     }
 }
 
-impl OpenStream {
-    /// Takes the batches that `answer` covers off the list.
-    fn settle(
+impl Tally {
+    /// Takes the batches that `answer` covers off `under_way`; `items` says how many a batch has.
+    pub fn settle<B>(
         &mut self,
         answer: BulkEnrollProgress,
-        unacknowledged: &mut VecDeque<BulkEnrollRequest>,
+        under_way: &mut VecDeque<B>,
+        items: impl Fn(&B) -> usize,
     ) -> Acknowledgement {
         let mut batches = 0;
-        while let Some(batch) = unacknowledged.front()
-            && self.settled + batch.items.len() as u64 <= answer.received
+        while let Some(batch) = under_way.front()
+            && self.settled + items(batch) as u64 <= answer.received
         {
-            self.settled += batch.items.len() as u64;
-            unacknowledged.pop_front();
+            self.settled += items(batch) as u64;
+            under_way.pop_front();
             batches += 1;
         }
         let acknowledgement = Acknowledgement {
@@ -268,4 +275,8 @@ impl OpenStream {
         self.totals = answer;
         acknowledgement
     }
+}
+
+fn items(batch: &BulkEnrollRequest) -> usize {
+    batch.items.len()
 }
