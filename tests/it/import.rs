@@ -496,7 +496,9 @@ async fn a_server_that_stays_away_ends_the_import_and_the_same_command_goes_on()
     let ended = files.import(&target, &[]);
     assert_eq!(ended.code, Some(0), "{ended:?}");
     let (enrolled, unchanged, rejected) = ended.counts();
-    assert_eq!((ended.count("skipped_rows") + enrolled + unchanged, rejected), (MANY as u64, 0), "{ended:?}");
+    let skipped = ended.count("skipped_rows");
+    assert!(skipped > 0, "what was written down had been acknowledged, so it was there: {ended:?}");
+    assert_eq!((skipped + enrolled + unchanged, rejected), (MANY as u64, 0), "{ended:?}");
     holds_exactly(&server, &people, MANY / 50).await;
 }
 
