@@ -130,8 +130,11 @@ pub enum CliError {
         log: Vec<String>,
     },
     /// The demo was interrupted.
-    #[error("interrupted; the demo's server is stopped and its folder removed")]
-    DemoInterrupted,
+    #[error("interrupted; the demo's server is stopped and its folder {}", if *kept { "kept" } else { "removed" })]
+    DemoInterrupted {
+        /// Whether the folder was to be kept.
+        kept: bool,
+    },
 }
 
 impl CliError {
@@ -155,7 +158,7 @@ impl CliError {
             | Self::OutOfStep { .. }
             | Self::OtherDimension { .. }
             | Self::DemoServer { .. }
-            | Self::DemoInterrupted => 1,
+            | Self::DemoInterrupted { .. } => 1,
         }
     }
 

@@ -6,6 +6,7 @@
 mod bad_input;
 mod client;
 mod damage;
+mod demo;
 mod exact_search;
 mod exact_wire;
 mod freshness;
