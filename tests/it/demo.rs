@@ -71,13 +71,45 @@ impl Stage {
         found
     }
 
+    fn kill_servers(&self) {
+        for server in self.servers() {
+            let _ = Pid::from_raw(server).map(|pid| kill_process(pid, Signal::KILL));
+        }
+    }
+
     fn assert_nothing_is_left(&self) {
         assert_eq!(self.left_behind(), [] as [PathBuf; 0], "the folder is removed");
         assert_eq!(self.servers(), [] as [i32; 0], "the server is stopped");
     }
 }
 
-/// A demo under way. Killed, with its server, if the test fails.
+/// Whatever a failing demo leaves running goes with its test.
+impl Drop for Stage {
+    fn drop(&mut self) {
+        self.kill_servers();
+    }
+}
+
+/// A small disk in memory, unmounted when dropped.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// None where this user may not mount one.
+    fn mount(folder: PathBuf) -> Option<Self> {
+        fs::create_dir(&folder).expect("the folder is made");
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"]).arg(&folder).output();
+        mounted.is_ok_and(|mounted| mounted.status.success()).then_some(Self(folder))
+    }
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: a server that is still dying must not keep it in the way.
+        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
+    }
+}
+
+/// A demo under way. Killed if the test fails.
 struct Demo<'s> {
     child: Option<Child>,
     stage: &'s Stage,
@@ -122,9 +154,6 @@ impl Drop for Demo<'_> {
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();
-            for server in self.stage.servers() {
-                let _ = Pid::from_raw(server).map(|pid| kill_process(pid, Signal::KILL));
-            }
         }
     }
 }
@@ -303,20 +332,12 @@ fn a_server_that_cannot_start_has_the_last_word() {
 #[test]
 fn a_disk_that_is_too_small_is_named_with_a_way_out() {
     let stage = Stage::new();
-    let disk = stage.temp.path().join("disk");
-    fs::create_dir(&disk).expect("the folder is made");
-    let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"]).arg(&disk).output();
-    if !mounted.is_ok_and(|mounted| mounted.status.success()) {
+    let Some(disk) = SmallDisk::mount(stage.temp.path().join("disk")) else {
         return skip("mounting a small disk takes root");
-    }
-    let demo = Demo {
-        child: Some(stage.command(&["--palms", "2000"]).env("TMPDIR", &disk).spawn().expect("it runs")),
-        stage: &stage,
     };
-    let output = demo.end();
-    let left: Vec<_> = fs::read_dir(&disk).expect("it is there").collect();
-    let unmounted = Command::new("umount").arg(&disk).status();
-    assert!(unmounted.is_ok_and(|unmounted| unmounted.success()), "nobody is on the disk any more");
+    let child = stage.command(&["--palms", "2000"]).env("TMPDIR", &disk.0).spawn().expect("the demo runs");
+    let output = Demo { child: Some(child), stage: &stage }.end();
+    let left: Vec<_> = fs::read_dir(&disk.0).expect("it is there").collect();
     assert!(left.is_empty(), "{left:?}");
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     let said = text(&output);
