@@ -148,6 +148,13 @@ impl Manifest {
             if entry.file >= head.next_file {
                 return Err(corrupt(at + 24, u64::from(head.next_file), u64::from(entry.file)));
             }
+            if segments[..place].last().is_some_and(|before| before.last_template >= entry.first_template) {
+                let least = segments[place - 1].last_template.saturating_add(1);
+                return Err(corrupt(at + 8, least, entry.first_template));
+            }
+            if entry.last_template < entry.first_template {
+                return Err(corrupt(at + 16, entry.first_template, entry.last_template));
+            }
         }
         if segments.len() as u64 * u64::from(geometry.segment_rows) > u64::from(u32::MAX) {
             return Err(corrupt(48, u64::from(u32::MAX) / u64::from(geometry.segment_rows), segments.len() as u64));
@@ -159,6 +166,10 @@ impl Manifest {
         };
         if let Some(place) = forgotten.iter().position(|&row| !counted(row)) {
             return Err(corrupt(forgotten_at + place * 4, 0, u64::from(forgotten[place])));
+        }
+        if let Some(place) = forgotten.windows(2).position(|pair| pair[0] >= pair[1]) {
+            let (before, found) = (forgotten[place], forgotten[place + 1]);
+            return Err(corrupt(forgotten_at + (place + 1) * 4, u64::from(before) + 1, u64::from(found)));
         }
         Ok(Self { geometry, key: KeyId(head.key), lsn: Lsn(head.lsn), next_file: head.next_file, segments, forgotten })
     }
@@ -173,8 +184,8 @@ mod tests {
     fn manifest() -> Manifest {
         let entry = |file, rows| SegmentEntry {
             identity: 77 + u64::from(file),
-            first_template: 1,
-            last_template: 900,
+            first_template: u64::from(file) * 1000 + 1,
+            last_template: u64::from(file) * 1000 + 900,
             file,
             rows,
         };
@@ -209,6 +220,10 @@ mod tests {
         assert_eq!(refused(|m| m.segments[1].file = 9), 64 + 32 + 24);
         assert_eq!(refused(|m| m.forgotten[2] = 128 + 100), 64 + 2 * 32 + 8);
         assert_eq!(refused(|m| m.forgotten[2] = 256), 64 + 2 * 32 + 8);
+        assert_eq!(refused(|m| m.forgotten[1] = 0), 64 + 2 * 32 + 4);
+        assert_eq!(refused(|m| m.forgotten.swap(0, 1)), 64 + 2 * 32 + 4);
+        assert_eq!(refused(|m| m.segments[1].first_template = 2900), 64 + 32 + 8);
+        assert_eq!(refused(|m| m.segments[1].last_template = 8000), 64 + 32 + 16);
         assert_eq!(refused(|m| m.geometry.dim = 65), 12);
         assert_eq!(refused(|m| m.geometry.segment_rows = 0), 12);
     }

@@ -147,8 +147,11 @@ pub enum CliError {
         log: Vec<String>,
     },
     /// The demo was interrupted.
-    #[error("interrupted; the demo's server is stopped and its folder removed")]
-    DemoInterrupted,
+    #[error("interrupted; the demo's server is stopped and its folder {}", if *kept { "kept" } else { "removed" })]
+    DemoInterrupted {
+        /// Whether the folder was to be kept.
+        kept: bool,
+    },
 }
 
 impl CliError {
@@ -175,7 +178,7 @@ impl CliError {
             | Self::FolderInUse { .. }
             | Self::Folder(_)
             | Self::DemoServer { .. }
-            | Self::DemoInterrupted => 1,
+            | Self::DemoInterrupted { .. } => 1,
         }
     }
 

@@ -8,6 +8,7 @@ mod bad_input;
 mod client;
 mod commands;
 mod damage;
+mod demo;
 mod exact_search;
 mod exact_wire;
 mod freshness;

@@ -3,13 +3,11 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 use thenar_index::{Damage, DamageKind, Error, Index, KeyId, Lsn, OwnedRow, SubjectNumber, TemplateId, verify};
 
 use crate::model::live_rows;
 use crate::palms::{Dice, KEY, SMALL, borrowed, row};
-use crate::sim::disk_of;
 
 const HEADER: usize = 4096;
 const META: usize = 128;

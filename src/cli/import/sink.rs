@@ -98,6 +98,9 @@ pub struct Tally {
 enum Failure {
     /// Trying again can help.
     Lost(String),
+    /// It can, where searches or writes were too many; not where the disk is full. Told apart from
+    /// a lost connection, because the server is there and says what it lacks.
+    Full(Box<tonic::Status>),
     /// It cannot.
     Refused(CliError),
 }
@@ -112,8 +115,8 @@ impl From<tonic::Status> for Failure {
             | Code::Cancelled
             | Code::Aborted
             | Code::DeadlineExceeded
-            | Code::ResourceExhausted
             | Code::Ok => Self::Lost(format!("{}: {}", code_name(status.code()), status.message())),
+            Code::ResourceExhausted => Self::Full(Box::new(status)),
             Code::InvalidArgument
             | Code::NotFound
             | Code::AlreadyExists
@@ -123,6 +126,26 @@ impl From<tonic::Status> for Failure {
             | Code::Unimplemented
             | Code::DataLoss
             | Code::Unauthenticated => Self::Refused(CliError::refused("BulkEnroll", status)),
+        }
+    }
+}
+
+impl Failure {
+    /// What is told to whoever waits.
+    fn reason(&self) -> String {
+        match self {
+            Self::Lost(reason) => reason.clone(),
+            Self::Full(status) => format!("{}: {}", code_name(status.code()), status.message()),
+            Self::Refused(error) => error.to_string(),
+        }
+    }
+
+    /// The error where this was the last try.
+    fn given_up(self, address: &str) -> CliError {
+        match self {
+            Self::Lost(reason) => CliError::Unreachable { address: address.to_owned(), reason },
+            Self::Full(status) => CliError::Refused { call: "BulkEnroll", status },
+            Self::Refused(error) => error,
         }
     }
 }
@@ -178,27 +201,28 @@ impl GrpcSink {
                         return Ok(stream.tally.settle(answer, &mut self.unacknowledged, items));
                     }
                 }
-                Err(Failure::Refused(error)) => return Err(error),
-                Err(Failure::Lost(reason)) => self.wait_after(reason).await?,
+                Err(failure) => self.wait_after(failure).await?,
             }
         }
     }
 
-    /// Pauses after a lost connection, longer each time; gives up when it has gone on too long.
-    async fn wait_after(&mut self, reason: String) -> Result<(), CliError> {
-        let unreachable =
-            || CliError::Unreachable { address: self.server.address().to_owned(), reason: reason.clone() };
+    /// Pauses after a failure, longer each time; gives up where trying again cannot help or has
+    /// gone on too long.
+    async fn wait_after(&mut self, failure: Failure) -> Result<(), CliError> {
         let left = self.retry.saturating_sub(self.last_progress.elapsed());
-        if left.is_zero() || self.interrupted.is_cancelled() {
-            return Err(unreachable());
+        if matches!(failure, Failure::Refused(_)) || left.is_zero() || self.interrupted.is_cancelled() {
+            return Err(failure.given_up(self.server.address()));
         }
         if self.pause == PAUSE_FIRST {
-            self.progress
-                .note(format_args!("connection lost ({reason}); trying again for {} s", left.as_secs().max(1)));
+            let (what, reason) = match &failure {
+                Failure::Full(_) => ("the server is full", failure.reason()),
+                Failure::Lost(_) | Failure::Refused(_) => ("connection lost", failure.reason()),
+            };
+            self.progress.note(format_args!("{what} ({reason}); trying again for {} s", left.as_secs().max(1)));
         }
         tokio::select! {
             () = tokio::time::sleep(self.pause.min(left)) => {}
-            () = self.interrupted.cancelled() => return Err(unreachable()),
+            () = self.interrupted.cancelled() => return Err(failure.given_up(self.server.address())),
         }
         self.pause = (self.pause * 2).min(PAUSE_LONGEST);
         Ok(())
@@ -217,8 +241,7 @@ impl Sink for GrpcSink {
             Some(OpenStream { requests: Some(requests), .. }) => drop(requests.send(batch).await),
             _ => match self.open().await {
                 Ok(stream) => self.stream = Some(stream),
-                Err(Failure::Refused(error)) => return Err(error),
-                Err(Failure::Lost(reason)) => self.wait_after(reason).await?,
+                Err(failure) => self.wait_after(failure).await?,
             },
         }
         while self.unacknowledged.len() >= IN_FLIGHT_MAX {
