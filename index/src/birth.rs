@@ -11,8 +11,10 @@ use std::sync::Arc;
 use parking_lot::{Mutex, RwLock};
 
 use crate::chains::Chains;
+use crate::coding::Depth;
 use crate::error::Error;
 use crate::folder;
+use crate::format::VERSION;
 use crate::gate::{Gate, Writer, gate};
 use crate::lock::Lock;
 use crate::manifest::Manifest;
@@ -43,8 +45,15 @@ impl Index {
         if folder::has_index(&*storage, dir)? {
             return Err(Error::Exists { dir: dir.to_owned() });
         }
-        let manifest =
-            Manifest { geometry, key, lsn: Lsn(0), next_file: 0, segments: Vec::new(), forgotten: Vec::new() };
+        let manifest = Manifest {
+            version: VERSION,
+            geometry,
+            key,
+            lsn: Lsn(0),
+            next_file: 0,
+            segments: Vec::new(),
+            forgotten: Vec::new(),
+        };
         folder::write_manifest(&*storage, dir, &manifest)?;
         let (gate, writer) = gate();
         let chains = Chains::new(geometry.segment_rows);
@@ -62,7 +71,7 @@ impl Index {
         }))
     }
 
-    /// Reads and checks the index in `dir`, every row of it. Nothing is written and nothing is
+    /// Reads and checks the index in `dir`, every row of it and the codes of every block. Nothing is written and nothing is
     /// open to readers until [`Unrepaired::finish`].
     ///
     /// # Errors
@@ -77,7 +86,7 @@ impl Index {
     /// # Errors
     /// As [`Index::open`].
     pub fn open_on(storage: Arc<dyn Storage>, dir: &Path, key: KeyId) -> Result<Unrepaired, Error> {
-        Unrepaired::read(storage, dir, key, &mut |_, _| true)
+        Unrepaired::read(storage, dir, key, Depth::Sums, &mut |_, _| true)
     }
 
     /// Whether `dir` holds an index, or what is left of one: a manifest or segment files.

@@ -2,15 +2,17 @@
 //!
 //! `FORMAT.md` has the order of these writes and why each crash in between is harmless.
 //!
-//! Invariants: a row's bytes go only after the disk has heard that they will; a manifest is
-//! written only after the rows it counts are durable.
+//! Invariants: a row's bytes go only after the disk has heard that they will, and its codes with
+//! them; a manifest is written only after the rows it counts and their codes are durable.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
+use crate::codes::BLOCK_ROWS;
+use crate::coding::clear_codes;
 use crate::error::Error;
 use crate::folder;
-use crate::format::MetaRecord;
+use crate::format::{MetaRecord, VERSION};
 use crate::manifest::{Manifest, SegmentEntry};
 use crate::nouns::Row;
 use crate::snapshot::ViewSegment;
@@ -19,8 +21,13 @@ use crate::writer::Index;
 /// Rows overwritten while readers wait, before the gate opens to them again.
 const ERASE_ROWS_PER_PAUSE: usize = 1024;
 
+/// The block of a row, by its segment and its place in there.
+fn block_of(&(place, offset): &(usize, u32)) -> (usize, u32) {
+    (place, offset / BLOCK_ROWS as u32)
+}
+
 impl Index {
-    /// Overwrites forgotten rows and returns once no byte of them is left in the index's files or
+    /// Overwrites forgotten rows and their codes and returns once no byte of them is left in the index's files or
     /// maps, for good. Rows erased already are passed over.
     ///
     /// Waits until no snapshot is held; who asks a [`crate::Reader`] for one meanwhile waits too, for as
@@ -63,6 +70,15 @@ impl Index {
             let mut quiet = self.writer.quiet(self.reader_wait)?;
             for &(place, offset) in pause {
                 self.slots[place].segment.pages.scrub(offset, &MetaRecord::gone(), &mut quiet)?;
+            }
+            for same in pause.chunk_by(|a, b| block_of(a) == block_of(b)) {
+                let (place, block) = block_of(&same[0]);
+                let slot = &self.slots[place];
+                // A block that is not full has no codes yet.
+                if (block + 1) * BLOCK_ROWS as u32 <= slot.rows {
+                    let offsets = same.iter().map(|&(_, offset)| offset);
+                    clear_codes(&slot.segment.pages, slot.segment.identity, block, offsets, &mut quiet)?;
+                }
             }
         }
         for &place in &touched {
@@ -110,6 +126,7 @@ impl Index {
             rows: part.rows,
         };
         let manifest = Manifest {
+            version: VERSION,
             geometry: self.shared.geometry,
             key: self.key,
             lsn: view.lsn,

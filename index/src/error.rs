@@ -70,7 +70,7 @@ pub enum Error {
     },
     /// The shape is not one an index can have.
     #[error(
-        "rows of {dim} components in segments of {segment_rows} rows: components are a multiple of 32 up to 65536, rows a multiple of 64 up to 1048576"
+        "rows of {dim} components in segments of {segment_rows} rows: components are a multiple of 32 up to 65504, rows a multiple of 64 up to 1048576"
     )]
     Geometry {
         /// Components of a row.
@@ -236,6 +236,12 @@ pub enum DamageKind {
     /// A row's metadata has a right checksum and a wrong value.
     #[error("row metadata")]
     RowMeta,
+    /// Codes that are not those of their rows: the first byte that differs.
+    #[error("codes")]
+    Codes,
+    /// Checksum of a block's codes.
+    #[error("checksum of codes")]
+    CodesChecksum,
     /// Template numbers do not ascend, or leave the segment's range.
     #[error("template order")]
     Order,

@@ -1,6 +1,6 @@
 //! Rows on their way into a segment's file.
 //!
-//! Knows how rows become records and bytes, and what a row must be to be taken. Does not know
+//! Knows how rows become records, bytes and codes, and what a row must be to be taken. Does not know
 //! which rows count.
 //!
 //! Invariant: nothing here writes to a row that was shown.
@@ -9,6 +9,8 @@ use std::path::Path;
 
 use bytemuck::Zeroable;
 
+use crate::codes::BLOCK_ROWS;
+use crate::coding::code_blocks;
 use crate::error::Error;
 use crate::format::{Layout, MetaRecord};
 use crate::gate::Writer;
@@ -51,7 +53,7 @@ impl Piece {
         (PIECE_BYTES / self.layout.row_bytes()).max(1)
     }
 
-    /// Writes `rows` from `offset` on.
+    /// Writes `rows` from `offset` on, and the codes of the blocks that are full with them.
     pub(crate) fn write(
         &mut self,
         segment: &Segment,
@@ -66,7 +68,9 @@ impl Piece {
             self.records.push(MetaRecord::live(row, segment.identity, offset));
             self.bytes.extend_from_slice(bytemuck::cast_slice(row.vector));
         }
-        segment.pages.write_fresh(offset, &self.records, &self.bytes, writer)
+        segment.pages.write_fresh(offset, &self.records, &self.bytes, writer)?;
+        let blocks = offset / BLOCK_ROWS as u32..(offset + rows.len() as u32) / BLOCK_ROWS as u32;
+        code_blocks(&segment.pages, segment.identity, blocks, writer)
     }
 }
 

@@ -1,24 +1,34 @@
-//! The bytes of a segment file: header page, metadata records, rows, checksums.
+//! The bytes of a segment file: header page, metadata records, rows, codes, checksums.
 //!
 //! Pure: bytes in, values out. Does not know files or maps. Little-endian throughout.
 //!
 //! Invariants: a metadata record never straddles a 512-byte sector, so a torn write leaves it
-//! whole, old or new; every row starts on a 64-byte boundary.
+//! whole, old or new; every row starts on a 64-byte boundary, every area of codes on a page.
 
 use bytemuck::{Pod, Zeroable};
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::codes::{BLOCK_ROWS, Codes, Terms, fine_bytes, sign_bytes};
 use crate::error::DamageKind;
 use crate::nouns::{Geometry, LABEL_BYTES_MAX, NewRow, SUBJECT_NUMBER_MAX};
 
-/// Version of the segment format.
-pub(crate) const SEGMENT_VERSION: u32 = 1;
+/// Version of the format that is written, in the manifest and in segments. The one before is read,
+/// and brought up to it by opening.
+pub const VERSION: u32 = 2;
+/// The version before: segments end with their rows. Its manifest is read, and its segments are
+/// given codes in place; their headers stay what they are.
+pub(crate) const VERSION_BARE: u32 = 1;
 /// Bytes of the header page.
 pub(crate) const HEADER_BYTES: usize = 4096;
+/// Boundary on which areas of codes start.
+const PAGE_BYTES: usize = 4096;
 /// Bytes of a metadata record.
 pub(crate) const META_BYTES: usize = 128;
 /// Where the state word sits in a metadata record. Readers' slices never cover these 4 bytes.
 pub(crate) const STATE_AT: usize = 24;
+
+/// Bytes of the terms of a block.
+const TERMS_BYTES: usize = BLOCK_ROWS * size_of::<Terms>();
 
 const SEGMENT_MAGIC: [u8; 8] = *b"THNRSEGM";
 
@@ -35,11 +45,18 @@ pub(crate) const STATE_GONE: u32 = u32::from_le_bytes(*b"GONE");
 pub(crate) struct Layout {
     pub(crate) dim: usize,
     pub(crate) capacity: u32,
+    /// Whether areas of codes follow the rows, as they do from version 2 on.
+    pub(crate) coded: bool,
 }
 
 impl Layout {
     pub(crate) fn of(geometry: Geometry) -> Self {
-        Self { dim: geometry.dim, capacity: geometry.segment_rows }
+        Self { dim: geometry.dim, capacity: geometry.segment_rows, coded: true }
+    }
+
+    /// The same segment as version 1 had it.
+    pub(crate) fn bare(self) -> Self {
+        Self { coded: false, ..self }
     }
 
     /// Bytes of one row.
@@ -57,9 +74,39 @@ impl Layout {
         self.meta_at(self.capacity) + offset as usize * self.row_bytes()
     }
 
+    /// Blocks of rows that have codes once they are full.
+    pub(crate) fn blocks(self) -> u32 {
+        self.capacity / BLOCK_ROWS as u32
+    }
+
+    /// Byte where the sign codes of `block` start.
+    pub(crate) fn sign_at(self, block: u32) -> usize {
+        self.row_at(self.capacity).next_multiple_of(PAGE_BYTES) + block as usize * sign_bytes(self.dim)
+    }
+
+    /// Byte where the two codes of `block` start.
+    pub(crate) fn two_at(self, block: u32) -> usize {
+        self.sign_at(self.blocks()).next_multiple_of(PAGE_BYTES) + block as usize * sign_bytes(self.dim)
+    }
+
+    /// Byte where the fine codes of `block` start.
+    pub(crate) fn fine_at(self, block: u32) -> usize {
+        self.two_at(self.blocks()).next_multiple_of(PAGE_BYTES) + block as usize * fine_bytes(self.dim)
+    }
+
+    /// Byte where the terms of `block` start.
+    pub(crate) fn terms_at(self, block: u32) -> usize {
+        self.fine_at(self.blocks()).next_multiple_of(PAGE_BYTES) + block as usize * TERMS_BYTES
+    }
+
+    /// Byte where the checksum of the codes of `block` is.
+    pub(crate) fn sum_at(self, block: u32) -> usize {
+        self.terms_at(self.blocks()).next_multiple_of(PAGE_BYTES) + block as usize * 8
+    }
+
     /// Length of the file.
     pub(crate) fn file_bytes(self) -> usize {
-        self.row_at(self.capacity)
+        if self.coded { self.sum_at(self.blocks()) } else { self.row_at(self.capacity) }
     }
 }
 
@@ -79,7 +126,7 @@ struct Header {
 pub(crate) fn encode_header(layout: Layout, identity: u64) -> Vec<u8> {
     let header = Header {
         magic: SEGMENT_MAGIC,
-        version: SEGMENT_VERSION,
+        version: VERSION,
         dim: u32::try_from(layout.dim).expect("dim was checked against DIM_MAX"),
         capacity: layout.capacity,
         meta_bytes: META_BYTES as u32,
@@ -110,9 +157,10 @@ pub(crate) fn check_header(page: &[u8], layout: Layout, identity: u64) -> Result
         return Err(Fault { offset: (HEADER_BYTES - 8) as u64, kind: DamageKind::HeaderChecksum, expected, found });
     }
     let header: Header = bytemuck::pod_read_unaligned(&page[..size_of::<Header>()]);
+    let version = if layout.coded && header.version != VERSION_BARE { VERSION } else { VERSION_BARE };
     let fields = [
         (0, u64::from_le_bytes(SEGMENT_MAGIC), u64::from_le_bytes(header.magic)),
-        (8, u64::from(SEGMENT_VERSION), u64::from(header.version)),
+        (8, u64::from(version), u64::from(header.version)),
         (12, layout.dim as u64, u64::from(header.dim)),
         (16, u64::from(layout.capacity), u64::from(header.capacity)),
         (20, META_BYTES as u64, u64::from(header.meta_bytes)),
@@ -127,6 +175,20 @@ pub(crate) fn check_header(page: &[u8], layout: Layout, identity: u64) -> Result
 /// The little-endian u64 at byte `at`.
 pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes"))
+}
+
+/// The checksum of the codes of one block. Takes in the segment and the block's number, so that
+/// codes written to the wrong place are found out.
+pub(crate) fn codes_sum(identity: u64, block: u32, codes: &Codes<'_>) -> u64 {
+    let hashed = [
+        xxh3_64(codes.sign),
+        xxh3_64(codes.two),
+        xxh3_64(codes.fine),
+        xxh3_64(bytemuck::cast_slice(codes.terms)),
+        identity,
+        u64::from(block),
+    ];
+    xxh3_64(bytemuck::cast_slice(&hashed))
 }
 
 /// One metadata record.

@@ -125,6 +125,14 @@ impl Writer {
     }
 }
 
+impl Quiet<'_> {
+    /// The writer whose quiet it is, to read as it does. What is read this way ends before the
+    /// next byte is overwritten, since that borrows the quiet mutably.
+    pub(crate) fn writer(&self) -> &Writer {
+        self.writer
+    }
+}
+
 impl Drop for Quiet<'_> {
     fn drop(&mut self) {
         let gate = &self.writer.gate;

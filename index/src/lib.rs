@@ -7,7 +7,8 @@
 //! it serves is the row that was appended, and a row that was erased is gone from its files.
 //!
 //! - [`Index`] is the one writer of a folder: append, forget, publish, erase, checkpoint.
-//! - [`Reader`] gives searches a [`Snapshot`]: rows, live bits and metadata, straight from the map.
+//! - [`Reader`] gives searches a [`Snapshot`]: rows, their [`codes`], live bits and metadata,
+//!   straight from the map.
 //! - [`Index::open`] yields an [`Unrepaired`] index that says what is damaged and becomes an
 //!   [`Index`] only when nothing is.
 //! - [`verify()`] checks a whole folder without changing it.
@@ -30,6 +31,8 @@ compile_error!("the files are little-endian and are read in place; big-endian ma
 
 mod birth;
 mod chains;
+pub mod codes;
+mod coding;
 mod erase;
 mod error;
 mod fill;
@@ -46,10 +49,12 @@ mod scan;
 mod segment;
 mod snapshot;
 pub mod storage;
+mod upgrade;
 mod verify;
 mod writer;
 
 pub use error::{Damage, DamageKind, Error};
+pub use format::VERSION;
 pub use map::Map;
 pub use nouns::{
     Geometry, KeyId, LABEL_BYTES_MAX, Lsn, NewRow, OwnedRow, Row, RowMeta, SUBJECT_NUMBER_MAX, SubjectNumber,

@@ -11,15 +11,13 @@ use bytemuck::{Pod, Zeroable};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::Error;
-use crate::format::u64_at;
+use crate::format::{Layout, VERSION, VERSION_BARE, u64_at};
 use crate::nouns::{Geometry, KeyId, Lsn};
 
 /// Name of the manifest in its folder.
 pub(crate) const MANIFEST_NAME: &str = "MANIFEST";
 /// Name it is written under before it replaces the old one.
 pub(crate) const MANIFEST_NEW_NAME: &str = "MANIFEST.new";
-/// Version of the manifest format.
-pub(crate) const MANIFEST_VERSION: u32 = 1;
 /// A manifest is refused over this length; ten million rows need under 6 KiB, and four bytes for
 /// each row that is forgotten and not erased yet.
 pub(crate) const MANIFEST_BYTES_MAX: u64 = 1 << 28;
@@ -64,6 +62,8 @@ const _: () = assert!(HEAD_BYTES == 64 && ENTRY_BYTES == 32);
 /// The manifest of a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Manifest {
+    /// [`VERSION`], or [`VERSION_BARE`] in an index whose segments have no codes yet.
+    pub(crate) version: u32,
     pub(crate) geometry: Geometry,
     pub(crate) key: KeyId,
     pub(crate) lsn: Lsn,
@@ -79,7 +79,7 @@ impl Manifest {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let head = Head {
             magic: MANIFEST_MAGIC,
-            version: MANIFEST_VERSION,
+            version: self.version,
             dim: u32::try_from(self.geometry.dim).expect("dim was checked against DIM_MAX"),
             segment_rows: self.geometry.segment_rows,
             next_file: self.next_file,
@@ -122,8 +122,8 @@ impl Manifest {
         if head.magic != MANIFEST_MAGIC {
             return Err(corrupt(0, u64::from_le_bytes(MANIFEST_MAGIC), u64::from_le_bytes(head.magic)));
         }
-        if head.version != MANIFEST_VERSION {
-            return Err(Error::Version { path: path.to_owned(), found: head.version, supported: MANIFEST_VERSION });
+        if !(VERSION_BARE..=VERSION).contains(&head.version) {
+            return Err(Error::Version { path: path.to_owned(), found: head.version, supported: VERSION });
         }
         // The checksum is right, so from here on only a faulty writer can be at fault; its
         // manifest is refused all the same rather than believed.
@@ -171,7 +171,21 @@ impl Manifest {
             let (before, found) = (forgotten[place], forgotten[place + 1]);
             return Err(corrupt(forgotten_at + (place + 1) * 4, u64::from(before) + 1, u64::from(found)));
         }
-        Ok(Self { geometry, key: KeyId(head.key), lsn: Lsn(head.lsn), next_file: head.next_file, segments, forgotten })
+        Ok(Self {
+            version: head.version,
+            geometry,
+            key: KeyId(head.key),
+            lsn: Lsn(head.lsn),
+            next_file: head.next_file,
+            segments,
+            forgotten,
+        })
+    }
+
+    /// Where things are in the segments.
+    pub(crate) fn layout(&self) -> Layout {
+        let layout = Layout::of(self.geometry);
+        if self.version == VERSION_BARE { layout.bare() } else { layout }
     }
 }
 
@@ -190,6 +204,7 @@ mod tests {
             rows,
         };
         Manifest {
+            version: VERSION,
             geometry: Geometry { dim: 64, segment_rows: 128 },
             key: KeyId([3; 16]),
             lsn: Lsn(5),
@@ -201,7 +216,17 @@ mod tests {
 
     #[test]
     fn a_manifest_reads_as_it_was_written() {
-        assert_eq!(Manifest::decode(&manifest().encode(), Path::new("m")).unwrap(), manifest());
+        for version in [VERSION_BARE, VERSION] {
+            let manifest = Manifest { version, ..manifest() };
+            assert_eq!(Manifest::decode(&manifest.encode(), Path::new("m")).unwrap(), manifest);
+            assert_eq!(manifest.layout().coded, version == VERSION);
+        }
+        for version in [0, VERSION + 1] {
+            let other = Manifest { version, ..manifest() }.encode();
+            assert!(
+                matches!(Manifest::decode(&other, Path::new("m")), Err(Error::Version { found, .. }) if found == version)
+            );
+        }
     }
 
     /// What a decoder says of a manifest that a faulty writer made, its checksum right.

@@ -5,11 +5,14 @@
 //!
 //! Why the slices are sound: Rust asks that bytes under a `&[u8]` do not change while it lives.
 //! Every write to a mapped file goes through [`Pages`], and every slice comes from it:
-//! - A reader's slice needs a `&Ticket`, and covers rows below `shown`, or of a record everything
-//!   but the four bytes of its state word.
+//! - A reader's slice needs a `&Ticket`, and covers rows below `shown`, or the codes of blocks all
+//!   of whose rows are below it, or of a record everything but the four bytes of its state word.
 //! - [`Pages::write_fresh`] needs the `&mut Writer` and touches rows at or beyond `shown` only.
+//! - [`Pages::write_fresh_codes`] needs the `&mut Writer` and touches codes only of blocks that
+//!   have a row at or beyond `shown`.
 //! - [`Pages::mark_gone`] needs the `&mut Writer` and touches state words only.
-//! - [`Pages::scrub`] may touch every row, and needs a `&mut Quiet`: no ticket is held then.
+//! - [`Pages::scrub`], [`Pages::rewrite_codes`] and [`Pages::scrub_codes`] may touch every row and
+//!   block, and need a `&mut Quiet`: no ticket is held then.
 //! - The writer's own slices borrow the `Writer`, and every write borrows it mutably.
 //!
 //! What remains is what no program can rule out alone: another process that writes to the files
@@ -28,8 +31,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use half::f16;
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
+use crate::codes::{BLOCK_ROWS, Codes, OwnedCodes, sign_bytes};
 use crate::error::Error;
-use crate::format::{Layout, META_BYTES, MetaRecord, STATE_AT, STATE_GONE};
+use crate::format::{Layout, META_BYTES, MetaRecord, STATE_AT, STATE_GONE, is_zero};
 use crate::gate::{Quiet, Ticket, Writer};
 use crate::nouns::{RowMeta, SubjectNumber, TemplateId};
 use crate::storage::StoredFile;
@@ -74,6 +78,19 @@ impl Pages {
         Ok(Self { file, path: path.to_owned(), map, layout, shown: AtomicU32::new(0) })
     }
 
+    /// Gives a file that ends with its rows room for codes, all zero unless an earlier attempt
+    /// wrote some. Not synced.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub(crate) fn extend(&mut self) -> Result<(), Error> {
+        let layout = Layout { coded: true, ..self.layout };
+        self.file.set_len(layout.file_bytes() as u64).map_err(Error::io(&self.path, "extend"))?;
+        self.map = self.file.map(layout.file_bytes()).map_err(Error::io(&self.path, "map"))?;
+        self.layout = layout;
+        Ok(())
+    }
+
     pub(crate) fn layout(&self) -> Layout {
         self.layout
     }
@@ -95,6 +112,33 @@ impl Pages {
         // SAFETY: rows below `shown` are written under a `Quiet` only, and a ticket is held.
         let bytes = unsafe { self.bytes(self.layout.row_at(0), count as usize * self.layout.row_bytes()) };
         bytemuck::cast_slice(bytes)
+    }
+
+    /// The codes of the whole blocks among the first `count` rows.
+    pub(crate) fn codes<'t>(&'t self, count: u32, _reader: &'t Ticket) -> Codes<'t> {
+        assert!(count <= self.shown.load(Ordering::Acquire));
+        // SAFETY: codes of blocks with no row at or beyond `shown` are written under a `Quiet`
+        // only, and a ticket is held.
+        unsafe { self.code_slices(0, count / BLOCK_ROWS as u32) }
+    }
+
+    /// The codes of `count` blocks from `first` on. Private: the callers hold the proofs.
+    ///
+    /// # Safety
+    /// No byte of them may be written while the slices live.
+    unsafe fn code_slices(&self, first: u32, count: u32) -> Codes<'_> {
+        assert!(self.layout.coded && first + count <= self.layout.blocks());
+        // SAFETY: the caller keeps writers away from all four.
+        let slice = |at: fn(Layout, u32) -> usize| unsafe {
+            let start = at(self.layout, first);
+            self.bytes(start, at(self.layout, first + count) - start)
+        };
+        Codes {
+            sign: slice(Layout::sign_at),
+            two: slice(Layout::two_at),
+            fine: slice(Layout::fine_at),
+            terms: bytemuck::cast_slice(slice(Layout::terms_at)),
+        }
     }
 
     /// One row. Shape: `[dim]`.
@@ -138,6 +182,27 @@ impl Pages {
         unsafe { self.bytes(self.layout.row_at(offset), self.layout.row_bytes()) }
     }
 
+    /// The rows of a block, shown or not, for the writer. Shape: `[64, dim]`.
+    pub(crate) fn block_rows<'w>(&'w self, block: u32, _writer: &'w Writer) -> &'w [f16] {
+        assert!(block < self.layout.blocks());
+        let at = self.layout.row_at(block * BLOCK_ROWS as u32);
+        // SAFETY: every write borrows the writer mutably.
+        bytemuck::cast_slice(unsafe { self.bytes(at, BLOCK_ROWS * self.layout.row_bytes()) })
+    }
+
+    /// The codes of a block, shown or not, written or not, for the writer.
+    pub(crate) fn block_codes<'w>(&'w self, block: u32, _writer: &'w Writer) -> Codes<'w> {
+        // SAFETY: every write borrows the writer mutably.
+        unsafe { self.code_slices(block, 1) }
+    }
+
+    /// The checksum kept of a block's codes.
+    pub(crate) fn block_sum(&self, block: u32, _writer: &Writer) -> u64 {
+        assert!(self.layout.coded && block < self.layout.blocks());
+        // SAFETY: every write borrows the writer mutably.
+        crate::format::u64_at(unsafe { self.bytes(self.layout.sum_at(block), 8) }, 0)
+    }
+
     /// Asks the system to read ahead, for a pass over the whole file.
     pub(crate) fn will_read(&self) {
         // Advice: where it is not taken, the pass is slower and no less right.
@@ -166,6 +231,62 @@ impl Pages {
         assert_eq!(rows.len(), records.len() * self.layout.row_bytes());
         self.write(rows, self.layout.row_at(offset))?;
         self.write(bytemuck::cast_slice(records), self.layout.meta_at(offset))
+    }
+
+    /// Writes the codes of a block, whose rows are not all shown yet, and their checksum.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; part of it may be written then.
+    pub(crate) fn write_fresh_codes(
+        &self,
+        block: u32,
+        codes: &OwnedCodes,
+        sum: u64,
+        _writer: &mut Writer,
+    ) -> Result<(), Error> {
+        assert!((block + 1) * BLOCK_ROWS as u32 > self.shown.load(Ordering::Acquire));
+        self.write_codes(block, codes, sum)
+    }
+
+    /// Writes over the codes of a block and their checksum, shown or not.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; part of it may be done then.
+    pub(crate) fn rewrite_codes(
+        &self,
+        block: u32,
+        codes: &OwnedCodes,
+        sum: u64,
+        _quiet: &mut Quiet<'_>,
+    ) -> Result<(), Error> {
+        self.write_codes(block, codes, sum)
+    }
+
+    /// Overwrites with zeros the codes of a block and their checksum. What is zero already is not
+    /// written, so that holes stay holes and this works on a full disk.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; part of it may be done then.
+    pub(crate) fn scrub_codes(&self, block: u32, _quiet: &mut Quiet<'_>) -> Result<(), Error> {
+        assert!(self.layout.coded && block < self.layout.blocks());
+        for at in [Layout::sign_at, Layout::two_at, Layout::fine_at, Layout::terms_at, Layout::sum_at] {
+            let (start, end) = (at(self.layout, block), at(self.layout, block + 1));
+            // SAFETY: nothing is written before the slice is gone, since `_quiet` is borrowed.
+            if !is_zero(unsafe { self.bytes(start, end - start) }) {
+                self.write(&vec![0; end - start], start)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write_codes(&self, block: u32, codes: &OwnedCodes, sum: u64) -> Result<(), Error> {
+        assert!(self.layout.coded && block < self.layout.blocks());
+        assert_eq!((codes.terms.len(), codes.sign.len()), (BLOCK_ROWS, sign_bytes(self.layout.dim)));
+        self.write(&codes.sign, self.layout.sign_at(block))?;
+        self.write(&codes.two, self.layout.two_at(block))?;
+        self.write(&codes.fine, self.layout.fine_at(block))?;
+        self.write(bytemuck::cast_slice(&codes.terms), self.layout.terms_at(block))?;
+        self.write(&sum.to_le_bytes(), self.layout.sum_at(block))
     }
 
     /// Says on disk that the row's erasure has begun. Changes nothing a reader looks at.

@@ -15,8 +15,9 @@ pub const LABEL_BYTES_MAX: usize = 64;
 pub const SUBJECT_NUMBER_MAX: u64 = u32::MAX as u64;
 /// Rows are multiples of this many components, so that every row starts on a 64-byte boundary.
 pub(crate) const DIM_STEP: usize = 32;
-/// Components of a row, at most: what keeps the byte arithmetic far from overflow.
-pub(crate) const DIM_MAX: usize = 1 << 16;
+/// Components of a row, at most: what keeps the byte arithmetic far from overflow, and counts of
+/// components in 16 bits.
+pub(crate) const DIM_MAX: usize = (1 << 16) - DIM_STEP;
 /// Rows of one segment, at most.
 pub(crate) const SEGMENT_ROWS_MAX: u32 = 1 << 20;
 

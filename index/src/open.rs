@@ -1,8 +1,9 @@
 //! Opening: from files to an index, by way of knowing what is wrong with them.
 //!
 //! Opening reads and writes nothing; [`Unrepaired::finish`] writes: it finishes erasures that a
-//! crash cut short, scrubs rows that the manifest does not count and removes files it does not
-//! name. Only then is there an [`Index`] to read from.
+//! crash cut short, scrubs rows that the manifest does not count, makes codes that are not right
+//! anew from their rows, and removes files that the manifest does not name. Only then is there an
+//! [`Index`] to read from.
 //!
 //! Does not know the registry: the caller brings the rows of a damaged segment.
 
@@ -13,6 +14,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::codes::BLOCK_ROWS;
+use crate::coding::{Depth, recode};
 use crate::error::{Damage, DamageKind, Error};
 use crate::fill::write_segment;
 use crate::folder;
@@ -37,6 +40,7 @@ pub struct Unrepaired {
     pub(crate) writer: Writer,
     pub(crate) parts: Vec<Part>,
     damage: Vec<Damage>,
+    codes_damage: Vec<Damage>,
     /// Files to destroy once a manifest that does not name them is durable.
     doomed: Vec<PathBuf>,
     replaced: bool,
@@ -55,6 +59,7 @@ impl Unrepaired {
         storage: Arc<dyn Storage>,
         dir: &Path,
         key: KeyId,
+        depth: Depth,
         progress: &mut dyn FnMut(&Manifest, u64) -> bool,
     ) -> Result<Self, Error> {
         if !folder::has_index(&*storage, dir)? {
@@ -66,13 +71,13 @@ impl Unrepaired {
             return Err(Error::WrongKey { expected: key, found: manifest.key });
         }
         let (gate, writer) = gate();
-        let (mut parts, mut damage, mut done_rows) = (Vec::new(), Vec::new(), 0);
+        let (mut parts, mut damage, mut codes_damage, mut done_rows) = (Vec::new(), Vec::new(), Vec::new(), 0);
         for (place, entry) in manifest.segments.iter().enumerate() {
             let mut on_step = |rows| {
                 done_rows += rows;
                 progress(&manifest, done_rows)
             };
-            let found = read_segment(&*storage, dir, entry, manifest.geometry, &writer, &mut on_step)?;
+            let found = read_segment(&*storage, dir, entry, manifest.layout(), depth, &writer, &mut on_step)?;
             let segment_damage = |fault: Fault, bad_rows| Damage {
                 path: dir.join(file_name(entry.file)),
                 segment: place,
@@ -94,7 +99,10 @@ impl Unrepaired {
                         damage.push(segment_damage(fault, scan.bad_rows));
                         None
                     }
-                    None => Some((segment, scan)),
+                    None => {
+                        codes_damage.extend(scan.first_code_fault.map(|fault| segment_damage(fault, 0)));
+                        Some((segment, scan))
+                    }
                 },
             };
             parts.push(Part { entry: *entry, found });
@@ -106,7 +114,19 @@ impl Unrepaired {
         if let Some(last) = files.iter().max() {
             manifest.next_file = manifest.next_file.max(last.checked_add(1).ok_or_else(file_numbers_spent)?);
         }
-        Ok(Self { lock, storage, dir: dir.to_owned(), manifest, gate, writer, parts, damage, doomed, replaced: false })
+        Ok(Self {
+            lock,
+            storage,
+            dir: dir.to_owned(),
+            manifest,
+            gate,
+            writer,
+            parts,
+            damage,
+            codes_damage,
+            doomed,
+            replaced: false,
+        })
     }
 
     /// The change up to which the index has everything: replay the log from there.
@@ -125,6 +145,13 @@ impl Unrepaired {
     #[must_use]
     pub fn damage(&self) -> &[Damage] {
         &self.damage
+    }
+
+    /// Segments whose rows are whole and whose codes are not those of the rows, each once. No row
+    /// is lost: [`Unrepaired::finish`] makes the codes anew.
+    #[must_use]
+    pub fn codes_damage(&self) -> &[Damage] {
+        &self.codes_damage
     }
 
     /// Writes a new file for a segment, with `rows` in it: every template of the registry that is
@@ -152,21 +179,33 @@ impl Unrepaired {
         let rows = self.manifest.geometry.segment_rows;
         self.manifest.forgotten.retain(|row| (row / rows) as usize != segment);
         self.damage.retain(|damage| damage.segment != segment);
+        self.codes_damage.retain(|damage| damage.segment != segment);
         self.doomed.push(self.dir.join(file_name(old.entry.file)));
         self.replaced = true;
         Ok(())
     }
 
-    /// Finishes what a crash cut short and opens the index to readers.
+    /// Finishes what a crash cut short and opens the index to readers. An index of an earlier
+    /// format gets the present one.
     ///
     /// # Errors
     /// [`Error::Damaged`] while there is damage, [`Error::Io`] where a repair could not be written.
-    pub fn finish(mut self) -> Result<Index, Error> {
+    pub fn finish(self) -> Result<Index, Error> {
+        self.finish_with(&mut |_, _| {})
+    }
+
+    /// [`Unrepaired::finish`], and `progress` hears `(rows done, rows in all)` now and then while
+    /// the format is being changed.
+    ///
+    /// # Errors
+    /// As [`Unrepaired::finish`].
+    pub fn finish_with(mut self, progress: &mut dyn FnMut(u64, u64)) -> Result<Index, Error> {
         if let Some(first) = self.damage.first() {
             return Err(Error::Damaged { count: self.damage.len(), first: Box::new(first.clone()) });
         }
         self.finish_erasures()?;
-        if self.replaced {
+        let upgraded = self.upgrade(progress)?;
+        if self.replaced || upgraded {
             // Whatever was forgotten is erased and synced by now.
             self.manifest.forgotten.clear();
             folder::write_manifest(&*self.storage, &self.dir, &self.manifest)?;
@@ -188,7 +227,8 @@ impl Unrepaired {
     }
 
     /// Erases rows that the manifest or the disk say are to be erased, and scrubs those that the
-    /// manifest does not count: they may be templates of people who were forgotten since.
+    /// manifest does not count: they may be templates of people who were forgotten since. Codes
+    /// follow their rows.
     fn finish_erasures(&mut self) -> Result<(), Error> {
         let segment_rows = self.manifest.geometry.segment_rows;
         for (place, part) in self.parts.iter_mut().enumerate() {
@@ -205,7 +245,8 @@ impl Unrepaired {
             for &offset in &live {
                 segment.pages.mark_gone(offset, &mut self.writer)?;
             }
-            if !live.is_empty() {
+            // Also where the rows were found to be going: that may not have reached the disk.
+            if !live.is_empty() || !gone.is_empty() {
                 segment.pages.sync()?;
             }
             for offset in live {
@@ -222,10 +263,23 @@ impl Unrepaired {
             for &offset in &scan.stale {
                 segment.pages.scrub(offset, &MetaRecord::never(), &mut quiet)?;
             }
+            // Only after their rows are what they will be.
+            let mut codes: BTreeSet<u32> = scan.half_coded.drain(..).chain(scan.miscoded.drain(..)).collect();
+            if segment.pages.layout().coded {
+                let full = part.entry.rows / BLOCK_ROWS as u32;
+                codes.extend(gone.iter().map(|offset| offset / BLOCK_ROWS as u32).filter(|&block| block < full));
+            }
+            for &block in &codes {
+                recode(&segment.pages, segment.identity, block, &mut quiet)?;
+            }
+            for &block in &scan.stale_codes {
+                segment.pages.scrub_codes(block, &mut quiet)?;
+            }
             drop(quiet);
-            if !gone.is_empty() || !scan.stale.is_empty() {
+            if !(gone.is_empty() && scan.stale.is_empty() && codes.is_empty() && scan.stale_codes.is_empty()) {
                 segment.pages.sync()?;
                 scan.stale.clear();
+                scan.stale_codes.clear();
             }
         }
         Ok(())
@@ -268,11 +322,12 @@ fn read_segment(
     storage: &dyn Storage,
     dir: &Path,
     entry: &SegmentEntry,
-    geometry: Geometry,
+    layout: Layout,
+    depth: Depth,
     writer: &Writer,
     progress: &mut dyn FnMut(u64) -> bool,
 ) -> Result<Result<(Segment, Scan), Fault>, Error> {
-    let (path, layout) = (dir.join(file_name(entry.file)), Layout::of(geometry));
+    let path = dir.join(file_name(entry.file));
     let file = match storage.open(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Ok(Err(Fault { offset: 0, kind: DamageKind::Missing, expected: 1, found: 0 }));
@@ -280,7 +335,9 @@ fn read_segment(
         file => file.map_err(Error::io(&path, "open"))?,
     };
     let (expected, found) = (layout.file_bytes() as u64, file.len().map_err(Error::io(&path, "measure"))?);
-    if expected != found {
+    // A change of format that was cut short may have made the file longer already.
+    let extended = !layout.coded && found == Layout { coded: true, ..layout }.file_bytes() as u64;
+    if expected != found && !extended {
         return Ok(Err(Fault { offset: expected.min(found), kind: DamageKind::Length, expected, found }));
     }
     let mut header = vec![0; HEADER_BYTES];
@@ -290,7 +347,7 @@ fn read_segment(
     }
     let pages = Pages::new(file, &path, layout)?;
     let mut done_rows = 0;
-    let scan = scan(&pages, entry, writer, &mut |rows| {
+    let scan = scan(&pages, entry, depth, writer, &mut |rows| {
         done_rows += rows;
         progress(rows)
     });

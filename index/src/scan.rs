@@ -1,10 +1,13 @@
-//! Checks every row of a segment, in parallel.
+//! Checks every row of a segment and the codes of its full blocks, in parallel.
 //!
 //! Reads only. Rows that the manifest counts must be whole and live, or erased; rows beyond are
-//! not trusted, and those that are not all zeros are listed to be scrubbed.
+//! not trusted, and those that are not all zeros are listed to be scrubbed. Codes can be made from
+//! their rows at any time, so those that are not right are listed to be made again.
 
 use rayon::prelude::*;
 
+use crate::codes::BLOCK_ROWS;
+use crate::coding::{Depth, check_codes, is_uncoded};
 use crate::error::DamageKind;
 use crate::format::{Fault, Found, HEADER_BYTES, META_BYTES, check_row, is_zero};
 use crate::gate::Writer;
@@ -14,6 +17,7 @@ use crate::map::Pages;
 /// Rows one task checks: a multiple of 64, so that live words are not shared, and about a
 /// megabyte at 512 components.
 const TASK_ROWS: u32 = 1024;
+const ROWS_PER_BLOCK: u32 = BLOCK_ROWS as u32;
 /// Rows between two words of progress.
 const STEP_ROWS: u32 = 64 * TASK_ROWS;
 
@@ -31,6 +35,14 @@ pub(crate) struct Scan {
     pub(crate) stale: Vec<u32>,
     pub(crate) bad_rows: u64,
     pub(crate) first_fault: Option<Fault>,
+    /// Full blocks with an erased row whose codes are not those of their rows: an erasure was cut
+    /// short.
+    pub(crate) half_coded: Vec<u32>,
+    /// Full blocks of live rows whose codes are not those of their rows: damage.
+    pub(crate) miscoded: Vec<u32>,
+    pub(crate) first_code_fault: Option<Fault>,
+    /// Blocks that are not full, and have codes that are not all zeros.
+    pub(crate) stale_codes: Vec<u32>,
     /// First and last template seen live.
     templates: Option<(u64, u64)>,
 }
@@ -67,6 +79,10 @@ impl Scan {
         self.stale.append(&mut later.stale);
         self.bad_rows += later.bad_rows;
         self.first_fault = self.first_fault.or(later.first_fault);
+        self.half_coded.append(&mut later.half_coded);
+        self.miscoded.append(&mut later.miscoded);
+        self.first_code_fault = self.first_code_fault.or(later.first_code_fault);
+        self.stale_codes.append(&mut later.stale_codes);
     }
 }
 
@@ -77,11 +93,12 @@ fn order_fault(entry: &SegmentEntry, before: u64, found: u64) -> Fault {
     Fault { offset: HEADER_BYTES as u64, kind: DamageKind::Order, expected, found }
 }
 
-/// Checks every row of `pages`. After each step `progress` hears how many rows that were; a false
+/// Checks every row of `pages`, and its codes if it has any. After each step `progress` hears how many rows that were; a false
 /// from it ends the pass without a result.
 pub(crate) fn scan(
     pages: &Pages,
     entry: &SegmentEntry,
+    depth: Depth,
     writer: &Writer,
     progress: &mut dyn FnMut(u64) -> bool,
 ) -> Option<Scan> {
@@ -94,7 +111,7 @@ pub(crate) fn scan(
         let tasks: Vec<u32> = (step..step_end).step_by(TASK_ROWS as usize).collect();
         let found: Vec<Scan> = tasks
             .into_par_iter()
-            .map(|from| scan_task(pages, entry, writer, from, step_end.min(from + TASK_ROWS)))
+            .map(|from| scan_task(pages, entry, depth, writer, from, step_end.min(from + TASK_ROWS)))
             .collect();
         found.into_iter().for_each(|part| whole.absorb(part, entry));
         if !progress(u64::from(entry.rows.min(step_end).saturating_sub(step))) {
@@ -105,40 +122,75 @@ pub(crate) fn scan(
     Some(whole)
 }
 
-fn scan_task(pages: &Pages, entry: &SegmentEntry, writer: &Writer, from: u32, end: u32) -> Scan {
-    let records = pages.records(writer);
+fn scan_task(pages: &Pages, entry: &SegmentEntry, depth: Depth, writer: &Writer, from: u32, end: u32) -> Scan {
     let mut scan = Scan { live: vec![0; (end - from) as usize / 64], ..Scan::default() };
-    for offset in from..end {
-        let record = &records[offset as usize];
-        let row = pages.row_bytes(offset, writer);
-        if offset >= entry.rows {
-            if !is_zero(bytemuck::bytes_of(record)) || !is_zero(row) {
-                scan.stale.push(offset);
-            }
-            continue;
-        }
-        match check_row(pages.layout(), entry.identity, offset, record, row) {
-            Found::Live => {
-                let first = scan.templates.map_or(record.template, |(first, _)| first);
-                let before = scan.templates.map(|(_, last)| last);
-                let in_order = before.is_none_or(|last| last < record.template);
-                if !in_order || record.template < entry.first_template || record.template > entry.last_template {
-                    let fault = order_fault(entry, before.unwrap_or(0), record.template);
-                    scan.fault(Fault { offset: (HEADER_BYTES + offset as usize * META_BYTES) as u64, ..fault });
-                }
-                scan.templates = Some((first, record.template));
-                scan.live[(offset - from) as usize / 64] |= 1 << (offset % 64);
-                scan.live_count += 1;
-            }
-            Found::Gone => scan.erased += 1,
-            Found::HalfGone => {
-                scan.erased += 1;
-                scan.half_gone.push(offset);
-            }
-            Found::Bad(fault) => scan.fault(fault),
+    for block in from / ROWS_PER_BLOCK..end / ROWS_PER_BLOCK {
+        let gone = scan.rows(pages, entry, writer, block, from);
+        if pages.layout().coded {
+            scan.codes(pages, entry, depth, writer, block, gone);
         }
     }
     scan
+}
+
+impl Scan {
+    /// Checks the rows of a block, in a task that began with the row `from`. The bits of the rows
+    /// that are erased, or were being so.
+    fn rows(&mut self, pages: &Pages, entry: &SegmentEntry, writer: &Writer, block: u32, from: u32) -> u64 {
+        let records = pages.records(writer);
+        let (scan, mut gone) = (self, 0);
+        for offset in block * ROWS_PER_BLOCK..(block + 1) * ROWS_PER_BLOCK {
+            let record = &records[offset as usize];
+            let row = pages.row_bytes(offset, writer);
+            if offset >= entry.rows {
+                if !is_zero(bytemuck::bytes_of(record)) || !is_zero(row) {
+                    scan.stale.push(offset);
+                }
+                continue;
+            }
+            match check_row(pages.layout(), entry.identity, offset, record, row) {
+                Found::Live => {
+                    let first = scan.templates.map_or(record.template, |(first, _)| first);
+                    let before = scan.templates.map(|(_, last)| last);
+                    let in_order = before.is_none_or(|last| last < record.template);
+                    if !in_order || record.template < entry.first_template || record.template > entry.last_template {
+                        let fault = order_fault(entry, before.unwrap_or(0), record.template);
+                        scan.fault(Fault { offset: (HEADER_BYTES + offset as usize * META_BYTES) as u64, ..fault });
+                    }
+                    scan.templates = Some((first, record.template));
+                    scan.live[(offset - from) as usize / 64] |= 1 << (offset % 64);
+                    scan.live_count += 1;
+                }
+                Found::Gone => {
+                    scan.erased += 1;
+                    gone |= 1 << (offset % 64);
+                }
+                Found::HalfGone => {
+                    scan.erased += 1;
+                    gone |= 1 << (offset % 64);
+                    scan.half_gone.push(offset);
+                }
+                Found::Bad(fault) => scan.fault(fault),
+            }
+        }
+        gone
+    }
+
+    fn codes(&mut self, pages: &Pages, entry: &SegmentEntry, depth: Depth, writer: &Writer, block: u32, gone: u64) {
+        if block >= entry.rows / ROWS_PER_BLOCK {
+            if !is_uncoded(pages, block, writer) {
+                self.stale_codes.push(block);
+            }
+            return;
+        }
+        let Err(fault) = check_codes(pages, entry.identity, block, gone, depth, writer) else { return };
+        if gone != 0 {
+            self.half_coded.push(block);
+        } else {
+            self.miscoded.push(block);
+            self.first_code_fault.get_or_insert(fault);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -162,7 +214,7 @@ mod tests {
 
     #[test]
     fn a_new_segment_scans_as_what_it_was_said_to_be() {
-        let layout = Layout { dim: 32, capacity: 2112 };
+        let layout = Layout { dim: 32, capacity: 2112, coded: true };
         for count in [0, 1, 63, 64, 65, 2111, 2112] {
             let dir = tempfile::tempdir().unwrap();
             let (_, mut writer) = gate();
@@ -177,28 +229,31 @@ mod tests {
                 file: 0,
                 rows: written,
             };
-            let (found, said) =
-                (scan(&segment.pages, &entry, &writer, &mut |_| true).unwrap(), Scan::of_new(2112, written));
+            let (found, said) = (
+                scan(&segment.pages, &entry, Depth::Bytes, &writer, &mut |_| true).unwrap(),
+                Scan::of_new(2112, written),
+            );
             assert_eq!((found.live, found.live_count, found.erased), (said.live, said.live_count, 0));
             assert_eq!((found.first_fault, found.stale), (None, Vec::new()));
+            assert_eq!((found.first_code_fault, found.half_coded, found.stale_codes), (None, Vec::new(), Vec::new()));
         }
     }
 
     #[test]
     fn rows_out_of_order_or_range_are_found_across_tasks() {
-        let layout = Layout { dim: 32, capacity: 2112 };
+        let layout = Layout { dim: 32, capacity: 2112, coded: true };
         let dir = tempfile::tempdir().unwrap();
         let (_, mut writer) = gate();
         let range = (TemplateId(1), TemplateId(5000));
         let (segment, _) = write_segment(&Files, dir.path(), 0, layout, &mut writer, range, rows(1..=1030)).unwrap();
         let mut entry =
             SegmentEntry { identity: segment.identity, first_template: 1, last_template: 1029, file: 0, rows: 1030 };
-        let found = scan(&segment.pages, &entry, &writer, &mut |_| true).unwrap();
+        let found = scan(&segment.pages, &entry, Depth::Bytes, &writer, &mut |_| true).unwrap();
         assert_eq!((found.bad_rows, found.first_fault.unwrap().kind), (1, DamageKind::Order));
         // The same records, counted twice over by a task that comes later.
         entry.last_template = 1030;
-        let mut first = scan_task(&segment.pages, &entry, &writer, 0, 1024);
-        let later = scan_task(&segment.pages, &entry, &writer, 0, 64);
+        let mut first = scan_task(&segment.pages, &entry, Depth::Sums, &writer, 0, 1024);
+        let later = scan_task(&segment.pages, &entry, Depth::Sums, &writer, 0, 64);
         first.absorb(later, &entry);
         assert_eq!((first.bad_rows, first.first_fault.unwrap().kind), (1, DamageKind::Order));
     }

@@ -17,6 +17,7 @@ use half::f16;
 use parking_lot::{Mutex, RwLock};
 
 use crate::chains::Chains;
+use crate::codes::Codes;
 use crate::gate::{Gate, Ticket};
 use crate::lock::Lock;
 use crate::nouns::{Geometry, Lsn, Row, RowMeta, SubjectNumber, TemplateId};
@@ -102,6 +103,9 @@ pub struct Block<'a> {
     /// Bit `i % 64` of word `i / 64` is set while row `first_row + i` is live. Bits at `count` and
     /// beyond mean nothing here.
     pub live: &'a [AtomicU64],
+    /// The codes of the whole blocks of 64 rows among `rows`, straight from the map; those of an
+    /// erased row are zero. Rows behind the last whole block have none yet.
+    pub codes: Codes<'a>,
 }
 
 impl Snapshot {
@@ -144,6 +148,7 @@ impl Snapshot {
             first_row: place as u32 * segment_rows,
             rows: part.segment.pages.rows(part.rows, &self.ticket),
             live: &part.segment.live[..(part.rows as usize).div_ceil(64)],
+            codes: part.segment.pages.codes(part.rows, &self.ticket),
         })
     }
 

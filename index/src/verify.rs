@@ -4,8 +4,8 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::coding::Depth;
 use crate::error::{Damage, Error};
-use crate::format::Layout;
 use crate::manifest::Manifest;
 use crate::nouns::{Geometry, KeyId, Lsn};
 use crate::open::Unrepaired;
@@ -14,6 +14,8 @@ use crate::storage::{Files, Storage};
 /// What a check of a whole folder found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifyReport {
+    /// The format of the index: 2, or 1, whose segments have no codes until it is opened.
+    pub version: u32,
     /// The shape of the index.
     pub geometry: Geometry,
     /// The change up to which it has everything.
@@ -36,17 +38,25 @@ pub struct VerifyReport {
     pub bytes: u64,
     /// The damaged segments, each once.
     pub damage: Vec<Damage>,
+    /// Segments among the others whose codes are not those of their rows, each once. Opening makes
+    /// them anew.
+    pub codes_damage: Vec<Damage>,
+    /// Blocks of rows whose codes are not those of the rows, or should be none, because a crash cut
+    /// a change short. Opening puts them right.
+    pub codes_unfinished: u64,
 }
 
 impl VerifyReport {
     /// Whether every row is as it was written and nothing remains to be erased.
     #[must_use]
     pub fn is_sound(&self) -> bool {
-        self.damage.is_empty() && self.erasures_unfinished == 0 && self.forgotten == 0 && self.stale == 0
+        let unfinished = self.erasures_unfinished + self.forgotten + self.stale + self.codes_unfinished;
+        self.damage.is_empty() && self.codes_damage.is_empty() && unfinished == 0
     }
 }
 
-/// Checks the index in `dir`: manifest, headers, the checksum of every row, erased rows all zero.
+/// Checks the index in `dir`: manifest, headers, the checksum of every row, erased rows all zero,
+/// and that codes are, byte for byte, those that are made from the rows.
 /// Takes the folder's lock for as long as it runs and changes nothing. `progress` hears
 /// `(rows done, rows in all)` now and then, and may break off.
 ///
@@ -69,12 +79,13 @@ pub fn verify_on(
     progress: &dyn Fn(u64, u64) -> ControlFlow<()>,
 ) -> Result<VerifyReport, Error> {
     let total = |manifest: &Manifest| manifest.segments.iter().map(|entry| u64::from(entry.rows)).sum();
-    let index = Unrepaired::read(storage, dir, key, &mut |manifest, done_rows| {
+    let index = Unrepaired::read(storage, dir, key, Depth::Bytes, &mut |manifest, done_rows| {
         progress(done_rows, total(manifest)).is_continue()
     })?;
     let scans = || index.parts.iter().filter_map(|part| part.found.as_ref()).map(|(_, scan)| scan);
     let geometry = index.geometry();
     Ok(VerifyReport {
+        version: index.version(),
         geometry,
         lsn: index.lsn(),
         segments: index.parts.len(),
@@ -84,7 +95,9 @@ pub fn verify_on(
         erasures_unfinished: scans().map(|scan| scan.half_gone.len() as u64).sum(),
         forgotten: index.forgotten_live(),
         stale: scans().map(|scan| scan.stale.len() as u64).sum(),
-        bytes: index.parts.len() as u64 * Layout::of(geometry).file_bytes() as u64,
+        bytes: index.parts.len() as u64 * index.manifest.layout().file_bytes() as u64,
         damage: index.damage().to_vec(),
+        codes_damage: index.codes_damage().to_vec(),
+        codes_unfinished: scans().map(|scan| (scan.half_coded.len() + scan.stale_codes.len()) as u64).sum(),
     })
 }

@@ -55,7 +55,7 @@ pub fn run(args: VerifyIndexArgs) -> anyhow::Result<Outcome> {
     let last = registry.last_lsn()?;
     let counts = registry.counts()?;
     let behind = last.0.checked_sub(report.lsn.0);
-    let mut problems: Vec<String> = report.damage.iter().map(ToString::to_string).collect();
+    let mut problems: Vec<String> = report.damage.iter().chain(&report.codes_damage).map(ToString::to_string).collect();
     match behind {
         None => problems.push(format!("the index is at change {}, past the registry's last, {}", report.lsn.0, last.0)),
         // What is damaged is not counted, so that the numbers then say nothing more.

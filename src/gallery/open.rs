@@ -88,7 +88,13 @@ fn open_existing(setup: &Setup, report: &mut OpenReport) -> Result<Index, Galler
         unrepaired.replace_segment(segment, rows)?;
         report.segments_rebuilt += 1;
     }
-    Ok(unrepaired.finish()?)
+    for damage in unrepaired.codes_damage() {
+        tracing::error!(%damage, "codes of a segment are damaged; they are made anew from its rows");
+    }
+    if unrepaired.version() < thenar_index::VERSION {
+        tracing::info!(from = unrepaired.version(), to = thenar_index::VERSION, "the index is given a newer format");
+    }
+    Ok(unrepaired.finish_with(&mut |done, total| tracing::info!(done, total, "rows given codes"))?)
 }
 
 fn make_anew(setup: &Setup, report: &mut OpenReport, reason: String) -> Result<Index, GalleryError> {

@@ -7,14 +7,16 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+use thenar_index::codes::{BLOCK_ROWS, OwnedCodes};
 use thenar_index::{Error, Geometry, Index, Lsn, OwnedRow, Row, SubjectNumber, TemplateId, verify};
 
-use crate::model::live_rows;
+use crate::model::{live_rows, live_rows_of_a_stopped};
 use crate::palms::{Dice, KEY, borrowed, row, vector};
 use crate::sim::{Disk, Mishap, disk_of};
 
-/// Rows of 320 bytes straddle sectors, so that tearing tears them.
-const TORN: Geometry = Geometry { dim: 160, segment_rows: 64 };
+/// Rows of 320 bytes straddle sectors, so that tearing tears them; so do codes, of two blocks a
+/// segment.
+const TORN: Geometry = Geometry { dim: 160, segment_rows: 128 };
 const STEPS: u64 = 40;
 
 /// What a manifest stands for.
@@ -193,23 +195,87 @@ impl World {
     }
 }
 
-/// No file in `dir` holds 16 bytes that follow each other in one of these templates.
+/// No file in `dir` holds 16 bytes that follow each other in one of these templates, nor in its
+/// fine code, nor its sign or two code at any place of a block.
 fn assert_no_bytes_of(templates: impl Iterator<Item = u64>, dir: &Path, context: &str) {
-    let needles: BTreeMap<[u8; 16], u64> = templates
-        .flat_map(|template| {
-            let bytes: Vec<u8> = vector(template, TORN.dim).iter().flat_map(|x| x.to_le_bytes()).collect();
-            let pieces: Vec<[u8; 16]> = bytes.chunks_exact(16).map(|piece| piece.try_into().unwrap()).collect();
-            pieces.into_iter().map(move |piece| (piece, template))
-        })
-        .collect();
+    let mut needles: BTreeMap<[u8; 16], u64> = BTreeMap::new();
+    let mut lanes: BTreeMap<[u8; PLANE_BYTES], u64> = BTreeMap::new();
+    for template in templates {
+        let row = vector(template, TORN.dim);
+        let mut codes = OwnedCodes::zeroed(TORN.dim, BLOCK_ROWS);
+        codes.put(0, &row);
+        let mut put = |bytes: &[u8]| {
+            needles.extend(bytes.chunks_exact(16).map(|piece| (piece.try_into().unwrap(), template)));
+        };
+        put(bytemuck::cast_slice(&row));
+        put(&codes.fine[..TORN.dim / 2]);
+        for plane in [&codes.sign, &codes.two] {
+            lanes.insert(lane_of(plane, 0), template);
+        }
+    }
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
-        // Rows lie on 64-byte boundaries, so every piece of one lies on a 16-byte boundary.
-        for (at, piece) in fs::read(&path).unwrap().chunks_exact(16).enumerate() {
+        let bytes = fs::read(&path).unwrap();
+        // Rows and fine codes lie on 16-byte boundaries, so every piece of one does.
+        for (at, piece) in bytes.chunks_exact(16).enumerate() {
             if let Some(template) = needles.get(piece) {
                 panic!("{context}: bytes of template {template} at {} of {}", at * 16, path.display());
             }
         }
+        if bytes.len() != SEGMENT {
+            continue;
+        }
+        for plane_at in [SIGN_AT, TWO_AT] {
+            for (block, plane) in bytes[plane_at..][..2 * PLANE].chunks_exact(PLANE).enumerate() {
+                for lane in 0..BLOCK_ROWS {
+                    if let Some(template) = lanes.get(&lane_of(plane, lane)) {
+                        panic!("{context}: bits of template {template} in block {block} of {}", path.display());
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Bytes of the sign code of one row, and of its two code.
+const PLANE_BYTES: usize = TORN.dim / 8;
+/// Bytes of the sign codes of a block.
+const PLANE: usize = PLANE_BYTES * BLOCK_ROWS;
+// Two blocks of 1,280 bytes end within the page they begin on.
+const SIGN_AT: usize = (4096 + 128 * (128 + TORN.dim * 2)).next_multiple_of(4096);
+const TWO_AT: usize = SIGN_AT + 4096;
+const FINE_AT: usize = TWO_AT + 4096;
+const TERMS_AT: usize = (FINE_AT + 128 * TORN.dim / 2).next_multiple_of(4096);
+const SUMS_AT: usize = TERMS_AT + 4096;
+const SEGMENT: usize = SUMS_AT + 2 * 8;
+
+/// The bytes of one row of a block's plane.
+fn lane_of(plane: &[u8], lane: usize) -> [u8; PLANE_BYTES] {
+    std::array::from_fn(|line| plane[line * BLOCK_ROWS + lane])
+}
+
+#[test]
+fn the_search_for_bytes_finds_each_kind_of_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut index = Index::create(dir.path(), TORN, KEY).unwrap();
+    let rows: Vec<OwnedRow> = (1..=128).map(|n| row(n, n, TORN.dim)).collect();
+    index.append(&borrowed(&rows)).unwrap();
+    drop(index);
+    let (name, whole) = fs::read_dir(dir.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "idx"))
+        .map(|path| (path.clone(), fs::read(&path).unwrap()))
+        .unwrap();
+    assert_eq!(whole.len(), SEGMENT);
+    let areas = [4096 + 128 * 128..SIGN_AT, SIGN_AT..TWO_AT, TWO_AT..FINE_AT, FINE_AT..TERMS_AT];
+    for (number, area) in areas.into_iter().enumerate() {
+        let mut bytes = vec![0; SEGMENT];
+        bytes[area.clone()].copy_from_slice(&whole[area]);
+        fs::write(&name, bytes).unwrap();
+        let searched = std::panic::catch_unwind(|| assert_no_bytes_of([77].into_iter(), dir.path(), "looked for"));
+        assert!(searched.is_err(), "area {number}");
+        assert_no_bytes_of([1077].into_iter(), dir.path(), "another's");
     }
 }
 
@@ -297,6 +363,34 @@ fn a_power_cut_while_opening_leaves_the_last_durable_state() {
 }
 
 #[test]
+fn a_power_cut_while_opening_after_the_process_ended_leaves_the_last_durable_state() {
+    // The process sees what it wrote, synced or not; the disk need not have it yet.
+    let seed = SEEDS[1];
+    for op in (0..ops_of(seed)).step_by(7) {
+        for second in 0.. {
+            let context = format!("seed {seed}, end at operation {op}, power cut at operation {second} of opening");
+            let dir = tempfile::tempdir().unwrap();
+            let disk = disk_of(dir.path());
+            disk.plan(op, Mishap::Fails(io::ErrorKind::Other));
+            let mut world = World::new(seed);
+            drop(world.work(&disk, dir.path()));
+            disk.plan(disk.ops() + second, Mishap::PowerCut);
+            let opened =
+                Index::open_on(Arc::new(disk.clone()), dir.path(), KEY).and_then(thenar_index::Unrepaired::finish);
+            if !disk.is_dead() {
+                break;
+            }
+            assert!(opened.is_err());
+            for luck in 0..2 {
+                let left = tempfile::tempdir().unwrap();
+                disk.leave(left.path(), op * 64 + second * 2 + luck);
+                drop(world.judge(left.path(), &context));
+            }
+        }
+    }
+}
+
+#[test]
 fn any_operation_that_fails_stops_the_writer_and_costs_nothing_durable() {
     let seed = SEEDS[1];
     for op in 0..ops_of(seed) {
@@ -322,7 +416,7 @@ fn any_operation_that_fails_stops_the_writer_and_costs_nothing_durable() {
                 assert!(matches!(index.checkpoint(), Err(Error::Stopped)));
                 assert!(matches!(index.replace_segment(0, std::iter::empty()), Err(Error::Stopped)));
                 // Readers go on: what was published is still served.
-                let served = live_rows(&index.snapshot());
+                let served = live_rows_of_a_stopped(&index.snapshot());
                 let published = world.published_now().rows;
                 assert!(served.iter().all(|(template, row)| world.rows.get(template) == Some(row)), "{context}");
                 assert!(published.keys().all(|template| served.contains_key(template)), "{context}");

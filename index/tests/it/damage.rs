@@ -12,7 +12,16 @@ use crate::palms::{Dice, KEY, SMALL, borrowed, row};
 const HEADER: usize = 4096;
 const META: usize = 128;
 const ROWS_AT: usize = HEADER + 64 * META;
-const SEGMENT: usize = ROWS_AT + 64 * 64;
+/// Areas of codes of the one block a segment has: sign, two, fine, terms, checksum. Each is a page
+/// or less, and starts on one.
+const CODES: [(usize, usize); 5] = [
+    (ROWS_AT + 64 * 64, 64 * 32 / 8),
+    (ROWS_AT + 64 * 64 + 4096, 64 * 32 / 8),
+    (ROWS_AT + 64 * 64 + 2 * 4096, 64 * 32 / 2),
+    (ROWS_AT + 64 * 64 + 3 * 4096, 64 * 12),
+    (ROWS_AT + 64 * 64 + 4 * 4096, 8),
+];
+const SEGMENT: usize = CODES[4].0 + CODES[4].1;
 /// Rows in the index: two full segments and one with 30 rows.
 const ROWS: u64 = 2 * 64 + 30;
 
@@ -166,8 +175,9 @@ fn flipped_bits_of_records_and_rows_are_found_or_harmless() {
         let name = segment_name(place);
         let counted = if place == 2 { 30 } else { 64 };
         let mut dice = Dice(place as u64);
-        let records = HEADER..ROWS_AT;
-        let rows = (ROWS_AT..SEGMENT).step_by(5);
+        // Steps that meet every byte of a record, and of a row, in one row or another.
+        let records = (HEADER..ROWS_AT).step_by(3);
+        let rows = (ROWS_AT..CODES[0].0).step_by(5);
         for at in records.chain(rows) {
             let mut bytes = sample.files[&name].clone();
             bytes[at] ^= 1 << dice.below(8);
@@ -197,6 +207,102 @@ fn flipped_bits_of_records_and_rows_are_found_or_harmless() {
 }
 
 #[test]
+fn flipped_bits_of_codes_are_found_and_the_codes_made_anew() {
+    let sample = sample();
+    // Segment 0 has erased rows, segment 1 has none, segment 2 is not full and has no codes.
+    for place in 0..3 {
+        let name = segment_name(place);
+        let mut dice = Dice(place as u64);
+        for (area, &(start, len)) in CODES.iter().enumerate() {
+            for at in (start..start + len).step_by(if area == 4 { 1 } else { 7 }) {
+                let context = format!("byte {at} of segment {place}");
+                let mut bytes = sample.files[&name].clone();
+                bytes[at] ^= 1 << dice.below(8);
+                fs::write(sample.path(&name), &bytes).unwrap();
+
+                let unrepaired = Index::open(sample.dir.path(), KEY).unwrap();
+                assert_eq!(unrepaired.damage(), [], "{context}");
+                let opened = unrepaired.codes_damage().to_vec();
+                drop(unrepaired);
+                let report = verify(sample.dir.path(), KEY, &|_, _| std::ops::ControlFlow::Continue(())).unwrap();
+                assert!(report.damage.is_empty() && !report.is_sound(), "{context}");
+                if place == 1 {
+                    assert_eq!((opened.len(), report.codes_damage.len(), report.codes_unfinished), (1, 1, 0));
+                    let (opened, verified) = (&opened[0], &report.codes_damage[0]);
+                    assert_eq!((opened.segment, opened.kind), (1, DamageKind::CodesChecksum), "{context}");
+                    let (kind, offset) =
+                        if area == 4 { (DamageKind::CodesChecksum, CODES[4].0) } else { (DamageKind::Codes, at) };
+                    assert_eq!((verified.kind, verified.offset), (kind, offset as u64), "{context}");
+                    for damage in [opened, verified] {
+                        assert_eq!(
+                            (damage.bad_rows, damage.first_template, damage.last_template),
+                            (0, TemplateId(130), TemplateId(256))
+                        );
+                        assert_ne!(damage.expected, damage.found, "{context}");
+                    }
+                } else {
+                    assert_eq!(
+                        (opened.len(), report.codes_damage.len(), report.codes_unfinished),
+                        (0, 0, 1),
+                        "{context}"
+                    );
+                }
+                // Never served, and put right in the file.
+                sample.assert_whole(&context);
+                assert!(fs::read(sample.path(&name)).unwrap() == sample.files[&name], "{context}: made anew");
+            }
+        }
+    }
+    let report = verify(sample.dir.path(), KEY, &|_, _| std::ops::ControlFlow::Continue(())).unwrap();
+    assert!(report.is_sound());
+}
+
+#[test]
+fn wrong_codes_with_a_right_checksum_are_found_by_verifying() {
+    let sample = sample();
+    let name = segment_name(1);
+    let mut bytes = sample.files[&name].clone();
+    bytes[CODES[2].0 + 100] ^= 1;
+    let sums: Vec<u64> = CODES[..4].iter().map(|&(at, len)| xxhash_rust::xxh3::xxh3_64(&bytes[at..at + len])).collect();
+    let mut hashed: Vec<u8> = sums.iter().flat_map(|sum| sum.to_le_bytes()).collect();
+    hashed.extend_from_slice(&sample.files[&name][24..32]);
+    hashed.extend_from_slice(&0_u64.to_le_bytes());
+    bytes[CODES[4].0..].copy_from_slice(&xxhash_rust::xxh3::xxh3_64(&hashed).to_le_bytes());
+    fs::write(sample.path(&name), &bytes).unwrap();
+    assert_eq!(Index::open(sample.dir.path(), KEY).unwrap().codes_damage(), []);
+    let report = verify(sample.dir.path(), KEY, &|_, _| std::ops::ControlFlow::Continue(())).unwrap();
+    assert!(!report.is_sound());
+    let damage = &report.codes_damage[0];
+    assert_eq!((damage.kind, damage.offset), (DamageKind::Codes, CODES[2].0 as u64 + 100));
+}
+
+#[test]
+fn an_erasure_in_a_block_whose_codes_went_bad_meanwhile_does_not_make_them_look_right() {
+    let sample = sample();
+    let name = segment_name(1);
+    let mut index = Index::open(sample.dir.path(), KEY).unwrap().finish().unwrap();
+    let mut bytes = fs::read(sample.path(&name)).unwrap();
+    let at = CODES[0].0 + 40;
+    bytes[at] ^= 4;
+    // Into the file that is mapped, as a disk that forgets would.
+    std::os::unix::fs::FileExt::write_all_at(
+        &fs::OpenOptions::new().write(true).open(sample.path(&name)).unwrap(),
+        &bytes[at..=at],
+        at as u64,
+    )
+    .unwrap();
+    let gone = index.forget(SubjectNumber(30));
+    assert!(!gone.is_empty() && gone.iter().all(|row| row.0 / 64 == 1));
+    drop(index.publish(Lsn(10)));
+    index.erase(&gone).unwrap();
+    drop(live_rows(&index.snapshot()));
+    index.checkpoint().unwrap();
+    drop(index);
+    let report = verify(sample.dir.path(), KEY, &|_, _| std::ops::ControlFlow::Continue(())).unwrap();
+    assert!(report.is_sound(), "{report:?}");
+}
+
+#[test]
 fn cut_lengthened_and_missing_segments_are_found() {
     let sample = sample();
     let name = segment_name(2);
@@ -210,6 +316,8 @@ fn cut_lengthened_and_missing_segments_are_found() {
         ROWS_AT - 1,
         ROWS_AT,
         ROWS_AT + 64 * 30,
+        ROWS_AT + 64 * 64,
+        CODES[3].0,
         SEGMENT - 1,
         SEGMENT + 1,
         SEGMENT * 2,
@@ -298,12 +406,12 @@ fn another_key_and_another_version_are_refused() {
         opened => panic!("{opened:?}"),
     }
     let mut bytes = sample.files["MANIFEST"].clone();
-    bytes[8] = 2;
+    bytes[8] = 3;
     let end = bytes.len() - 8;
     let checksum = xxhash_rust::xxh3::xxh3_64(&bytes[..end]);
     bytes[end..].copy_from_slice(&checksum.to_le_bytes());
     fs::write(sample.path("MANIFEST"), bytes).unwrap();
-    assert!(matches!(Index::open(sample.dir.path(), KEY), Err(Error::Version { found: 2, supported: 1, .. })));
+    assert!(matches!(Index::open(sample.dir.path(), KEY), Err(Error::Version { found: 3, supported: 2, .. })));
 }
 
 #[test]
@@ -331,6 +439,7 @@ fn a_verification_counts_says_how_far_it_is_and_can_be_broken_off() {
     assert!(report.is_sound());
     assert_eq!((report.segments, report.rows, report.live, report.erased), (3, ROWS, ROWS - 6, 6));
     assert_eq!((report.lsn, report.geometry, report.bytes), (Lsn(9), SMALL, 3 * SEGMENT as u64));
+    assert_eq!(report.version, 2);
     let broken_off = verify(sample.dir.path(), KEY, &|_, _| std::ops::ControlFlow::Break(()));
     assert!(matches!(broken_off, Err(Error::Cancelled { done_rows: 64 })));
     for (name, bytes) in &sample.files {

@@ -1,15 +1,19 @@
 //! The bytes on disk: they are where `FORMAT.md` says, and stay what they were.
 
 use std::fs;
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use half::f16;
-use thenar_index::{Geometry, Index, KeyId, Lsn, NewRow, OwnedRow, SubjectNumber, TemplateId};
+use thenar_index::{
+    Error, Geometry, Index, KeyId, Lsn, NewRow, OwnedRow, SubjectNumber, TemplateId, Unrepaired, verify,
+};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::model::live_rows;
-use crate::sim::disk_of;
+use crate::palms;
+use crate::sim::{Disk, Mishap, disk_of};
 
 const KEY: KeyId = KeyId(*b"golden-key-id-01");
 const SHAPE: Geometry = Geometry { dim: 32, segment_rows: 64 };
@@ -39,26 +43,33 @@ fn make_golden(dir: &Path) {
     index.checkpoint().unwrap();
 }
 
-fn golden_dir() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/v1")
+fn golden_dir(version: u32) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/v{version}"))
 }
 
 const FILES: [&str; 3] = ["MANIFEST", "seg-00000000.idx", "seg-00000001.idx"];
+// Where the areas of codes start in a segment of 64 rows of 32 components, each less than a page.
+const SIGN_AT: usize = 4096 + 64 * 128 + 64 * 64;
+const TWO_AT: usize = SIGN_AT + 4096;
+const FINE_AT: usize = TWO_AT + 4096;
+const TERMS_AT: usize = FINE_AT + 4096;
+const SUMS_AT: usize = TERMS_AT + 4096;
 
 #[test]
 fn the_format_has_not_changed() {
     let dir = tempfile::tempdir().unwrap();
     make_golden(dir.path());
+    let golden_dir = golden_dir(2);
     // For the first files of a new version, and for nothing else.
     if std::env::var_os("THENAR_GOLDEN_WRITE").is_some() {
-        fs::create_dir_all(golden_dir()).unwrap();
+        fs::create_dir_all(&golden_dir).unwrap();
         for name in FILES {
-            fs::copy(dir.path().join(name), golden_dir().join(name)).unwrap();
+            fs::copy(dir.path().join(name), golden_dir.join(name)).unwrap();
         }
     }
     for name in FILES {
         let made = fs::read(dir.path().join(name)).unwrap();
-        let golden = fs::read(golden_dir().join(name)).unwrap();
+        let golden = fs::read(golden_dir.join(name)).unwrap();
         let differs = made.iter().zip(&golden).position(|(made, golden)| made != golden);
         assert_eq!(
             (made.len(), differs),
@@ -68,18 +79,148 @@ fn the_format_has_not_changed() {
     }
 }
 
-#[test]
-fn an_index_of_format_version_1_opens() {
-    let dir = tempfile::tempdir().unwrap();
+fn copy_golden(version: u32, dir: &Path) {
     for name in FILES {
-        fs::copy(golden_dir().join(name), dir.path().join(name)).unwrap();
+        fs::copy(golden_dir(version).join(name), dir.join(name)).unwrap();
     }
-    let unrepaired = Index::open(dir.path(), KEY).unwrap();
-    assert_eq!((unrepaired.damage(), unrepaired.lsn(), unrepaired.geometry()), (&[][..], Lsn(77), SHAPE));
-    let index = unrepaired.finish().unwrap();
+}
+
+/// What the golden index shows once it is open: what was forgotten is erased.
+fn assert_golden(index: &Index) {
     let mut rows = golden_rows();
     rows.retain(|row| row.subject != SubjectNumber(4) && row.template != TemplateId(650));
     assert!(live_rows(&index.snapshot()).into_values().eq(rows));
+}
+
+#[test]
+fn an_index_of_format_version_2_opens() {
+    let dir = tempfile::tempdir().unwrap();
+    copy_golden(2, dir.path());
+    let unrepaired = Index::open(dir.path(), KEY).unwrap();
+    assert_eq!((unrepaired.damage(), unrepaired.codes_damage()), (&[][..], &[][..]));
+    assert_eq!((unrepaired.version(), unrepaired.lsn(), unrepaired.geometry()), (2, Lsn(77), SHAPE));
+    let index = unrepaired.finish_with(&mut |_, _| panic!("there is nothing to upgrade")).unwrap();
+    assert_golden(&index);
+}
+
+#[test]
+fn an_index_of_format_version_1_opens_and_is_given_codes() {
+    let dir = tempfile::tempdir().unwrap();
+    copy_golden(1, dir.path());
+    let report = verify(dir.path(), KEY, &|_, _| ControlFlow::Continue(())).unwrap();
+    assert_eq!((report.version, report.damage.len(), report.codes_unfinished), (1, 0, 0));
+    let unrepaired = Index::open(dir.path(), KEY).unwrap();
+    assert_eq!((unrepaired.damage(), unrepaired.codes_damage()), (&[][..], &[][..]));
+    assert_eq!((unrepaired.version(), unrepaired.lsn(), unrepaired.geometry()), (1, Lsn(77), SHAPE));
+    let mut told = Vec::new();
+    let index = unrepaired.finish_with(&mut |done, total| told.push((done, total))).unwrap();
+    assert_eq!(told, [(64, 70), (64, 70), (70, 70)]);
+    assert_golden(&index);
+    drop(index);
+    // Every byte is that of a segment made by version 2, but for the header, which keeps its own.
+    for name in ["seg-00000000.idx", "seg-00000001.idx"] {
+        let upgraded = fs::read(dir.path().join(name)).unwrap();
+        let mut made = fs::read(golden_dir(2).join(name)).unwrap();
+        made[..4096].copy_from_slice(&fs::read(golden_dir(1).join(name)).unwrap()[..4096]);
+        if name == "seg-00000001.idx" {
+            // The forgotten row is erased by now.
+            made[4096..4096 + 128].fill(0);
+            made[4096 + 24..4096 + 28].copy_from_slice(b"GONE");
+            made[4096 + 64 * 128..][..64].fill(0);
+        }
+        assert!(upgraded == made, "{name}");
+    }
+    let report = verify(dir.path(), KEY, &|_, _| ControlFlow::Continue(())).unwrap();
+    assert!(report.is_sound() && report.version == 2, "{report:?}");
+    assert_golden(&Index::open(dir.path(), KEY).unwrap().finish_with(&mut |_, _| panic!("upgraded twice")).unwrap());
+}
+
+/// Makes an index of version 2 in `dir` one of version 1: without codes.
+fn downgrade(dir: &Path, shape: Geometry) {
+    let bare = 4096 + shape.segment_rows as usize * (128 + shape.dim * 2);
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        let mut bytes = fs::read(&path).unwrap();
+        let sum_at = match &bytes[..bytes.len().min(8)] {
+            b"THNRSEGM" => {
+                bytes.truncate(bare);
+                4088
+            }
+            b"THNRMANI" => bytes.len() - 8,
+            _ => continue,
+        };
+        assert_eq!(u32_at(&bytes, 8), 2);
+        bytes[8] = 1;
+        let sum = xxh3_64(&bytes[..sum_at]);
+        bytes[sum_at..sum_at + 8].copy_from_slice(&sum.to_le_bytes());
+        fs::write(&path, &bytes).unwrap();
+    }
+}
+
+#[test]
+fn the_files_of_version_1_are_those_of_version_2_without_codes() {
+    let dir = tempfile::tempdir().unwrap();
+    copy_golden(2, dir.path());
+    downgrade(dir.path(), SHAPE);
+    for name in FILES {
+        assert!(fs::read(dir.path().join(name)).unwrap() == fs::read(golden_dir(1).join(name)).unwrap(), "{name}");
+    }
+}
+
+#[test]
+fn a_power_cut_or_a_failure_while_the_format_changes_loses_nothing() {
+    // Rows of 320 bytes and their codes straddle sectors; five blocks are full, three rows go.
+    let shape = Geometry { dim: 160, segment_rows: 128 };
+    let old = tempfile::tempdir().unwrap();
+    let mut index = Index::create_on(Arc::new(disk_of(old.path())), old.path(), shape, KEY).unwrap();
+    let rows: Vec<OwnedRow> = (1..=340).map(|n| palms::row(n, n / 2, shape.dim)).collect();
+    index.append(&palms::borrowed(&rows)).unwrap();
+    let erased = index.forget(SubjectNumber(9));
+    drop(index.publish(Lsn(5)));
+    index.erase(&erased).unwrap();
+    index.forget_template(TemplateId(200)).unwrap();
+    index.checkpoint().unwrap();
+    let expected = live_rows(&index.snapshot());
+    drop(index);
+    downgrade(old.path(), shape);
+
+    let open = |disk: &Disk, dir: &Path| Index::open_on(Arc::new(disk.clone()), dir, KEY).and_then(Unrepaired::finish);
+    let copy = || {
+        let copy = tempfile::tempdir().unwrap();
+        for entry in fs::read_dir(old.path()).unwrap() {
+            let entry = entry.unwrap();
+            fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+        }
+        copy
+    };
+    let assert_upgraded = |dir: &Path, context: &str| {
+        let index = open(&disk_of(dir), dir).unwrap_or_else(|error| panic!("{context}: {error}"));
+        assert!(live_rows(&index.snapshot()) == expected, "{context}");
+        drop(index);
+        let report = verify(dir, KEY, &|_, _| ControlFlow::Continue(())).unwrap();
+        assert!(report.is_sound() && report.version == 2, "{context}: {report:?}");
+    };
+    for op in 0.. {
+        let dir = copy();
+        let disk = disk_of(dir.path());
+        disk.plan(op, Mishap::PowerCut);
+        let opened = open(&disk, dir.path());
+        if !disk.is_dead() {
+            assert!(opened.is_ok() && op > 20, "an upgrade of {op} operations proves little");
+            break;
+        }
+        assert!(opened.is_err());
+        for luck in 0..4 {
+            let left = tempfile::tempdir().unwrap();
+            disk.leave(left.path(), op * 8 + luck);
+            assert_upgraded(left.path(), &format!("power cut at operation {op}, luck {luck}"));
+        }
+        let dir = copy();
+        let disk = disk_of(dir.path());
+        disk.plan(op, Mishap::Fails(std::io::ErrorKind::StorageFull));
+        assert!(matches!(open(&disk, dir.path()), Err(Error::Io { .. })));
+        assert_upgraded(dir.path(), &format!("failure of operation {op}"));
+    }
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -92,10 +233,10 @@ fn u64_at(bytes: &[u8], at: usize) -> u64 {
 
 #[test]
 fn the_manifest_is_as_format_md_says() {
-    let bytes = fs::read(golden_dir().join("MANIFEST")).unwrap();
+    let bytes = fs::read(golden_dir(2).join("MANIFEST")).unwrap();
     assert_eq!(&bytes[..8], b"THNRMANI");
     let words: Vec<u32> = (8..24).step_by(4).map(|at| u32_at(&bytes, at)).collect();
-    assert_eq!(words, [1, 32, 64, 2], "version, components, rows a segment, next file");
+    assert_eq!(words, [2, 32, 64, 2], "version, components, rows a segment, next file");
     assert_eq!(u64_at(&bytes, 24), 77, "LSN");
     assert_eq!(bytes[32..48], KEY.0);
     assert_eq!(
@@ -114,12 +255,12 @@ fn the_manifest_is_as_format_md_says() {
 
 #[test]
 fn a_segment_is_as_format_md_says() {
-    let manifest = fs::read(golden_dir().join("MANIFEST")).unwrap();
-    let bytes = fs::read(golden_dir().join("seg-00000000.idx")).unwrap();
-    assert_eq!(bytes.len(), 4096 + 64 * 128 + 64 * 64);
+    let manifest = fs::read(golden_dir(2).join("MANIFEST")).unwrap();
+    let bytes = fs::read(golden_dir(2).join("seg-00000000.idx")).unwrap();
+    assert_eq!(bytes.len(), SUMS_AT + 8);
     assert_eq!(&bytes[..8], b"THNRSEGM");
     let words: Vec<u32> = (8..24).step_by(4).map(|at| u32_at(&bytes, at)).collect();
-    assert_eq!(words, [1, 32, 64, 128], "version, components, rows, bytes of a record");
+    assert_eq!(words, [2, 32, 64, 128], "version, components, rows, bytes of a record");
     let identity = u64_at(&bytes, 24);
     assert_eq!(identity, u64_at(&manifest, 64));
     assert!(bytes[32..4088].iter().all(|byte| *byte == 0));
@@ -146,4 +287,50 @@ fn a_segment_is_as_format_md_says() {
         hashed.extend_from_slice(&(offset as u64).to_le_bytes());
         assert_eq!(u64_at(record, 16), xxh3_64(&hashed));
     }
+}
+
+#[test]
+fn codes_are_as_format_md_says() {
+    let bytes = fs::read(golden_dir(2).join("seg-00000000.idx")).unwrap();
+    let terms_of = |n: usize| &bytes[TERMS_AT + n * 12..][..12];
+    for (n, row) in golden_rows()[..64].iter().enumerate() {
+        let words: Vec<u16> =
+            (0..8).step_by(2).map(|at| u16::from_le_bytes([terms_of(n)[at], terms_of(n)[at + 1]])).collect();
+        let bit = |at: usize, i: usize| bytes[at + i / 8 * 64 + n] >> (i % 8) & 1;
+        let nibble = |i: usize| bytes[FINE_AT + n * 16 + i % 16] >> (if i < 16 { 0 } else { 4 }) & 15;
+        if row.subject == SubjectNumber(4) {
+            assert!((0..32).all(|i| bit(SIGN_AT, i) == 0 && bit(TWO_AT, i) == 0 && nibble(i) == 0));
+            assert_eq!(terms_of(n), [0; 12]);
+            continue;
+        }
+        let values: Vec<f64> = row.vector.iter().map(|x| x.to_f64()).collect();
+        let length = |values: &[f64]| values.iter().map(|x| x * x).sum::<f64>().sqrt();
+        let rms = length(&values) / 32_f64.sqrt();
+        let sign: Vec<f64> = (0..32).map(|i| 1.0 - 2.0 * f64::from(bit(SIGN_AT, i))).collect();
+        let two: Vec<f64> = (0..32).map(|i| sign[i] * (1.0 + 2.0 * f64::from(bit(TWO_AT, i)))).collect();
+        let fine: Vec<f64> = (0..32).map(|i| 2.0 * f64::from(nibble(i)) - 15.0).collect();
+        for (i, x) in values.iter().enumerate() {
+            assert_eq!(sign[i], x.signum());
+            assert_eq!(two[i].abs() == 3.0, x.abs() > 0.9957 * rms);
+            assert_eq!(fine[i], x.signum() * (2.0 * (x.abs() / (0.3352 * rms)).floor().min(7.0) + 1.0));
+        }
+        for (code, word) in [&sign, &two, &fine].into_iter().zip(&words) {
+            let dot: f64 = values.iter().zip(code).map(|(x, c)| x * c).sum();
+            assert_eq!(*word, (65_536.0 * dot / length(&values) / length(code) - 1e-5) as u16);
+        }
+        assert_eq!(usize::from(words[3]), two.iter().filter(|c| c.abs() == 3.0).count());
+        assert_eq!(f64::from(u32_at(terms_of(n), 8)), fine.iter().map(|c| c * c).sum::<f64>());
+    }
+    // What lies between the areas is zero, and the checksum takes in all four, segment and block.
+    let areas = [(SIGN_AT, 256), (TWO_AT, 256), (FINE_AT, 1024), (TERMS_AT, 768)];
+    for (at, len) in areas {
+        assert!(bytes[at + len..at + 4096].iter().all(|byte| *byte == 0));
+    }
+    let mut hashed: Vec<u8> = areas.iter().flat_map(|&(at, len)| xxh3_64(&bytes[at..at + len]).to_le_bytes()).collect();
+    hashed.extend_from_slice(&bytes[24..32]);
+    hashed.extend_from_slice(&0_u64.to_le_bytes());
+    assert_eq!(u64_at(&bytes, SUMS_AT), xxh3_64(&hashed));
+    // A block that is not full has none.
+    let bytes = fs::read(golden_dir(2).join("seg-00000001.idx")).unwrap();
+    assert!(bytes[SIGN_AT..].iter().all(|byte| *byte == 0));
 }

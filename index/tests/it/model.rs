@@ -7,10 +7,14 @@ use std::time::Duration;
 
 use half::f16;
 use proptest::prelude::*;
-use thenar_index::{Error, Index, Lsn, OwnedRow, Row, Snapshot, SubjectNumber, TemplateId, verify};
+use thenar_index::codes::{BLOCK_ROWS, OwnedCodes};
+use thenar_index::{Block, Error, Geometry, Index, Lsn, OwnedRow, Row, Snapshot, SubjectNumber, TemplateId, verify};
 
 use crate::palms::{Dice, KEY, SMALL, borrowed, row};
 use crate::sim::Disk;
+
+/// Segments of two blocks, so that blocks fill up within one.
+const TWO_BLOCKS: Geometry = Geometry { dim: 32, segment_rows: 128 };
 
 /// One thing done to an index.
 #[derive(Debug, Clone)]
@@ -65,10 +69,10 @@ struct Pair {
 }
 
 impl Pair {
-    fn new() -> Self {
+    fn new(shape: Geometry) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let disk = Disk::default();
-        let index = Index::create_on(Arc::new(disk.clone()), dir.path(), SMALL, KEY).unwrap();
+        let index = Index::create_on(Arc::new(disk.clone()), dir.path(), shape, KEY).unwrap();
         let model = Model { next_template: 1, ..Model::default() };
         Self { durable: model.clone(), model, index, disk, dir }
     }
@@ -215,10 +219,48 @@ fn verify_clean(dir: &Path) -> Result<(), ()> {
     }
 }
 
-/// The live rows of a snapshot, read by its blocks, each checked against the ways to read one row.
+/// Every whole block of 64 rows has the codes of its rows: those of a live row, zeros where the
+/// row is erased. `cut_short`: an erasure failed on the way, and codes of dead rows may be anything.
+fn assert_codes(block: &Block<'_>, dim: usize, cut_short: bool) {
+    let whole = block.rows.len() / dim / BLOCK_ROWS * BLOCK_ROWS;
+    let mut expected = OwnedCodes::of(&block.rows[..whole * dim], dim);
+    let found = block.codes;
+    assert_eq!(found.rows(), whole);
+    for area in [found.sign.as_ptr().addr(), found.fine.as_ptr().addr(), found.terms.as_ptr().addr()] {
+        assert!(area.is_multiple_of(4096));
+    }
+    let mut copy = OwnedCodes::zeroed(dim, whole);
+    copy.sign.copy_from_slice(found.sign);
+    copy.two.copy_from_slice(found.two);
+    copy.fine.copy_from_slice(found.fine);
+    copy.terms.copy_from_slice(found.terms);
+    for (at, row) in block.rows[..whole * dim].chunks_exact(dim).enumerate() {
+        let live = block.live[at / 64].load(std::sync::atomic::Ordering::Acquire) >> (at % 64) & 1 == 1;
+        if cut_short && !live {
+            expected.clear(at);
+            copy.clear(at);
+        } else {
+            assert_eq!(found.is_clear(dim, at), row.iter().all(|x| x.to_bits() == 0));
+        }
+    }
+    assert!(copy == expected, "rows from {} on", block.first_row);
+}
+
+/// The live rows of a snapshot, read by its blocks, each checked against the ways to read one row,
+/// and their codes against the rows.
 pub(crate) fn live_rows(snapshot: &Snapshot) -> BTreeMap<u64, OwnedRow> {
+    rows_and_codes(snapshot, false)
+}
+
+/// [`live_rows`] of an index whose writer stopped, maybe within an erasure.
+pub(crate) fn live_rows_of_a_stopped(snapshot: &Snapshot) -> BTreeMap<u64, OwnedRow> {
+    rows_and_codes(snapshot, true)
+}
+
+fn rows_and_codes(snapshot: &Snapshot, cut_short: bool) -> BTreeMap<u64, OwnedRow> {
     let (dim, mut rows, mut end) = (snapshot.dim(), BTreeMap::new(), 0);
     for block in snapshot.blocks() {
+        assert_codes(&block, dim, cut_short);
         assert!(block.first_row >= end && block.first_row.is_multiple_of(64));
         assert!(block.rows.as_ptr().addr().is_multiple_of(64));
         for (offset, vector) in block.rows.chunks_exact(dim).enumerate() {
@@ -250,8 +292,8 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 256, max_shrink_iters: 2000, ..ProptestConfig::default() })]
 
     #[test]
-    fn an_index_holds_what_a_map_holds(steps in prop::collection::vec(step(), 1..60)) {
-        let mut pair = Pair::new();
+    fn an_index_holds_what_a_map_holds(steps in prop::collection::vec(step(), 1..60), wide: bool) {
+        let mut pair = Pair::new(if wide { TWO_BLOCKS } else { SMALL });
         pair.index.set_reader_wait(Duration::from_millis(200));
         for step in &steps {
             pair.take(step);

@@ -30,7 +30,7 @@ impl Dice {
 /// The vector of a template: no component is zero, and no 16 bytes of it are another template's.
 pub(crate) fn vector(template: u64, dim: usize) -> Vec<f16> {
     let mut dice = Dice(template ^ 0x7e5a);
-    (0..dim).map(|_| f16::from_bits((dice.roll() as u16 & 0x3bff) | 1)).collect()
+    (0..dim).map(|_| f16::from_bits((dice.roll() as u16 & 0xbbff) | 1)).collect()
 }
 
 /// The row of a template.

@@ -7,7 +7,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use half::f16;
+use thenar_index::codes::Codes;
 use thenar_index::{Error, Geometry, Index, Lsn, NewRow, Row, SubjectNumber, TemplateId, verify};
+
+use xxhash_rust::xxh3::xxh3_64;
 
 use crate::palms::{KEY, SMALL, borrowed, row};
 
@@ -34,7 +37,15 @@ fn a_scan_never_sees_a_row_change_under_it() {
             scope.spawn(move || {
                 while !done.load(Ordering::Relaxed) {
                     let snapshot = reader.snapshot();
-                    // Two passes over one snapshot: each row is of one piece and stays what it is.
+                    // Two passes over one snapshot: each row is of one piece and stays what it is,
+                    // and so do the codes of every block.
+                    let codes = || -> Vec<u64> {
+                        let hash = |codes: Codes<'_>| {
+                            let terms = bytemuck::cast_slice(codes.terms);
+                            [codes.sign, codes.two, codes.fine, terms].map(xxh3_64)
+                        };
+                        snapshot.blocks().flat_map(|block| hash(block.codes)).collect()
+                    };
                     let pass = || -> Vec<u16> {
                         let tag = |row: &[f16]| {
                             assert!(row.iter().all(|x| *x == row[0]), "a row is half overwritten");
@@ -46,8 +57,17 @@ fn a_scan_never_sees_a_row_change_under_it() {
                             .collect()
                     };
                     let live: Vec<u32> = (0..snapshot.rows_end()).filter(|row| snapshot.is_live(Row(*row))).collect();
+                    let first_codes = codes();
                     let (first, second) = (pass(), pass());
                     assert_eq!(first, second, "a row changed under a snapshot");
+                    assert_eq!(first_codes, codes(), "a code changed under a snapshot");
+                    // The codes are those of the rows, of erased ones too.
+                    for block in snapshot.blocks() {
+                        for at in 0..block.codes.rows() {
+                            let erased = first[block.first_row as usize + at] == 0;
+                            assert_eq!(block.codes.is_clear(WIDE.dim, at), erased);
+                        }
+                    }
                     // Row n carries tag n + 1 unless it is erased; what was live has its bytes.
                     for (row, tag) in first.iter().enumerate() {
                         assert!(*tag == 0 || usize::from(*tag) == row + 1);
@@ -209,7 +229,7 @@ fn rows_that_do_not_fit_are_refused_and_the_writer_goes_on() {
 #[test]
 fn shapes_that_no_index_can_have_are_refused() {
     let dir = tempfile::tempdir().unwrap();
-    for (dim, segment_rows) in [(0, 64), (33, 64), (1 << 17, 64), (32, 0), (32, 65), (32, 1 << 21)] {
+    for (dim, segment_rows) in [(0, 64), (33, 64), (1 << 16, 64), (32, 0), (32, 65), (32, 1 << 21)] {
         let made = Index::create(dir.path(), Geometry { dim, segment_rows }, KEY);
         assert!(matches!(made, Err(Error::Geometry { .. })), "{dim} components, {segment_rows} rows");
     }

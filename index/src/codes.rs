@@ -1,0 +1,541 @@
+//! Codes: what sifting reads instead of rows, a fraction of their bytes.
+//!
+//! Three codes of every row x, each a vector of small odd integers that points nearly where x
+//! does, each with the cosine of the angle between the two:
+//!
+//! | code | integers c_i | bytes a row of 512 | usual cosine |
+//! |---|---|---|---|
+//! | sign | -1, 1 | 64 | 0.80 |
+//! | two | -3, -1, 1, 3 | 64 more: the signs are those of the sign code | 0.94 |
+//! | fine | -15, -13, ..., 15 | 256 | 0.994 |
+//!
+//! Codes are kept for *blocks* of [`BLOCK_ROWS`] rows. The sign and two codes of a block lie in
+//! lines of 64 bytes: byte r of line j holds the bits of components 8j to 8j + 7 of row r, so that
+//! one vector register reads the same components of 64 rows. The fine codes lie row by row.
+//!
+//! A code is a function of its row, to the bit, on every machine. Magnitudes are told apart by
+//! comparing the bits of f16, which ascend with the value. Sums are f64, by operations that
+//! IEEE 754 fixes, in one order: component i is added to partial sum i mod 8, components
+//! ascending; then the upper half of the partial sums is added to the lower until one is left.
+//! Products fit f64 exactly, so fused multiply-adds would change nothing. All of it is written for
+//! the compiler to vectorise.
+//!
+//! Pure: slices in, slices out. Does not know files, searches or what a cosine is good for
+//! (`src/certificate.rs` of the server does).
+//!
+//! Invariant: a stored cosine is at most the true one, of rows whose components are finite.
+
+use bytemuck::{Pod, Zeroable};
+use half::f16;
+
+use crate::format::is_zero;
+use crate::nouns::{DIM_MAX, DIM_STEP};
+
+/// Rows of a block.
+pub const BLOCK_ROWS: usize = 64;
+/// Components handled at once, and partial sums: component i goes to the one numbered i mod this.
+/// Eight bits of a plane make a byte, so it is not free to be anything else.
+const LANES: usize = 8;
+/// Levels of the fine code's magnitudes.
+const LEVELS: usize = 8;
+/// The bits of an f16 without its sign.
+const MAGNITUDE: u16 = 0x7fff;
+const _: () = assert!(DIM_STEP.is_multiple_of(2 * LANES) && DIM_MAX <= u16::MAX as usize);
+/// Boundary between magnitudes 1 and 3 of the two code, in units of the row's root mean square:
+/// the step of the uniform quantiser of four levels that keeps most of a normal variable (Max,
+/// Quantizing for minimum distortion, 1960, table II).
+const TWO_STEP: f64 = 0.9957;
+/// Step of the fine code's magnitudes, likewise for sixteen levels.
+const FINE_STEP: f64 = 0.3352;
+/// Stored cosines are whole parts of this.
+const COSINE_PARTS: f64 = 65_536.0;
+/// Larger than the rounding of a computed cosine in those parts (a few times 2^-53 times
+/// [`COSINE_PARTS`] times the dimension), so that rounding down is down from the true one.
+const COSINE_SLACK: f64 = 1e-5;
+
+/// What is known of a row's codes beside their bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Terms {
+    sign_cosine: u16,
+    two_cosine: u16,
+    fine_cosine: u16,
+    /// Components of magnitude 3 in the two code.
+    threes: u16,
+    /// Squared length of the fine code.
+    fine_square: u32,
+}
+
+impl Terms {
+    /// Lower bound of the cosine between the row and its sign code.
+    #[must_use]
+    pub fn sign_cosine(self) -> f32 {
+        cosine(self.sign_cosine)
+    }
+
+    /// Lower bound of the cosine between the row and its two code.
+    #[must_use]
+    pub fn two_cosine(self) -> f32 {
+        cosine(self.two_cosine)
+    }
+
+    /// Lower bound of the cosine between the row and its fine code.
+    #[must_use]
+    pub fn fine_cosine(self) -> f32 {
+        cosine(self.fine_cosine)
+    }
+
+    /// Squared length of the two code of a row of `dim` components.
+    #[must_use]
+    pub fn two_square(self, dim: usize) -> u32 {
+        dim as u32 + 8 * u32::from(self.threes)
+    }
+
+    /// Squared length of the fine code.
+    #[must_use]
+    pub fn fine_square(self) -> u32 {
+        self.fine_square
+    }
+}
+
+fn cosine(parts: u16) -> f32 {
+    f32::from(parts) / COSINE_PARTS as f32
+}
+
+/// The value of a magnitude's bits. The exponent's bias is put right by a multiplication, which is
+/// exact for subnormal numbers too.
+fn value_of(magnitude: u16) -> f32 {
+    const BIAS: f32 = f32::from_bits((127 + 127 - 15) << 23);
+    f32::from_bits(u32::from(magnitude) << 13) * BIAS
+}
+
+/// The least magnitude of a value of `least` or more, as bits; above [`MAGNITUDE`] if there is none.
+fn bits_from(least: f64) -> u16 {
+    // Conversion to f16 may round either way, so it is only where the search starts.
+    let mut bits = f16::from_f64(least).to_bits().min(MAGNITUDE - 1);
+    while bits > 0 && f64::from(value_of(bits - 1)) >= least {
+        bits -= 1;
+    }
+    while bits <= MAGNITUDE && f64::from(value_of(bits)) < least {
+        bits += 1;
+    }
+    bits
+}
+
+/// The least magnitude of a value above `value`, as bits.
+fn bits_above(value: f64) -> u16 {
+    let bits = bits_from(value);
+    bits + u16::from(f64::from(value_of(bits)) <= value)
+}
+
+/// The squared length of a row.
+fn square_of(row: &[f16]) -> f64 {
+    let mut sums = [0.0; LANES];
+    for eight in row.as_chunks::<LANES>().0 {
+        for (sum, component) in sums.iter_mut().zip(eight) {
+            let value = f64::from(value_of(component.to_bits() & MAGNITUDE));
+            *sum += value * value;
+        }
+    }
+    fold(sums)
+}
+
+/// The sum of partial sums: the upper half is added to the lower until one is left.
+fn fold(mut sums: [f64; LANES]) -> f64 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        (0..half).for_each(|i| sums[i] += sums[i + half]);
+        half /= 2;
+    }
+    sums[0]
+}
+
+/// Eight values of 0 or 1 as the bits of a byte, the first the lowest.
+fn packed(eight: [u8; 8]) -> u8 {
+    // Value i, at bit 8i, is multiplied up to bit 56 + i; no two products meet in one bit.
+    (u64::from_le_bytes(eight).wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8
+}
+
+fn parts(cosine: f64) -> u16 {
+    // The cast saturates, and takes what is not a number (of a row of zeros) to zero.
+    (cosine * COSINE_PARTS - COSINE_SLACK).floor() as u16
+}
+
+/// The codes of whole blocks of consecutive rows.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Codes<'a> {
+    /// Shape: `[blocks, dim / 8, 64]`, bits; a set bit is -1.
+    pub sign: &'a [u8],
+    /// Shape: `[blocks, dim / 8, 64]`, bits; a set bit is a magnitude of 3.
+    pub two: &'a [u8],
+    /// Shape: `[rows, dim / 2]`. Byte j holds component j in its low half and component
+    /// j + dim / 2 in its high half, as (c + 15) / 2.
+    pub fine: &'a [u8],
+    /// Shape: `[rows]`, a multiple of [`BLOCK_ROWS`].
+    pub terms: &'a [Terms],
+}
+
+impl<'a> Codes<'a> {
+    /// How many rows have codes: those of whole blocks.
+    #[must_use]
+    pub fn rows(&self) -> usize {
+        self.terms.len()
+    }
+
+    /// Whether the codes of the row at `at` are zero, as those of an erased row are.
+    ///
+    /// # Panics
+    /// Where there is no such row.
+    #[must_use]
+    pub fn is_clear(&self, dim: usize, at: usize) -> bool {
+        let (block, lane) = (at / BLOCK_ROWS, at % BLOCK_ROWS);
+        let lane_is_zero = |plane: &[u8]| {
+            let lines = plane[block * sign_bytes(dim)..][..sign_bytes(dim)].as_chunks::<BLOCK_ROWS>().0;
+            lines.iter().all(|line| line[lane] == 0)
+        };
+        self.terms[at] == Terms::zeroed()
+            && is_zero(&self.fine[at * dim / 2..][..dim / 2])
+            && lane_is_zero(self.sign)
+            && lane_is_zero(self.two)
+    }
+
+    /// The codes of `count` blocks from the block `first` on.
+    ///
+    /// # Panics
+    /// Where there are not that many.
+    #[must_use]
+    pub fn blocks(&self, dim: usize, first: usize, count: usize) -> Self {
+        let take = |bytes: &'a [u8], each: usize| &bytes[first * each..(first + count) * each];
+        Self {
+            sign: take(self.sign, sign_bytes(dim)),
+            two: take(self.two, sign_bytes(dim)),
+            fine: take(self.fine, fine_bytes(dim)),
+            terms: &self.terms[first * BLOCK_ROWS..(first + count) * BLOCK_ROWS],
+        }
+    }
+}
+
+/// Bytes of a block's sign code, and of its two code.
+#[must_use]
+pub const fn sign_bytes(dim: usize) -> usize {
+    dim / 8 * BLOCK_ROWS
+}
+
+/// Bytes of a block's fine code.
+#[must_use]
+pub const fn fine_bytes(dim: usize) -> usize {
+    dim / 2 * BLOCK_ROWS
+}
+
+/// The codes of one block, to be written or compared with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OwnedCodes {
+    dim: usize,
+    /// As [`Codes::sign`].
+    pub sign: Vec<u8>,
+    /// As [`Codes::two`].
+    pub two: Vec<u8>,
+    /// As [`Codes::fine`].
+    pub fine: Vec<u8>,
+    /// As [`Codes::terms`].
+    pub terms: Vec<Terms>,
+}
+
+impl OwnedCodes {
+    /// Room for the codes of `rows` rows of `dim` components, all zero.
+    ///
+    /// # Panics
+    /// Where no index has rows of `dim` components or `rows` is not a multiple of [`BLOCK_ROWS`].
+    #[must_use]
+    pub fn zeroed(dim: usize, rows: usize) -> Self {
+        assert!(dim.is_multiple_of(DIM_STEP) && dim <= DIM_MAX && rows.is_multiple_of(BLOCK_ROWS));
+        let blocks = rows / BLOCK_ROWS;
+        Self {
+            dim,
+            sign: vec![0; blocks * sign_bytes(dim)],
+            two: vec![0; blocks * sign_bytes(dim)],
+            fine: vec![0; blocks * fine_bytes(dim)],
+            terms: vec![Terms::zeroed(); rows],
+        }
+    }
+
+    /// The codes of `rows`, row-major `[count, dim]`, where `count` is a multiple of
+    /// [`BLOCK_ROWS`]. The codes of a row of zeros are zero.
+    #[must_use]
+    pub fn of(rows: &[f16], dim: usize) -> Self {
+        let mut codes = Self::zeroed(dim, rows.len() / dim);
+        for (at, row) in rows.chunks_exact(dim).enumerate() {
+            codes.put(at, row);
+        }
+        codes
+    }
+
+    /// A copy of `codes`, of rows of `dim` components.
+    #[must_use]
+    pub(crate) fn copied(codes: &Codes<'_>, dim: usize) -> Self {
+        Self {
+            dim,
+            sign: codes.sign.to_vec(),
+            two: codes.two.to_vec(),
+            fine: codes.fine.to_vec(),
+            terms: codes.terms.to_vec(),
+        }
+    }
+
+    /// Replaces the codes of the row at `at`.
+    ///
+    /// # Panics
+    /// Where there is no such place or the row has another dimension.
+    pub fn put(&mut self, at: usize, row: &[f16]) {
+        let dim = self.dim;
+        assert_eq!(row.len(), dim);
+        let (block, lane) = (at / BLOCK_ROWS, at % BLOCK_ROWS);
+        let sign = &mut self.sign[block * sign_bytes(dim)..][..sign_bytes(dim)];
+        let two = &mut self.two[block * sign_bytes(dim)..][..sign_bytes(dim)];
+        let fine = &mut self.fine[at * dim / 2..][..dim / 2];
+
+        let square = square_of(row);
+        if square == 0.0 {
+            return self.clear(at);
+        }
+        let norm = square.sqrt();
+        let rms = (square / dim as f64).sqrt();
+        let above_one = bits_above(rms * TWO_STEP);
+        let above_level: [u16; LEVELS - 1] = std::array::from_fn(|k| bits_from((k + 1) as f64 * (rms * FINE_STEP)));
+
+        let (mut sign_dot, mut two_dot, mut fine_dot) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
+        let (mut threes, mut squares) = ([0_u16; LANES], [0_u32; LANES]);
+        for (j, eight) in row.as_chunks::<LANES>().0.iter().enumerate() {
+            let (mut magnitude, mut negative, mut large) = ([0_u16; LANES], [0_u8; LANES], [0_u16; LANES]);
+            for i in 0..LANES {
+                let bits = eight[i].to_bits();
+                magnitude[i] = bits & MAGNITUDE;
+                negative[i] = (bits >> 15) as u8;
+                large[i] = u16::from(magnitude[i] >= above_one);
+            }
+            let mut level = [0_u16; LANES];
+            for least in above_level {
+                (0..LANES).for_each(|i| level[i] += u16::from(magnitude[i] >= least));
+            }
+            let (mut nibble, mut weight) = ([0_u8; LANES], [0_u16; LANES]);
+            for i in 0..LANES {
+                // Of a negative component 7 - level, of another one 8 + level.
+                nibble[i] = (8 + level[i] as u8) ^ (negative[i] * 15);
+                weight[i] = 2 * level[i] + 1;
+                threes[i] += large[i];
+                squares[i] += u32::from(weight[i] * weight[i]);
+            }
+            for i in 0..LANES {
+                let value = f64::from(value_of(magnitude[i]));
+                sign_dot[i] += value;
+                two_dot[i] += f64::from(1 + 2 * large[i]) * value;
+                fine_dot[i] += f64::from(weight[i]) * value;
+            }
+            sign[j * BLOCK_ROWS + lane] = packed(negative);
+            two[j * BLOCK_ROWS + lane] = packed(large.map(|large| large as u8));
+            let at = j * LANES;
+            if at < dim / 2 {
+                fine[at..at + LANES].copy_from_slice(&nibble);
+            } else {
+                let low = &mut fine[at - dim / 2..][..LANES];
+                (0..LANES).for_each(|i| low[i] |= nibble[i] << 4);
+            }
+        }
+        let threes = threes.iter().map(|&threes| u32::from(threes)).sum::<u32>();
+        let fine_square = squares.iter().sum::<u32>();
+        let [sign_dot, two_dot, fine_dot] = [sign_dot, two_dot, fine_dot].map(fold);
+        let two_square = f64::from(dim as u32 + 8 * threes);
+        self.terms[at] = Terms {
+            sign_cosine: parts(sign_dot / (norm * (dim as f64).sqrt())),
+            two_cosine: parts(two_dot / (norm * two_square.sqrt())),
+            fine_cosine: parts(fine_dot / (norm * f64::from(fine_square).sqrt())),
+            threes: u16::try_from(threes).expect("no more than there are components"),
+            fine_square,
+        };
+    }
+
+    /// Makes the codes of the row at `at` zero, as those of a row of zeros are.
+    ///
+    /// # Panics
+    /// Where there is no such place.
+    pub fn clear(&mut self, at: usize) {
+        let dim = self.dim;
+        let (block, lane) = (at / BLOCK_ROWS, at % BLOCK_ROWS);
+        for plane in [&mut self.sign, &mut self.two] {
+            let plane = &mut plane[block * sign_bytes(dim)..][..sign_bytes(dim)];
+            plane.iter_mut().skip(lane).step_by(BLOCK_ROWS).for_each(|byte| *byte = 0);
+        }
+        self.fine[at * dim / 2..][..dim / 2].fill(0);
+        self.terms[at] = Terms::zeroed();
+    }
+
+    /// As slices.
+    #[must_use]
+    pub fn as_codes(&self) -> Codes<'_> {
+        Codes { sign: &self.sign, two: &self.two, fine: &self.fine, terms: &self.terms }
+    }
+
+    /// Overwrites everything with zeros.
+    pub fn wipe(&mut self) {
+        self.sign.fill(0);
+        self.two.fill(0);
+        self.fine.fill(0);
+        self.terms.fill(Terms::zeroed());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use xxhash_rust::xxh3::xxh3_64;
+
+    use super::*;
+
+    /// Numbers that look normal enough, from a seed.
+    fn rows(seed: u64, dim: usize, count: usize) -> Vec<f16> {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut uniform = || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 11) as f64 / (1_u64 << 53) as f64
+        };
+        let mut rows = Vec::with_capacity(dim * count);
+        for _ in 0..count {
+            let values: Vec<f64> = (0..dim).map(|_| (0..12).map(|_| uniform()).sum::<f64>() - 6.0).collect();
+            let norm = values.iter().map(|v| v * v).sum::<f64>().sqrt();
+            // By way of f32, since f64 is rounded to f16 once or twice, as the machine does it.
+            rows.extend(values.iter().map(|v| f16::from_f32((v / norm) as f32)));
+        }
+        rows
+    }
+
+    /// The integers of a row, read back out of the bits.
+    fn integers(codes: &Codes<'_>, dim: usize, at: usize) -> [Vec<f64>; 3] {
+        let (block, lane) = (at / BLOCK_ROWS, at % BLOCK_ROWS);
+        let bit = |plane: &[u8], i: usize| plane[block * sign_bytes(dim) + i / 8 * BLOCK_ROWS + lane] >> (i % 8) & 1;
+        let sign: Vec<f64> = (0..dim).map(|i| if bit(codes.sign, i) == 1 { -1.0 } else { 1.0 }).collect();
+        let two = (0..dim).map(|i| sign[i] * if bit(codes.two, i) == 1 { 3.0 } else { 1.0 }).collect();
+        let fine = (0..dim)
+            .map(|i| {
+                let byte = codes.fine[at * dim / 2 + i % (dim / 2)];
+                let nibble = if i < dim / 2 { byte & 15 } else { byte >> 4 };
+                f64::from(2 * i32::from(nibble) - 15)
+            })
+            .collect();
+        [sign, two, fine]
+    }
+
+    #[test]
+    fn bits_read_back_point_where_the_row_does_and_the_terms_say_how_nearly() {
+        for dim in [32, 96, 128, 512, 1024] {
+            let rows = rows(dim as u64, dim, 128);
+            let owned = OwnedCodes::of(&rows, dim);
+            let codes = owned.as_codes();
+            assert_eq!(codes.rows(), 128);
+            for (at, row) in rows.chunks_exact(dim).enumerate() {
+                let terms = codes.terms[at];
+                let norm = |v: &[f64]| v.iter().map(|v| v * v).sum::<f64>().sqrt();
+                let row: Vec<f64> = row.iter().map(|v| v.to_f64()).collect();
+                let [sign, two, fine] = integers(&codes, dim, at);
+                assert_eq!(norm(&two).powi(2).round() as u32, terms.two_square(dim));
+                assert_eq!(norm(&fine).powi(2).round() as u32, terms.fine_square());
+                let stored = [terms.sign_cosine(), terms.two_cosine(), terms.fine_cosine()];
+                for ((code, stored), least) in [sign, two, fine].iter().zip(stored).zip([0.6, 0.85, 0.96]) {
+                    let dot: f64 = row.iter().zip(code).map(|(x, c)| x * c).sum();
+                    let cosine = dot / norm(&row) / norm(code);
+                    assert!(f64::from(stored) <= cosine, "dim {dim}: {stored} of {cosine}");
+                    assert!(cosine - f64::from(stored) < 2.0 / 65_536.0, "dim {dim}: {stored} of {cosine}");
+                    assert!(cosine > least, "dim {dim}: {cosine}");
+                }
+            }
+        }
+    }
+
+    /// What a component's codes should be, by the definition: magnitude in the two code, in the fine.
+    fn defined(value: f64, rms: f64) -> (f64, f64) {
+        let two = if value.abs() > rms * TWO_STEP { 3.0 } else { 1.0 };
+        let level = (1..8).filter(|&k| value.abs() >= f64::from(k) * (rms * FINE_STEP)).count();
+        (two, (2 * level + 1) as f64)
+    }
+
+    #[test]
+    fn every_component_has_the_code_of_its_definition() {
+        for dim in [32, 96, 512] {
+            let mut rows = rows(dim as u64 + 1, dim, 64);
+            // Extremes: all alike, one alone, the smallest there are, both zeros, the largest.
+            rows[..dim].fill(f16::from_f64(-0.25));
+            rows[dim..2 * dim].fill(f16::ZERO);
+            rows[dim + 3] = f16::from_f64(0.5);
+            rows[2 * dim..3 * dim].iter_mut().enumerate().for_each(|(i, v)| *v = f16::from_bits(i as u16 % 3));
+            rows[3 * dim..3 * dim + 7].fill(f16::NEG_ZERO);
+            rows[4 * dim..5 * dim]
+                .iter_mut()
+                .enumerate()
+                .for_each(|(i, v)| *v = f16::from_bits(0x7b00 + i as u16 % 256));
+            let owned = OwnedCodes::of(&rows, dim);
+            for (at, row) in rows.chunks_exact(dim).enumerate() {
+                let values: Vec<f64> = row.iter().map(|v| v.to_f64()).collect();
+                // Any order will do: no component lies within the sum's rounding of a step.
+                let rms = (values.iter().map(|v| v * v).sum::<f64>() / dim as f64).sqrt();
+                let [sign, two, fine] = integers(&owned.as_codes(), dim, at);
+                for (i, &value) in values.iter().enumerate() {
+                    let (two_magnitude, fine_magnitude) = defined(value, rms);
+                    let signum = value.signum();
+                    assert_eq!(
+                        (sign[i], two[i], fine[i]),
+                        (signum, signum * two_magnitude, signum * fine_magnitude),
+                        "component {i} of row {at}, {value} where the root mean square is {rms}"
+                    );
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn bits_of_magnitudes_are_told_apart_as_their_values() {
+        for bits in 0..=0x7bff {
+            let value = f16::from_bits(bits).to_f64();
+            assert_eq!(f64::from(value_of(bits)), value);
+            assert_eq!((bits_from(value), bits_above(value)), (bits, bits + 1));
+            assert_eq!((bits_from(value.next_up()), bits_above(value.next_down().max(0.0))), (bits + 1, bits.max(1)));
+        }
+        assert!(bits_from(1e9) > MAGNITUDE && bits_above(1e9) > MAGNITUDE);
+    }
+
+    /// The codes of these rows are in files: they are the same on every machine and for ever, or
+    /// the format has a new version.
+    #[test]
+    fn codes_have_not_changed() {
+        for (dim, expected) in [
+            (32, 0xbdf6_2d8e_7415_09d0),
+            (128, 0x115a_e941_3dd0_a276),
+            (512, 0x8be4_32fe_fa87_c64b),
+            (1024, 0x0f4a_9c13_f8f3_7fe7),
+        ] {
+            let owned = OwnedCodes::of(&rows(7, dim, 128), dim);
+            let mut bytes = [&*owned.sign, &*owned.two, &*owned.fine].concat();
+            bytes.extend_from_slice(bytemuck::cast_slice(&owned.terms));
+            assert_eq!(xxh3_64(&bytes), expected, "dim {dim}: {:#x}", xxh3_64(&bytes));
+        }
+    }
+
+    #[test]
+    fn a_row_of_zeros_has_codes_of_zeros_and_a_replaced_one_leaves_nothing() {
+        let dim = 64;
+        let mut codes = OwnedCodes::of(&rows(3, dim, 64), dim);
+        for at in 0..64 {
+            codes.put(at, &vec![f16::ZERO; dim]);
+        }
+        assert_eq!(codes, OwnedCodes::zeroed(dim, 64));
+    }
+
+    #[test]
+    fn blocks_are_cut_out_whole() {
+        let dim = 64;
+        let rows = rows(5, dim, 256);
+        let all = OwnedCodes::of(&rows, dim);
+        let part = OwnedCodes::of(&rows[64 * dim..192 * dim], dim);
+        let cut = all.as_codes().blocks(dim, 1, 2);
+        assert_eq!((cut.sign, cut.two, cut.fine, cut.terms), (&*part.sign, &*part.two, &*part.fine, &*part.terms));
+    }
+}

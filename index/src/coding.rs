@@ -1,0 +1,166 @@
+//! Codes on their way into a segment's file, and out of it again when a row goes.
+//!
+//! Knows rows, their codes and where both lie. Does not know which rows count.
+//!
+//! Invariants: the codes written for a block are those of the rows in it, where an erased row is
+//! all zeros and so are its codes; the checksum beside them is theirs.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use crate::codes::{BLOCK_ROWS, OwnedCodes};
+use crate::error::{DamageKind, Error};
+use crate::format::{Fault, codes_sum};
+use crate::gate::{Quiet, Writer};
+use crate::map::Pages;
+
+/// The codes of a block, made from its rows, and their checksum.
+fn made(pages: &Pages, identity: u64, block: u32, writer: &Writer) -> (OwnedCodes, u64) {
+    let codes = OwnedCodes::of(pages.block_rows(block, writer), pages.layout().dim);
+    let sum = codes_sum(identity, block, &codes.as_codes());
+    (codes, sum)
+}
+
+/// Writes the codes of `blocks`, whose rows are all written and not all shown.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(crate) fn code_blocks(pages: &Pages, identity: u64, blocks: Range<u32>, writer: &mut Writer) -> Result<(), Error> {
+    for block in blocks {
+        let made = made(pages, identity, block, writer);
+        write_fresh(pages, block, made, writer)?;
+    }
+    Ok(())
+}
+
+/// [`code_blocks`], made by all threads: for a segment that has its rows and no codes.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(crate) fn code_blocks_in_parallel(
+    pages: &Pages,
+    identity: u64,
+    blocks: Range<u32>,
+    writer: &mut Writer,
+) -> Result<(), Error> {
+    let numbered = blocks.clone();
+    let all: Vec<(OwnedCodes, u64)> =
+        blocks.into_par_iter().map(|block| made(pages, identity, block, writer)).collect();
+    numbered.zip(all).try_for_each(|(block, made)| write_fresh(pages, block, made, writer))
+}
+
+fn write_fresh(
+    pages: &Pages,
+    block: u32,
+    (mut codes, sum): (OwnedCodes, u64),
+    writer: &mut Writer,
+) -> Result<(), Error> {
+    let written = pages.write_fresh_codes(block, &codes, sum, writer);
+    codes.wipe();
+    written
+}
+
+/// Takes the codes of the rows at `offsets`, all of them in `block` and erased already, out of it.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(crate) fn clear_codes(
+    pages: &Pages,
+    identity: u64,
+    block: u32,
+    offsets: impl Iterator<Item = u32>,
+    quiet: &mut Quiet<'_>,
+) -> Result<(), Error> {
+    let dim = pages.layout().dim;
+    let old = pages.block_codes(block, quiet.writer());
+    // Codes that went bad on the disk must not come out with a checksum that says they are right.
+    let mut codes = if codes_sum(identity, block, &old) == pages.block_sum(block, quiet.writer()) {
+        OwnedCodes::copied(&old, dim)
+    } else {
+        OwnedCodes::of(pages.block_rows(block, quiet.writer()), dim)
+    };
+    offsets.for_each(|offset| codes.clear(offset as usize % BLOCK_ROWS));
+    let sum = codes_sum(identity, block, &codes.as_codes());
+    rewrite(pages, block, (codes, sum), quiet)
+}
+
+/// Makes the codes of a block anew from its rows.
+///
+/// # Errors
+/// [`Error::Io`].
+pub(crate) fn recode(pages: &Pages, identity: u64, block: u32, quiet: &mut Quiet<'_>) -> Result<(), Error> {
+    let made = made(pages, identity, block, quiet.writer());
+    rewrite(pages, block, made, quiet)
+}
+
+fn rewrite(pages: &Pages, block: u32, (mut codes, sum): (OwnedCodes, u64), quiet: &mut Quiet<'_>) -> Result<(), Error> {
+    let written = pages.rewrite_codes(block, &codes, sum, quiet);
+    codes.wipe();
+    written
+}
+
+/// How the codes of a block are checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Depth {
+    /// By their checksum.
+    Sums,
+    /// By making them again from the rows.
+    Bytes,
+}
+
+/// Whether a block that was never full has no codes.
+pub(crate) fn is_uncoded(pages: &Pages, block: u32, writer: &Writer) -> bool {
+    let codes = pages.block_codes(block, writer);
+    let terms: &[u8] = bytemuck::cast_slice(codes.terms);
+    let planes = [codes.sign, codes.two, codes.fine, terms];
+    planes.into_iter().all(crate::format::is_zero) && pages.block_sum(block, writer) == 0
+}
+
+/// Checks the codes of a block whose rows are all whole or erased, `gone` having a bit for each
+/// erased one.
+pub(crate) fn check_codes(
+    pages: &Pages,
+    identity: u64,
+    block: u32,
+    gone: u64,
+    depth: Depth,
+    writer: &Writer,
+) -> Result<(), Fault> {
+    let (layout, codes) = (pages.layout(), pages.block_codes(block, writer));
+    let (expected, found) = (codes_sum(identity, block, &codes), pages.block_sum(block, writer));
+    let sum_fault = Fault { offset: layout.sum_at(block) as u64, kind: DamageKind::CodesChecksum, expected, found };
+    if depth == Depth::Bytes {
+        let mut made = OwnedCodes::of(pages.block_rows(block, writer), layout.dim);
+        let areas = [
+            (layout.sign_at(block), &*made.sign, codes.sign),
+            (layout.two_at(block), &*made.two, codes.two),
+            (layout.fine_at(block), &*made.fine, codes.fine),
+            (layout.terms_at(block), bytemuck::cast_slice(&made.terms), bytemuck::cast_slice(codes.terms)),
+        ];
+        let differs = areas.into_iter().find_map(|(at, expected, found)| {
+            let place = expected.iter().zip(found).position(|(expected, found)| expected != found)?;
+            let (expected, found) = (u64::from(expected[place]), u64::from(found[place]));
+            Some(Fault { offset: (at + place) as u64, kind: DamageKind::Codes, expected, found })
+        });
+        made.wipe();
+        return match differs {
+            Some(fault) => Err(fault),
+            None if expected != found => Err(sum_fault),
+            None => Ok(()),
+        };
+    }
+    if expected != found {
+        return Err(sum_fault);
+    }
+    // A power cut can leave a row erased and its codes, with their old checksum, in place.
+    let mut rest = gone;
+    while rest != 0 {
+        let lane = rest.trailing_zeros();
+        if !codes.is_clear(layout.dim, lane as usize) {
+            return Err(sum_fault);
+        }
+        rest &= rest - 1;
+    }
+    Ok(())
+}
