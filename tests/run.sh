@@ -32,7 +32,8 @@ counted() { # NAME SUMMARY_PATTERN COMMAND...: a runner that counts its own test
     summary=$(grep -E "$pattern" "$log" | tail -n 1)
     rm -f "$log"
     local ok bad skip
-    ok=$(count "$summary" passed) bad=$(count "$summary" failed) skip=$(count "$summary" skipped)
+    ok=$(count "$summary" passed) skip=$(count "$summary" skipped)
+    bad=$(($(count "$summary" failed) + $(count "$summary" 'errors?') + $(count "$summary" 'timed out')))
     # A runner that fails without a failed test (it did not build, say) is a failure all the same.
     ((code != 0 && bad == 0)) && bad=1
     passed=$((passed + ok)) failed=$((failed + bad)) skipped=$((skipped + skip))
@@ -41,11 +42,12 @@ counted() { # NAME SUMMARY_PATTERN COMMAND...: a runner that counts its own test
 docs() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --quiet; }
 
 stage "format" cargo fmt --all --check
-stage "lints" cargo clippy --workspace --lib --bins --quiet -- -D warnings
+stage "lints" cargo clippy --workspace --all-targets --quiet -- -D warnings
 stage "documentation" docs
 counted "tests" 'tests run:' cargo nextest run --workspace --no-fail-fast
 stage "documentation examples" cargo test --workspace --doc --quiet
 stage "server binary" cargo build --quiet
+counted "Python client" '^=+ .* in [0-9.]+s' .venv/bin/python -m pytest tests/python
 
 printf '\n%d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
 ((failed == 0))

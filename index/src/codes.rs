@@ -15,9 +15,10 @@
 //!
 //! A code is a function of its row, to the bit, on every machine. Magnitudes are told apart by
 //! comparing the bits of f16, which ascend with the value. Sums are f64, by operations that
-//! IEEE 754 fixes, in one order: component i is added to partial sum i mod [`LANES`], components
-//! ascending, and the partial sums are added in halves ([`fold`]). Products fit f64 exactly, so
-//! fused multiply-adds would change nothing. All of it is written for the compiler to vectorise.
+//! IEEE 754 fixes, in one order: component i is added to partial sum i mod 8, components
+//! ascending; then the upper half of the partial sums is added to the lower until one is left.
+//! Products fit f64 exactly, so fused multiply-adds would change nothing. All of it is written for
+//! the compiler to vectorise.
 //!
 //! Pure: slices in, slices out. Does not know files, searches or what a cosine is good for
 //! (`src/certificate.rs` of the server does).

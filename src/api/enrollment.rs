@@ -54,29 +54,7 @@ impl wire::enrollment_server::Enrollment for Api {
         &self,
         request: Request<Streaming<wire::BulkEnrollRequest>>,
     ) -> Result<Response<Self::BulkEnrollStream>, Status> {
-        let service = Arc::clone(&self.0);
-        let draining = service.draining().clone();
-        let mut totals = Totals::new();
-        let mut failed = false;
-        let progress = request
-            .into_inner()
-            .take_until(draining.clone().cancelled_owned())
-            .map(move |message| {
-                let service = Arc::clone(&service);
-                async move { enrol_message(&service, message?).await }
-            })
-            .buffered(BULK_IN_FLIGHT_MAX)
-            .map(move |message| message.map(|ended| totals.after(ended)));
-        let stopping =
-            futures::stream::once(async move { draining.is_cancelled().then(|| Err(status(&ServiceError::Draining))) })
-                .filter_map(futures::future::ready);
-        // After an error nothing more is said: what was not acknowledged is to be sent again.
-        let until_failure = progress.chain(stopping).take_while(move |message| {
-            let go_on = !failed;
-            failed |= message.is_err();
-            futures::future::ready(go_on)
-        });
-        Ok(Response::new(Box::pin(until_failure)))
+        Ok(Response::new(Box::pin(bulk_enroll(Arc::clone(&self.0), request.into_inner()))))
     }
 
     async fn get_subject(&self, request: Request<wire::GetSubjectRequest>) -> Result<Response<wire::Subject>, Status> {
@@ -110,6 +88,38 @@ impl wire::enrollment_server::Enrollment for Api {
             lsn: forgotten.lsn.0,
         }))
     }
+}
+
+/// Enrols what `messages` bring, several at a time, and tells after each how far it is: what a
+/// `BulkEnroll` call does, without the call. Ends after the first error, and when the service
+/// drains; what was not acknowledged by then is to be sent again.
+pub(crate) fn bulk_enroll<M>(
+    service: Arc<Service>,
+    messages: M,
+) -> impl Stream<Item = Result<wire::BulkEnrollProgress, Status>> + Send + use<M>
+where
+    M: Stream<Item = Result<wire::BulkEnrollRequest, Status>> + Send + 'static,
+{
+    let draining = service.draining().clone();
+    let mut totals = Totals::new();
+    let mut failed = false;
+    let progress = messages
+        .take_until(draining.clone().cancelled_owned())
+        .map(move |message| {
+            let service = Arc::clone(&service);
+            async move { enrol_message(&service, message?).await }
+        })
+        .buffered(BULK_IN_FLIGHT_MAX)
+        .map(move |message| message.map(|ended| totals.after(ended)));
+    let stopping =
+        futures::stream::once(async move { draining.is_cancelled().then(|| Err(status(&ServiceError::Draining))) })
+            .filter_map(futures::future::ready);
+    // After an error nothing more is said: what was not acknowledged is to be sent again.
+    progress.chain(stopping).take_while(move |message| {
+        let go_on = !failed;
+        failed |= message.is_err();
+        futures::future::ready(go_on)
+    })
 }
 
 /// How the items of one message ended, each with the client's sequence number and subject id.

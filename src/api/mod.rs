@@ -2,6 +2,7 @@
 //!
 //! The only home of tonic's types on the server's side. Checks what only the wire can break
 //! (missing messages, enum numbers, sizes) and leaves every other check to the service.
+//! `bulk_enroll` takes the messages of a bulk enrolment without a socket too, for the local import.
 
 mod administration;
 mod convert;
@@ -23,6 +24,8 @@ use crate::wire;
 use crate::wire::administration_server::AdministrationServer;
 use crate::wire::enrollment_server::EnrollmentServer;
 use crate::wire::identification_server::IdentificationServer;
+
+pub(crate) use enrollment::bulk_enroll;
 
 /// Bytes of one message to `Identification` or `Administration`.
 pub const SEARCH_MESSAGE_BYTES_MAX: usize = 256 << 10;

@@ -1,13 +1,15 @@
 //! Why a client command could not run, in words for the person who typed it.
 //!
-//! One enum for the whole client side. Errors of single rows or subjects are not here: those are
+//! One enum for the client commands, and for `import` into a folder. Errors of single rows or subjects are not here: those are
 //! results, reported while the rest goes on.
 
 use std::path::PathBuf;
 
 use super::embeddings::EmbeddingsError;
 use super::import::roster::RosterError;
+use crate::config::ConfigError;
 use crate::palm::Invalid;
+use crate::server::ServerError;
 
 /// A command that could not run or could not go on.
 #[derive(Debug, thiserror::Error)]
@@ -106,7 +108,7 @@ pub enum CliError {
         lines: u64,
     },
     /// The array's dimension is not the gallery's.
-    #[error("{path} holds embeddings of {found} values, the server's gallery has {expected} dimensions", path = path.display())]
+    #[error("{path} holds embeddings of {found} values, the gallery has {expected} dimensions", path = path.display())]
     OtherDimension {
         /// The array.
         path: PathBuf,
@@ -115,6 +117,21 @@ pub enum CliError {
         /// The gallery's.
         expected: u32,
     },
+    /// The configuration of a data folder is none.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A server, or another import, has the data folder.
+    #[error(
+        "the data folder {} is in use by another Thenar process; stop that one, or enrol at it with --server",
+        path.display()
+    )]
+    FolderInUse {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The data folder cannot be opened.
+    #[error(transparent)]
+    Folder(Box<ServerError>),
     /// `thenar demo --keep` on a folder with something in it.
     #[error("{} is not empty; --keep takes a folder that is new or empty", path.display())]
     NotEmpty {
@@ -130,8 +147,11 @@ pub enum CliError {
         log: Vec<String>,
     },
     /// The demo was interrupted.
-    #[error("interrupted; the demo's server is stopped and its folder removed")]
-    DemoInterrupted,
+    #[error("interrupted; the demo's server is stopped and its folder {}", if *kept { "kept" } else { "removed" })]
+    DemoInterrupted {
+        /// Whether the folder was to be kept.
+        kept: bool,
+    },
 }
 
 impl CliError {
@@ -154,8 +174,11 @@ impl CliError {
             | Self::Roster(_)
             | Self::OutOfStep { .. }
             | Self::OtherDimension { .. }
+            | Self::Config(_)
+            | Self::FolderInUse { .. }
+            | Self::Folder(_)
             | Self::DemoServer { .. }
-            | Self::DemoInterrupted => 1,
+            | Self::DemoInterrupted { .. } => 1,
         }
     }
 

@@ -259,7 +259,7 @@ async fn search(args: &IdentifyArgs, mut emit: impl FnMut(Answer) -> std::io::Re
         VenueId::new(&args.venue).map_err(|invalid| CliError::Value { origin: "--venue".to_owned(), invalid })?;
     let embeddings = EmbeddingsFile::open(&args.embeddings)?;
     let hands = args.hands.as_deref().map(|path| read_hands(path, &embeddings)).transpose()?;
-    let ranges = args.rows.clone().map_or_else(|| vec![0..embeddings.rows()], |rows| rows.0);
+    let ranges = args.rows.clone().map_or_else(|| std::iter::once(0..embeddings.rows()).collect(), |rows| rows.0);
     if let Some(beyond) = ranges.iter().find(|range| range.end > embeddings.rows()) {
         let asked = beyond.start.max(embeddings.rows());
         return Err(CliError::NoSuchRow { path: args.embeddings.clone(), asked, rows: embeddings.rows() });
@@ -532,7 +532,7 @@ mod tests {
 
     #[test]
     fn row_sets_are_ranges_and_numbers() {
-        assert_eq!(RowSet::parse("0..10").unwrap().0, [0..10]);
+        assert_eq!(RowSet::parse("0..10,20..30").unwrap().0, [0..10, 20..30]);
         assert_eq!(RowSet::parse("3, 5,7..9").unwrap().0, [3..4, 5..6, 7..9]);
         for bad in ["", "a", "1..", "5..5", "9..2", "-1", "1,,2"] {
             assert!(RowSet::parse(bad).is_err(), "{bad}");

@@ -1,8 +1,8 @@
-//! Ctrl-C and SIGTERM, as something a command can wait for.
+//! Ctrl-C, SIGTERM and a closed terminal, as something a command can wait for.
 //!
 //! The first asks the command to finish what is under way and stop.
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// What a second signal does.
@@ -10,7 +10,8 @@ use tokio_util::sync::CancellationToken;
 pub enum Again {
     /// Ends the process at once, so that nobody is held up by a server that does not answer.
     Ends,
-    /// Nothing: the command has to clean up, and does so in bounded time.
+    /// Nothing: the command has to clean up, and does so in bounded time. A terminal that is closed
+    /// (SIGHUP) asks it to stop as well, for what it started would stay behind otherwise.
     IsIgnored,
 }
 
@@ -22,12 +23,15 @@ pub fn watch(again: Again) -> std::io::Result<CancellationToken> {
     let token = CancellationToken::new();
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
+    // Only where it is asked for: who runs an import under nohup wants it to go on.
+    let mut hangup = (again == Again::IsIgnored).then(|| signal(SignalKind::hangup())).transpose()?;
     let asked = token.clone();
     tokio::spawn(async move {
         loop {
             tokio::select! {
                 _ = interrupt.recv() => {}
                 _ = terminate.recv() => {}
+                () = hung_up(hangup.as_mut()) => {}
             }
             if asked.is_cancelled() && again == Again::Ends {
                 std::process::exit(1);
@@ -36,4 +40,14 @@ pub fn watch(again: Again) -> std::io::Result<CancellationToken> {
         }
     });
     Ok(token)
+}
+
+/// Waits for the next hang-up; for ever where nobody listens for one.
+async fn hung_up(hangup: Option<&mut Signal>) {
+    match hangup {
+        Some(hangup) => {
+            hangup.recv().await;
+        }
+        None => std::future::pending().await,
+    }
 }

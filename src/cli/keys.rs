@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::Outcome;
+use super::{Outcome, table};
 use crate::server::key_source;
 use crate::vault::{MasterKey, Vault};
 
@@ -57,12 +57,12 @@ pub fn run(args: KeysArgs) -> anyhow::Result<Outcome> {
     };
     let fingerprint: String = vault.key_id().iter().map(|b| format!("{b:02x}")).collect();
     if json {
-        println!("{}", serde_json::json!({ "fingerprint": fingerprint, "file": path }));
+        table::say_json(&serde_json::json!({ "fingerprint": fingerprint, "file": path }))?;
     } else {
         if let Some(path) = path {
-            println!("key file     {}", path.display());
+            table::say(format_args!("key file     {}", path.display()))?;
         }
-        println!("fingerprint  {fingerprint}");
+        table::say(format_args!("fingerprint  {fingerprint}"))?;
     }
     Ok(Outcome::Done)
 }

@@ -1,9 +1,10 @@
 //! The command line: what each subcommand takes, and what it gives back to the shell.
 //!
-//! Every subcommand is one file with an `Args` struct and a `run`. Most are clients: they
-//! speak gRPC to a server and know nothing of galleries, engines or the registry; `serve`, `keys`
-//! and `verify-index` work on this machine's own files. Results go to
-//! stdout, for people or (`--json`) for programs; progress and diagnostics go to stderr.
+//! Every subcommand is one module with an `Args` struct and a `run`. Most are clients: they
+//! speak gRPC to a server and know nothing of galleries, engines or the registry. `serve`, `keys`,
+//! `verify-index` and `import --data` (`import/local.rs`) work on this machine's own files; that
+//! import gives `api` the very messages it would send to a server. Results go to stdout, for people
+//! or (`--json`) for programs; progress and diagnostics go to stderr.
 //!
 //! Invariant: the exit code is 0 where everything asked for was done, 1 where something was not,
 //! and 2 where the command line itself was wrong and nothing was tried.

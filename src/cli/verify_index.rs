@@ -7,9 +7,9 @@ use std::sync::OnceLock;
 use clap::Args;
 use thenar_index::KeyId;
 
-use super::Outcome;
 use super::progress::Progress;
 use super::serve::Overrides;
+use super::{Outcome, table};
 use crate::data::DataFolder;
 use crate::registry::Registry as _;
 use crate::registry::sqlite::SqliteRegistry;
@@ -58,37 +58,36 @@ pub fn run(args: VerifyIndexArgs) -> anyhow::Result<Outcome> {
     let mut problems: Vec<String> = report.damage.iter().chain(&report.codes_damage).map(ToString::to_string).collect();
     match behind {
         None => problems.push(format!("the index is at change {}, past the registry's last, {}", report.lsn.0, last.0)),
-        Some(0) if report.live != counts.templates => {
+        // What is damaged is not counted, so that the numbers then say nothing more.
+        Some(0) if report.damage.is_empty() && report.live != counts.templates => {
             problems.push(format!("the index has {} live templates, the registry {}", report.live, counts.templates));
         }
         Some(_) => {}
     }
     let sound = problems.is_empty();
+    let to_erase = report.erasures_unfinished + report.forgotten + report.stale;
     if args.json {
-        println!(
-            "{}",
-            serde_json::json!({
-                "sound": sound, "segments": report.segments, "rows": report.rows, "live": report.live,
-                "erased": report.erased, "bytes": report.bytes, "lsn": report.lsn.0, "registry_lsn": last.0,
-                "registry_templates": counts.templates, "problems": problems,
-            })
-        );
+        table::say_json(&serde_json::json!({
+            "sound": sound, "segments": report.segments, "rows": report.rows, "live": report.live,
+            "erased": report.erased, "to_erase": to_erase, "bytes": report.bytes, "lsn": report.lsn.0,
+            "registry_lsn": last.0, "registry_templates": counts.templates, "problems": problems,
+        }))?;
     } else {
-        println!("segments   {}", report.segments);
-        println!("rows       {} ({} live, {} erased)", report.rows, report.live, report.erased);
-        println!("size       {:.1} MiB", report.bytes as f64 / f64::from(1 << 20));
-        println!("change     {} of {} ({} to replay)", report.lsn.0, last.0, behind.unwrap_or(0));
-        for problem in &problems {
-            println!("damaged    {problem}");
+        table::say(format_args!("segments   {}", report.segments))?;
+        table::say(format_args!("rows       {} ({} live, {} erased)", report.rows, report.live, report.erased))?;
+        if to_erase > 0 {
+            table::say(format_args!("to erase   {to_erase} (cut short by a kill or a power cut; opening does it)"))?;
         }
-        println!(
-            "{}",
-            if sound {
-                "The index is sound."
-            } else {
-                "The index is damaged; `thenar serve` rewrites it from the registry."
-            }
-        );
+        table::say(format_args!("size       {:.1} MiB", report.bytes as f64 / f64::from(1 << 20)))?;
+        table::say(format_args!("change     {} of {} ({} to replay)", report.lsn.0, last.0, behind.unwrap_or(0)))?;
+        for problem in &problems {
+            table::say(format_args!("damaged    {problem}"))?;
+        }
+        table::say(if sound {
+            "The index is sound."
+        } else {
+            "The index is damaged; `thenar serve` rewrites it from the registry."
+        })?;
     }
     Ok(Outcome::done_if(sound))
 }

@@ -160,13 +160,14 @@ impl Site {
     }
 }
 
-/// The program with `args` and an environment without keys.
-fn command(args: &[&str]) -> Command {
+/// The program with `args` and an environment that names neither keys nor servers.
+pub(crate) fn command(args: &[&str]) -> Command {
     let mut command = Command::new(THENAR);
     command
         .args(args)
         .env_remove("THENAR_MASTER_KEY")
         .env_remove("CREDENTIALS_DIRECTORY")
+        .env_remove("THENAR_SERVER")
         .env("NO_COLOR", "1")
         .env("RUST_BACKTRACE", "0");
     command.stdin(Stdio::null());

@@ -3,13 +3,17 @@
 //!
 //! Every random choice comes from a seed, and a failure prints it with the server's log.
 
+mod arrays;
 mod bad_input;
 mod client;
+mod commands;
 mod damage;
+mod demo;
 mod exact_search;
 mod exact_wire;
 mod freshness;
 mod harness;
+mod import;
 mod oracle;
 mod palms;
 mod startup;

@@ -363,6 +363,34 @@ fn a_power_cut_while_opening_leaves_the_last_durable_state() {
 }
 
 #[test]
+fn a_power_cut_while_opening_after_the_process_ended_leaves_the_last_durable_state() {
+    // The process sees what it wrote, synced or not; the disk need not have it yet.
+    let seed = SEEDS[1];
+    for op in (0..ops_of(seed)).step_by(7) {
+        for second in 0.. {
+            let context = format!("seed {seed}, end at operation {op}, power cut at operation {second} of opening");
+            let dir = tempfile::tempdir().unwrap();
+            let disk = disk_of(dir.path());
+            disk.plan(op, Mishap::Fails(io::ErrorKind::Other));
+            let mut world = World::new(seed);
+            drop(world.work(&disk, dir.path()));
+            disk.plan(disk.ops() + second, Mishap::PowerCut);
+            let opened =
+                Index::open_on(Arc::new(disk.clone()), dir.path(), KEY).and_then(thenar_index::Unrepaired::finish);
+            if !disk.is_dead() {
+                break;
+            }
+            assert!(opened.is_err());
+            for luck in 0..2 {
+                let left = tempfile::tempdir().unwrap();
+                disk.leave(left.path(), op * 64 + second * 2 + luck);
+                drop(world.judge(left.path(), &context));
+            }
+        }
+    }
+}
+
+#[test]
 fn any_operation_that_fails_stops_the_writer_and_costs_nothing_durable() {
     let seed = SEEDS[1];
     for op in 0..ops_of(seed) {

@@ -44,6 +44,8 @@ const CHURN_ROUNDS_A_SECOND: u32 = 4;
 pub struct Tally {
     /// Answered searches, from sending to the answer, in microseconds.
     pub latency_us: Histogram<u64>,
+    /// Answered searches that showed somebody who is enrolled.
+    pub mated: u64,
     /// Answers that are right: the enrolled person, or nobody where nobody is enrolled.
     pub correct: u64,
     /// Matches with somebody else.
@@ -61,7 +63,7 @@ impl Tally {
         // One microsecond to the longest wait, to three digits: a constant that is in range.
         let latency_us = Histogram::new_with_bounds(1, 2 * ANSWER_WITHIN.as_micros() as u64, 3)
             .unwrap_or_else(|error| unreachable!("the bounds are in range: {error}"));
-        Self { latency_us, correct: 0, wrong: 0, missed: 0, refused: 0 }
+        Self { latency_us, mated: 0, correct: 0, wrong: 0, missed: 0, refused: 0 }
     }
 
     /// Answered searches.
@@ -73,6 +75,7 @@ impl Tally {
     /// Adds another's figures.
     pub fn add(&mut self, other: &Self) {
         self.latency_us += &other.latency_us;
+        self.mated += other.mated;
         self.correct += other.correct;
         self.wrong += other.wrong;
         self.missed += other.missed;
@@ -80,6 +83,7 @@ impl Tally {
     }
 
     fn count(&mut self, truth: Option<u32>, response: &IdentifyResponse, took: Duration) {
+        self.mated += u64::from(truth.is_some());
         match judge(truth, response) {
             Verdict::Correct => self.correct += 1,
             Verdict::Wrong => self.wrong += 1,
@@ -97,15 +101,19 @@ impl Default for Tally {
 
 /// What a client asks of the truth.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Verdict {
+pub enum Verdict {
+    /// The enrolled person, or nobody where nobody is enrolled.
     Correct,
+    /// Somebody else.
     Wrong,
+    /// Nobody, though the person is enrolled.
     Missed,
 }
 
 /// Holds an answer against the truth: the subject whose palm it was, or none for a stranger. A
 /// stranger about whom the server cannot decide is not let in, which is right.
-fn judge(truth: Option<u32>, response: &IdentifyResponse) -> Verdict {
+#[must_use]
+pub fn judge(truth: Option<u32>, response: &IdentifyResponse) -> Verdict {
     if response.decision() != Decision::Match {
         return if truth.is_some() { Verdict::Missed } else { Verdict::Correct };
     }
@@ -140,11 +148,16 @@ macro_rules! patiently {
     }};
 }
 
-/// People who stay enrolled: `0..stable`; the rest may be forgotten while the load runs.
+/// People who stay enrolled: `0..stable`; the rest may be forgotten while the load runs. Twice as
+/// many are set aside as the rounds need, but never more than a quarter.
+///
+/// # Panics
+/// Where there are fewer than 64 people.
 #[must_use]
 pub fn stable_subjects(people: &Population, seconds: u64) -> u32 {
+    assert!(people.subjects() >= 64, "{} people are too few to come and go", people.subjects());
     let set_aside = u32::try_from(seconds).unwrap_or(u32::MAX).saturating_mul(2 * CHURN_ROUNDS_A_SECOND);
-    people.subjects() - set_aside.clamp(16, people.subjects() / 4 + 1).min(people.subjects() - 1)
+    people.subjects() - set_aside.clamp(16, people.subjects() / 4)
 }
 
 /// What all clients of the load share.

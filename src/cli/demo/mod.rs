@@ -115,7 +115,13 @@ fn dimension(text: &str) -> Result<u16, String> {
 pub async fn run(args: DemoArgs) -> Result<Outcome, CliError> {
     let program = std::env::current_exe()?;
     let interrupted = interrupt::watch(interrupt::Again::IsIgnored)?;
-    let report = demonstrate(&args, &program, &interrupted).await?;
+    let report = demonstrate(&args, &program, &interrupted).await;
+    if let Err(CliError::Refused { status, .. }) = &report
+        && status.code() == tonic::Code::ResourceExhausted
+    {
+        eprintln!("note: about 4 KiB a palm are needed; TMPDIR or --keep name a folder on a larger disk");
+    }
+    let report = report?;
     if args.json {
         table::say_json(&report)?;
     } else {
@@ -131,16 +137,23 @@ async fn demonstrate(args: &DemoArgs, program: &Path, interrupted: &Cancellation
     }
     let folder = DemoFolder::new(args.keep.as_deref())?;
     eprintln!("starting a server in {}", folder.path().display());
-    let mut child = tokio::select! {
-        child = DemoServer::start(program, folder.path(), args.dim.into(), args.engine.as_str()) => child?,
-        () = interrupted.cancelled() => return Err(CliError::DemoInterrupted),
-    };
-    let server = ServerArgs::plain(child.address()).resolve()?;
-    let worked = tokio::select! {
+    let mut child = DemoServer::start(program, folder.path(), args.dim.into(), args.engine.as_str()).await?;
+    let ready = tokio::select! {
         biased;
-        () = interrupted.cancelled() => Err(CliError::DemoInterrupted),
-        failure = child.ended() => return Err(failure),
-        worked = work(args, &server, interrupted) => worked,
+        () = interrupted.cancelled() => None,
+        ready = child.ready() => Some(ready?),
+    };
+    let worked = match ready {
+        None => Err(CliError::DemoInterrupted { kept: args.keep.is_some() }),
+        Some(address) => {
+            let server = ServerArgs::plain(&address).resolve()?;
+            tokio::select! {
+                biased;
+                () = interrupted.cancelled() => Err(CliError::DemoInterrupted { kept: args.keep.is_some() }),
+                failure = child.ended() => return Err(failure),
+                worked = work(args, &server, interrupted) => worked,
+            }
+        }
     };
     // A broken connection is the first that is seen of a server that ends; its own words say more.
     if worked.is_err()
@@ -188,6 +201,7 @@ async fn work(args: &DemoArgs, server: &Server, interrupted: &CancellationToken)
         latency_ms: Latency::of(&none.latency_us),
         searches_per_second: 0.0,
         enrolled_per_second: f64::from(people.palms()) / enrol_seconds,
+        mated: 0,
         refused: 0,
         fresh_checks: 0,
         stale: 0,
@@ -312,17 +326,17 @@ async fn total(mut clients: JoinSet<Result<Tally, CliError>>) -> Result<Tally, C
 async fn examples(people: &Population, server: &Server) -> Result<Vec<Example>, CliError> {
     let mut client = connect::identification(server.connect().await?);
     let shown = [
-        ("an enrolled palm", Purpose::Entry, vec![people.capture(0, u16::MAX)]),
-        ("a stranger's palm", Purpose::Entry, vec![people.stranger(u32::MAX)]),
-        ("both palms, to pay", Purpose::Payment, people.captures(9, u16::MAX)),
+        ("an enrolled palm", Some(0), Purpose::Entry, vec![people.capture(0, u16::MAX)]),
+        ("a stranger's palm", None, Purpose::Entry, vec![people.stranger(u32::MAX)]),
+        ("both palms, to pay", Some(9), Purpose::Payment, people.captures(9, u16::MAX)),
     ];
     let mut examples = Vec::with_capacity(shown.len());
-    for (at, (shown, purpose, probes)) in shown.into_iter().enumerate() {
+    for (at, (shown, truth, purpose, probes)) in shown.into_iter().enumerate() {
         let mut request = load::request(format!("example-{at}"), "demo-store", purpose, probes);
         request.threshold = Some(EXAMPLE_THRESHOLD);
         request.max_candidates = EXAMPLE_CANDIDATES;
         let response = client.identify(request).await.map_err(|status| CliError::refused("Identify", status))?;
-        examples.push(Example::new(shown, response.into_inner()));
+        examples.push(Example::new(shown, truth, response.into_inner()));
     }
     Ok(examples)
 }

@@ -3,7 +3,7 @@
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::load::{Freshness, Tally};
+use super::load::{Freshness, Tally, Verdict, judge};
 use crate::cli::Outcome;
 use crate::cli::sample::{decision_word, hand_word};
 use crate::cli::table::{facts, grouped, table};
@@ -34,6 +34,8 @@ pub struct Report {
     pub searches_per_second: f64,
     /// Palms enrolled a second, until durable and searchable.
     pub enrolled_per_second: f64,
+    /// Answered searches that showed somebody who is enrolled; the others showed strangers.
+    pub mated: u64,
     /// Searches that were refused because the server was full.
     pub refused: u64,
     /// People forgotten or enrolled under load, each searched for by the next call.
@@ -87,6 +89,8 @@ pub struct Example {
     pub shown: &'static str,
     /// The server's decision.
     pub decision: &'static str,
+    /// Whether that is the truth.
+    pub right: bool,
     /// By rank.
     pub candidates: Vec<ExampleCandidate>,
 }
@@ -105,12 +109,13 @@ pub struct ExampleCandidate {
 }
 
 impl Example {
-    /// The answer to what was `shown`.
+    /// The answer to what was `shown`: the palm of the subject `truth`, or a stranger's.
     #[must_use]
-    pub fn new(shown: &'static str, response: IdentifyResponse) -> Self {
+    pub fn new(shown: &'static str, truth: Option<u32>, response: IdentifyResponse) -> Self {
         Self {
             shown,
             decision: decision_word(response.decision),
+            right: judge(truth, &response) == Verdict::Correct,
             candidates: response
                 .candidates
                 .into_iter()
@@ -149,6 +154,7 @@ impl Report {
         both.add(terminals.1);
         self.searches = both.searches();
         (self.correct, self.wrong, self.missed, self.refused) = (both.correct, both.wrong, both.missed, both.refused);
+        self.mated = both.mated;
         self.latency_ms = Latency::of(&both.latency_us);
         self.search_seconds = seconds;
         self.searches_per_second = both.searches() as f64 / seconds;
@@ -158,10 +164,11 @@ impl Report {
         self.stale = freshness.stale;
     }
 
-    /// Done where searches were answered and every answer was right and fresh.
+    /// Done where searches were answered and every answer was right and fresh, the examples' too.
     #[must_use]
     pub fn outcome(&self) -> Outcome {
-        Outcome::done_if(self.searches > 0 && self.wrong == 0 && self.missed == 0 && self.stale == 0)
+        let right = self.wrong == 0 && self.missed == 0 && self.examples.iter().all(|example| example.right);
+        Outcome::done_if(self.searches > 0 && right && self.stale == 0)
     }
 
     /// A page for people.
@@ -214,8 +221,10 @@ impl Report {
             (
                 "searched",
                 format!(
-                    "{} in {:.1} s, {} a second, threshold {}",
+                    "{} ({} enrolled palms, {} strangers) in {:.1} s, {} a second, threshold {}",
                     grouped(self.searches),
+                    grouped(self.mated),
+                    grouped(self.searches - self.mated),
                     self.search_seconds,
                     grouped(self.searches_per_second as u64),
                     self.threshold
@@ -224,7 +233,7 @@ impl Report {
             (
                 "answers",
                 format!(
-                    "{} right, {} wrong, {} missed, {} refused",
+                    "{} identified rightly, {} wrongly, {} missed, {} refused",
                     grouped(self.correct),
                     grouped(self.wrong),
                     grouped(self.missed),
@@ -243,6 +252,7 @@ impl Report {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::wire::Decision;
 
     pub(crate) fn report() -> Report {
         let none = Tally::new();
@@ -258,6 +268,7 @@ pub(super) mod tests {
             latency_ms: Latency::of(&none.latency_us),
             searches_per_second: 0.0,
             enrolled_per_second: 0.0,
+            mated: 0,
             refused: 0,
             fresh_checks: 0,
             stale: 0,
@@ -273,7 +284,7 @@ pub(super) mod tests {
     }
 
     fn tally(correct: u64, wrong: u64, missed: u64, us: u64) -> Tally {
-        let mut tally = Tally { correct, wrong, missed, ..Tally::new() };
+        let mut tally = Tally { mated: correct + wrong + missed, correct, wrong, missed, ..Tally::new() };
         tally.latency_us.record_n(us, tally.searches()).unwrap();
         tally
     }
@@ -289,7 +300,8 @@ pub(super) mod tests {
         assert!((report.latency_ms.p99 - 8.0).abs() < 0.01, "{:?}", report.latency_ms);
         assert_eq!(report.fresh_checks, 9);
         let page = report.render();
-        assert!(page.contains("98 right, 1 wrong, 1 missed") && page.contains("20 gates"), "{page}");
+        assert!(page.contains("98 identified rightly, 1 wrongly, 1 missed, 0 refused"), "{page}");
+        assert!(page.contains("100 (100 enrolled palms, 0 strangers)") && page.contains("20 gates"), "{page}");
     }
 
     #[test]
@@ -307,6 +319,13 @@ pub(super) mod tests {
             report.add_load((1, &gates), (0, &none), freshness, 1.0);
             assert_eq!(report.outcome(), outcome, "{gates:?} {freshness:?}");
         }
+        let mut report = report();
+        report.add_load((1, &tally(5, 0, 0, 10)), (0, &none), fresh, 1.0);
+        let nobody = IdentifyResponse { decision: Decision::NoMatch.into(), ..IdentifyResponse::default() };
+        report.examples.push(Example::new("a stranger's palm", None, nobody.clone()));
+        assert_eq!(report.outcome(), Outcome::Done);
+        report.examples.push(Example::new("an enrolled palm", Some(0), nobody));
+        assert_eq!(report.outcome(), Outcome::Failed, "a wrong example fails the demo too");
     }
 
     #[test]

@@ -2,6 +2,8 @@
 //!
 //! Runs the program it is part of, as an operator would: `keys generate`, then `serve`. The child
 //! has a process group of its own, so that Ctrl-C reaches the demo alone, which then stops it.
+//!
+//! Invariant: a server that was started is stopped and waited for, or has ended by itself.
 
 use std::collections::VecDeque;
 use std::os::unix::fs::DirBuilderExt as _;
@@ -16,6 +18,7 @@ use serde::Serialize;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, BufReader};
 use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
+use tokio::task::JoinSet;
 
 use crate::cli::error::CliError;
 use crate::cli::sample::random_request_id;
@@ -26,6 +29,8 @@ const READY: &str = "thenar listening on ";
 const READY_WITHIN: Duration = Duration::from_secs(120);
 /// Time it may take to stop, which is more than its own limit for draining.
 const STOPPED_WITHIN: Duration = Duration::from_secs(60);
+/// Time for the last lines of a server that has ended to come through.
+const LAST_WORDS_WITHIN: Duration = Duration::from_secs(1);
 /// Lines of its log that are kept for the case that it fails.
 const LOG_LINES_KEPT: usize = 20;
 
@@ -96,12 +101,15 @@ struct EngineKind<'a> {
 /// A free port of this machine, for nobody else.
 const LOOPBACK: Listen = Listen { listen: "127.0.0.1:0" };
 
-/// A running server.
+/// A server process, ready or not yet.
 #[derive(Debug)]
 pub struct DemoServer {
     child: Child,
-    address: String,
     log: Log,
+    /// Gives the address once it is ready; closed where it ended before.
+    listening: oneshot::Receiver<String>,
+    /// End with the child's output.
+    followers: JoinSet<()>,
 }
 
 /// The last lines a server wrote.
@@ -111,7 +119,7 @@ impl DemoServer {
     /// Makes a key and a configuration in `folder` and starts `program` on it.
     ///
     /// # Errors
-    /// [`CliError`] with the server's last words where it does not get ready.
+    /// [`CliError`] where it cannot be started.
     pub async fn start(program: &Path, folder: &Path, dim: usize, engine: &str) -> Result<Self, CliError> {
         let (data, key_file, config) = (folder.join("data"), folder.join("master.key"), folder.join("thenar.toml"));
         let cannot_run = |source| CliError::File { action: "run", path: program.to_owned(), source };
@@ -142,7 +150,7 @@ impl DemoServer {
             source,
         })?;
 
-        let mut child = Command::new(program)
+        let child = Command::new(program)
             .arg("serve")
             .arg("--config")
             .arg(&config)
@@ -153,41 +161,35 @@ impl DemoServer {
             .kill_on_drop(true)
             .spawn()
             .map_err(cannot_run)?;
-        let log = Log::default();
         let (ready, listening) = oneshot::channel();
-        follow(child.stdout.take(), log.clone(), Some(ready));
-        follow(child.stderr.take(), log.clone(), None);
-        let mut server = Self { child, address: String::new(), log };
-        match tokio::time::timeout(READY_WITHIN, listening).await {
-            Ok(Ok(address)) => {
-                server.address = format!("http://{address}");
-                Ok(server)
-            }
-            Ok(Err(_closed)) => {
-                let status = server.child.wait().await?;
-                Err(server.failure(format!("ended before it was ready ({status})")))
-            }
-            Err(_elapsed) => {
-                server.child.kill().await?;
-                Err(server.failure(format!("was not ready within {} s", READY_WITHIN.as_secs())))
-            }
-        }
+        let mut server = Self { child, log: Log::default(), listening, followers: JoinSet::new() };
+        follow(server.child.stdout.take(), &server.log, Some(ready), &mut server.followers);
+        follow(server.child.stderr.take(), &server.log, None, &mut server.followers);
+        Ok(server)
     }
 
-    /// Where it listens, as a client's `--server`.
-    #[must_use]
-    pub fn address(&self) -> &str {
-        &self.address
+    /// Waits until it takes calls, and gives its address as a client's `--server`.
+    ///
+    /// # Errors
+    /// [`CliError::DemoServer`] with its last words where it does not get ready.
+    pub async fn ready(&mut self) -> Result<String, CliError> {
+        match tokio::time::timeout(READY_WITHIN, &mut self.listening).await {
+            Ok(Ok(address)) => Ok(format!("http://{address}")),
+            Ok(Err(_closed)) => {
+                let status = self.child.wait().await?;
+                Err(self.failure(format!("ended before it was ready ({status})")).await)
+            }
+            Err(_elapsed) => {
+                self.child.kill().await?;
+                Err(self.failure(format!("was not ready within {} s", READY_WITHIN.as_secs())).await)
+            }
+        }
     }
 
     /// Waits for it to end by itself, which it should not.
     pub async fn ended(&mut self) -> CliError {
         match self.child.wait().await {
-            Ok(status) => {
-                // The last lines may still be on their way.
-                tokio::time::sleep(Duration::from_millis(50)).await;
-                self.failure(format!("ended in the middle ({status})"))
-            }
+            Ok(status) => self.failure(format!("ended in the middle ({status})")).await,
             Err(error) => error.into(),
         }
     }
@@ -205,16 +207,20 @@ impl DemoServer {
         match tokio::time::timeout(STOPPED_WITHIN, self.child.wait()).await {
             Ok(status) => {
                 let status: ExitStatus = status?;
-                if status.success() { Ok(()) } else { Err(self.failure(format!("did not stop well ({status})"))) }
+                if status.success() { Ok(()) } else { Err(self.failure(format!("did not stop well ({status})")).await) }
             }
             Err(_elapsed) => {
                 self.child.kill().await?;
-                Err(self.failure(format!("did not stop within {} s", STOPPED_WITHIN.as_secs())))
+                Err(self.failure(format!("did not stop within {} s", STOPPED_WITHIN.as_secs())).await)
             }
         }
     }
 
-    fn failure(&self, problem: String) -> CliError {
+    /// The error of a child that has ended, with its last words, which may still be on their way.
+    async fn failure(&mut self, problem: String) -> CliError {
+        let all_read = async { while self.followers.join_next().await.is_some() {} };
+        // A process of its own that holds the pipe open would keep the reader waiting.
+        let _ = tokio::time::timeout(LAST_WORDS_WITHIN, all_read).await;
         CliError::DemoServer { problem, log: self.log.lock().iter().cloned().collect() }
     }
 }
@@ -222,11 +228,13 @@ impl DemoServer {
 /// Keeps the last lines of `output`, and tells `ready` the address when it comes by.
 fn follow(
     output: Option<impl AsyncRead + Unpin + Send + 'static>,
-    log: Log,
+    log: &Log,
     mut ready: Option<oneshot::Sender<String>>,
+    followers: &mut JoinSet<()>,
 ) {
     let Some(output) = output else { return };
-    tokio::spawn(async move {
+    let log = log.clone();
+    followers.spawn(async move {
         let mut lines = BufReader::new(output).lines();
         while let Ok(Some(line)) = lines.next_line().await {
             if let Some(address) = line.strip_prefix(READY)

@@ -1,11 +1,13 @@
 //! `thenar import`: enrols a gallery from a NumPy array and a CSV file.
 //!
-//! Reading ([`batch`], on a thread of its own), sending ([`sink`]) and remembering where it
-//! stands ([`state`]) are separate; this module joins them and counts. Sending the same rows
+//! Reading ([`batch`], on a thread of its own), handing over to a server ([`sink`]) or straight to
+//! a data folder ([`local`]), and remembering where it stands ([`state`]) are separate; this module
+//! joins them and counts. Handing over the same rows
 //! again is harmless, because request ids follow from the content, so every interruption is
 //! answered by the same command again.
 
 pub mod batch;
+pub mod local;
 pub mod roster;
 pub mod sink;
 pub mod state;
@@ -29,6 +31,7 @@ use super::progress::Progress;
 use super::{Outcome, interrupt, table};
 use crate::wire::GetStatusRequest;
 use batch::{Batch, Batches, ITEMS_MAX, Rejection};
+use local::{Folder, FolderArgs, LocalSink};
 use roster::Roster;
 use sink::{Acknowledgement, GrpcSink, Sink};
 use state::{ImportState, StateFile};
@@ -47,8 +50,9 @@ const STATE_INTERVAL: Duration = Duration::from_secs(1);
 /// lines with the same subject_id are one subject with several templates, 16 at most. A bad line
 /// is reported and its subject left out; everybody else goes in.
 ///
-/// Running the same import again changes nothing for those who are in. An interrupted import
-/// goes on where it stood when the same command is given again.
+/// Enrols at a running server or, with --data or --config, straight in a data folder that no
+/// server is using. Running the same import again changes nothing for those who are in. An
+/// interrupted import goes on where it stood when the same command is given again.
 #[derive(Debug, Clone, Args)]
 pub struct ImportArgs {
     /// Embeddings: a NumPy file with a float32 or float16 array of shape [N, D] in C order.
@@ -76,6 +80,9 @@ pub struct ImportArgs {
     /// The server to enrol at.
     #[command(flatten)]
     pub server: ServerArgs,
+    /// The data folder to enrol in instead.
+    #[command(flatten)]
+    pub folder: FolderArgs,
 }
 
 /// What an import has done.
@@ -106,20 +113,45 @@ pub struct Summary {
 /// Runs `thenar import`.
 ///
 /// # Errors
-/// [`CliError`] where files do not do, the server cannot be reached or refuses.
+/// [`CliError`] where files do not do, or the server or the folder cannot be had or refuses.
 pub async fn run(args: ImportArgs) -> Result<Outcome, CliError> {
+    let summary = if args.folder.are_given() { into_folder(&args).await? } else { into_server(&args).await? };
+    tell(&args, &summary)?;
+    Ok(Outcome::done_if(!summary.interrupted && summary.rejected == 0))
+}
+
+async fn into_server(args: &ImportArgs) -> Result<Summary, CliError> {
     let server = args.server.resolve()?;
     let interrupted = interrupt::watch(interrupt::Again::Ends)?;
-    let files = open(&args).await?;
-    let progress = Progress::new("enrolling", files.embeddings.rows(), "templates");
+    let files = open(args).await?;
+    let progress = progress(&files);
     check_dimension(&server, &files.embeddings).await?;
     let mut sink =
         GrpcSink::new(server.clone(), Duration::from_secs(args.retry_seconds), interrupted.clone(), progress.clone());
-    let result = drive(&args, &files, &mut sink, server.address(), &interrupted, &progress).await;
+    let summary = drive(args, &files, &mut sink, server.address(), &interrupted, &progress).await;
     progress.finish();
-    let summary = result?;
-    tell(&args, &summary)?;
-    Ok(Outcome::done_if(!summary.interrupted && summary.rejected == 0))
+    summary
+}
+
+async fn into_folder(args: &ImportArgs) -> Result<Summary, CliError> {
+    let interrupted = interrupt::watch(interrupt::Again::Ends)?;
+    let files = open(args).await?;
+    let folder = Folder::open(&args.folder, &files.embeddings).await?;
+    let target = format!("folder {}", folder.path().display());
+    if folder.is_new() {
+        eprintln!("a new gallery of {} dimensions in {}", files.embeddings.dim(), folder.path().display());
+    }
+    let progress = progress(&files);
+    let mut sink = LocalSink::new(&folder);
+    let summary = drive(args, &files, &mut sink, &target, &interrupted, &progress).await;
+    progress.finish();
+    sink.close().await;
+    folder.close().await;
+    summary
+}
+
+fn progress(files: &Files) -> Progress {
+    Progress::new("enrolling", files.embeddings.rows(), "templates")
 }
 
 /// The two files of an import, opened, scanned and in step.
@@ -184,8 +216,9 @@ pub async fn drive<S: Sink>(
         let mut run = Run::start(args, files.embeddings.rows(), start, &state_file, progress)?;
         match run.pass(args, files, sink, interrupted).await? {
             Pass::Ended { interrupted } => break run.summary(started, interrupted),
-            Pass::StateIsWrong => progress
-                .note("the server does not have what an earlier run had enrolled there; starting from the first row"),
+            Pass::StateIsWrong => {
+                progress.note("what an earlier run had enrolled is not there any more; starting from the first row");
+            }
         }
     };
     if !summary.interrupted {
@@ -267,14 +300,22 @@ impl<'a> Run<'a> {
     ) -> Result<Pass, CliError> {
         let mut batches = read_ahead(files, self.state.row..self.state.end_row, usize::from(args.batch));
         let mut outcome = Ok(());
+        // What cannot be read does not keep what was read from being finished.
+        let mut unread = None;
         loop {
             let batch = tokio::select! {
                 biased;
                 () = interrupted.cancelled() => break,
                 batch = batches.recv() => batch,
             };
-            let Some(batch) = batch else { break };
-            let batch = batch?;
+            let batch = match batch {
+                None => break,
+                Some(Ok(batch)) => batch,
+                Some(Err(error)) => {
+                    unread = Some(error);
+                    break;
+                }
+            };
             let sent = !batch.message.items.is_empty();
             self.pending.push_back(Pending {
                 first_row: batch.first_row,
@@ -308,6 +349,9 @@ impl<'a> Run<'a> {
                 }
                 Err(error) => outcome = Err(error),
             }
+        }
+        if let Some(error) = unread {
+            outcome = outcome.and(Err(error));
         }
         if self.summary.done_rows < self.summary.rows || outcome.is_err() {
             self.save()?;

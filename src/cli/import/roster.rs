@@ -146,7 +146,7 @@ impl Roster {
 pub struct RosterLines {
     path: PathBuf,
     columns: Columns,
-    reader: csv::Reader<UnixLines<BufReader<File>>>,
+    reader: RecordReader<File>,
     record: ByteRecord,
 }
 
@@ -237,10 +237,15 @@ impl<R: BufRead> Read for UnixLines<R> {
     }
 }
 
+/// Reads CSV records from a file, or from what a file is wrapped in.
+type RecordReader<R> = csv::Reader<UnixLines<BufReader<R>>>;
+
+/// Opens the list at `path` and reads its header: the places of the columns, the names of those
+/// that mean nothing, and the reader at the first line after it.
 fn open<R: Read>(
     path: &Path,
     wrap: impl FnOnce(File) -> R,
-) -> Result<(Columns, Vec<String>, csv::Reader<UnixLines<BufReader<R>>>), RosterError> {
+) -> Result<(Columns, Vec<String>, RecordReader<R>), RosterError> {
     let unreadable = |source: csv::Error| RosterError::Unreadable { path: path.to_owned(), source };
     let file = File::open(path).map_err(|error| unreadable(error.into()))?;
     let mut reader = ReaderBuilder::new().flexible(true).buffer_capacity(1 << 18).from_reader(UnixLines {

@@ -1,7 +1,7 @@
 //! Where batches of enrolments go, and the one that goes to a server.
 //!
-//! [`Sink`] is the seam between reading an import's files and what takes them in. Knows messages
-//! and acknowledgements; does not know files or rows.
+//! [`Sink`] is the seam between reading an import's files and what takes them in; the other sink is
+//! [`super::local`]. Knows messages and acknowledgements; does not know files or rows.
 //!
 //! Invariant of [`GrpcSink`]: a batch is held until the server has acknowledged it, and sent
 //! again on a new connection where the old one broke; at most [`IN_FLIGHT_MAX`] are held.
@@ -82,6 +82,12 @@ struct OpenStream {
     /// None once everything is sent: the server then sees the stream's end.
     requests: Option<mpsc::Sender<BulkEnrollRequest>>,
     answers: Streaming<BulkEnrollProgress>,
+    tally: Tally,
+}
+
+/// What one stream has told so far: turns its running totals into what is new.
+#[derive(Debug, Default)]
+pub struct Tally {
     /// The totals of the last answer.
     totals: BulkEnrollProgress,
     /// Items of the batches that this stream has acknowledged.
@@ -92,6 +98,9 @@ struct OpenStream {
 enum Failure {
     /// Trying again can help.
     Lost(String),
+    /// It can, where searches or writes were too many; not where the disk is full. Told apart from
+    /// a lost connection, because the server is there and says what it lacks.
+    Full(Box<tonic::Status>),
     /// It cannot.
     Refused(CliError),
 }
@@ -106,8 +115,8 @@ impl From<tonic::Status> for Failure {
             | Code::Cancelled
             | Code::Aborted
             | Code::DeadlineExceeded
-            | Code::ResourceExhausted
             | Code::Ok => Self::Lost(format!("{}: {}", code_name(status.code()), status.message())),
+            Code::ResourceExhausted => Self::Full(Box::new(status)),
             Code::InvalidArgument
             | Code::NotFound
             | Code::AlreadyExists
@@ -117,6 +126,26 @@ impl From<tonic::Status> for Failure {
             | Code::Unimplemented
             | Code::DataLoss
             | Code::Unauthenticated => Self::Refused(CliError::refused("BulkEnroll", status)),
+        }
+    }
+}
+
+impl Failure {
+    /// What is told to whoever waits.
+    fn reason(&self) -> String {
+        match self {
+            Self::Lost(reason) => reason.clone(),
+            Self::Full(status) => format!("{}: {}", code_name(status.code()), status.message()),
+            Self::Refused(error) => error.to_string(),
+        }
+    }
+
+    /// The error where this was the last try.
+    fn given_up(self, address: &str) -> CliError {
+        match self {
+            Self::Lost(reason) => CliError::Unreachable { address: address.to_owned(), reason },
+            Self::Full(status) => CliError::Refused { call: "BulkEnroll", status },
+            Self::Refused(error) => error,
         }
     }
 }
@@ -149,7 +178,7 @@ impl GrpcSink {
         }
         let requests = (!self.finishing).then_some(requests);
         let answers = connect::enrollment(channel).bulk_enroll(ReceiverStream::new(queue)).await?.into_inner();
-        Ok(OpenStream { requests, answers, totals: BulkEnrollProgress::default(), settled: 0 })
+        Ok(OpenStream { requests, answers, tally: Tally::default() })
     }
 
     /// Waits for the next acknowledgement, over as many connections as it takes.
@@ -169,30 +198,31 @@ impl GrpcSink {
                     if let Some(answer) = answer {
                         self.last_progress = Instant::now();
                         self.pause = PAUSE_FIRST;
-                        return Ok(stream.settle(answer, &mut self.unacknowledged));
+                        return Ok(stream.tally.settle(answer, &mut self.unacknowledged, items));
                     }
                 }
-                Err(Failure::Refused(error)) => return Err(error),
-                Err(Failure::Lost(reason)) => self.wait_after(reason).await?,
+                Err(failure) => self.wait_after(failure).await?,
             }
         }
     }
 
-    /// Pauses after a lost connection, longer each time; gives up when it has gone on too long.
-    async fn wait_after(&mut self, reason: String) -> Result<(), CliError> {
-        let unreachable =
-            || CliError::Unreachable { address: self.server.address().to_owned(), reason: reason.clone() };
+    /// Pauses after a failure, longer each time; gives up where trying again cannot help or has
+    /// gone on too long.
+    async fn wait_after(&mut self, failure: Failure) -> Result<(), CliError> {
         let left = self.retry.saturating_sub(self.last_progress.elapsed());
-        if left.is_zero() || self.interrupted.is_cancelled() {
-            return Err(unreachable());
+        if matches!(failure, Failure::Refused(_)) || left.is_zero() || self.interrupted.is_cancelled() {
+            return Err(failure.given_up(self.server.address()));
         }
         if self.pause == PAUSE_FIRST {
-            self.progress
-                .note(format_args!("connection lost ({reason}); trying again for {} s", left.as_secs().max(1)));
+            let (what, reason) = match &failure {
+                Failure::Full(_) => ("the server is full", failure.reason()),
+                Failure::Lost(_) | Failure::Refused(_) => ("connection lost", failure.reason()),
+            };
+            self.progress.note(format_args!("{what} ({reason}); trying again for {} s", left.as_secs().max(1)));
         }
         tokio::select! {
             () = tokio::time::sleep(self.pause.min(left)) => {}
-            () = self.interrupted.cancelled() => return Err(unreachable()),
+            () = self.interrupted.cancelled() => return Err(failure.given_up(self.server.address())),
         }
         self.pause = (self.pause * 2).min(PAUSE_LONGEST);
         Ok(())
@@ -211,8 +241,7 @@ impl Sink for GrpcSink {
             Some(OpenStream { requests: Some(requests), .. }) => drop(requests.send(batch).await),
             _ => match self.open().await {
                 Ok(stream) => self.stream = Some(stream),
-                Err(Failure::Refused(error)) => return Err(error),
-                Err(Failure::Lost(reason)) => self.wait_after(reason).await?,
+                Err(failure) => self.wait_after(failure).await?,
             },
         }
         while self.unacknowledged.len() >= IN_FLIGHT_MAX {
@@ -223,7 +252,7 @@ impl Sink for GrpcSink {
             && let Some(Ok(Some(answer))) = stream.answers.message().now_or_never()
         {
             self.last_progress = Instant::now();
-            acknowledged.push(stream.settle(answer, &mut self.unacknowledged));
+            acknowledged.push(stream.tally.settle(answer, &mut self.unacknowledged, items));
         }
         Ok(acknowledged)
     }
@@ -243,19 +272,20 @@ impl Sink for GrpcSink {
     }
 }
 
-impl OpenStream {
-    /// Takes the batches that `answer` covers off the list.
-    fn settle(
+impl Tally {
+    /// Takes the batches that `answer` covers off `under_way`; `items` says how many a batch has.
+    pub fn settle<B>(
         &mut self,
         answer: BulkEnrollProgress,
-        unacknowledged: &mut VecDeque<BulkEnrollRequest>,
+        under_way: &mut VecDeque<B>,
+        items: impl Fn(&B) -> usize,
     ) -> Acknowledgement {
         let mut batches = 0;
-        while let Some(batch) = unacknowledged.front()
-            && self.settled + batch.items.len() as u64 <= answer.received
+        while let Some(batch) = under_way.front()
+            && self.settled + items(batch) as u64 <= answer.received
         {
-            self.settled += batch.items.len() as u64;
-            unacknowledged.pop_front();
+            self.settled += items(batch) as u64;
+            under_way.pop_front();
             batches += 1;
         }
         let acknowledgement = Acknowledgement {
@@ -268,4 +298,8 @@ impl OpenStream {
         self.totals = answer;
         acknowledgement
     }
+}
+
+fn items(batch: &BulkEnrollRequest) -> usize {
+    batch.items.len()
 }

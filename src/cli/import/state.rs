@@ -2,7 +2,7 @@
 //!
 //! Written while an import runs, by replacing it whole, and removed when the import ends well. It
 //! holds no embedding and no subject id. It is a hint and never trusted to be right: it counts
-//! only for the very files and server it was written for, the last acknowledged batch is sent
+//! only for the very files and the server or folder it was written for, the last acknowledged batch is sent
 //! again, and request ids make sending twice harmless.
 
 use std::fs;

@@ -36,6 +36,7 @@ impl Import {
             retry_seconds: 20,
             json: false,
             server: fake.args(),
+            folder: FolderArgs::default(),
         };
         fs::write(&args.embeddings, npy_f32(rows, DIM)).unwrap();
         fs::write(&args.subjects, list).unwrap();

@@ -1,0 +1,227 @@
+//! A data folder as the place an import goes to, without a server.
+//!
+//! [`Folder`] opens it as a server would, alone and under the lock; [`LocalSink`] gives the
+//! batches to the same bulk enrolment that a server's clients reach over gRPC. So both ways of
+//! importing check, commit and answer alike, and request ids mean the same in both.
+//!
+//! Invariant: a [`Folder`] is closed (index checkpointed, lock released) after the sinks over it
+//! are; a process killed before that loses nothing that was acknowledged.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use clap::{ArgGroup, Args};
+use futures::StreamExt as _;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tonic::Status;
+
+use super::blocking;
+use super::sink::{Acknowledgement, IN_FLIGHT_MAX, Sink, Tally};
+use crate::api;
+use crate::cli::embeddings::EmbeddingsFile;
+use crate::cli::error::CliError;
+use crate::cli::serve::{self, Overrides};
+use crate::config::{Config, ConfigError, EngineKind, LogConfig};
+use crate::data::{DataFolder, FolderError};
+use crate::registry::Registry as _;
+use crate::registry::sqlite::SqliteRegistry;
+use crate::server::{self, Opened, ServerError};
+use crate::wire::{BulkEnrollProgress, BulkEnrollRequest};
+
+/// The data folder to enrol in, instead of a server.
+#[derive(Debug, Clone, Default, Args)]
+#[command(
+    next_help_heading = "Data folder, instead of a server",
+    group = ArgGroup::new("folder").args(["data", "config"]).multiple(true)
+)]
+pub struct FolderArgs {
+    /// Enrol straight into this data folder, which no server may be using. A folder without a
+    /// gallery gets a new one, of the array's dimension.
+    #[arg(long, value_name = "DIR", conflicts_with_all = CONFLICTS)]
+    pub data: Option<PathBuf>,
+    /// Configuration file (TOML) of the server that the folder belongs to. Flags lie over it.
+    #[arg(long, value_name = "FILE", conflicts_with_all = CONFLICTS)]
+    pub config: Option<PathBuf>,
+    /// Master key, made by `thenar keys generate`; without it, the one that --config names, the
+    /// systemd credential or THENAR_MASTER_KEY.
+    #[arg(long, value_name = "FILE", conflicts_with_all = CONFLICTS, requires = "folder")]
+    pub key_file: Option<PathBuf>,
+}
+
+/// Options that are about a server.
+const CONFLICTS: [&str; 7] = ["server", "ca", "cert", "key", "server_name", "connect_timeout", "retry_seconds"];
+
+impl FolderArgs {
+    /// Whether a folder is asked for, not a server.
+    #[must_use]
+    pub fn are_given(&self) -> bool {
+        self.data.is_some() || self.config.is_some()
+    }
+
+    /// The configuration of the folder, before anybody looked into it.
+    fn config(&self) -> Result<Config, ConfigError> {
+        let over = Overrides { data: self.data.clone(), key_file: self.key_file.clone(), ..Overrides::default() };
+        let mut config = over.config(self.config.as_deref(), |_| {})?;
+        // Nobody searches here, so no device is worth waking up.
+        config.engine.kind = EngineKind::Cpu;
+        Ok(config)
+    }
+}
+
+/// A data folder that this process has to itself, open for enrolling.
+pub struct Folder {
+    opened: Opened,
+    path: PathBuf,
+    is_new: bool,
+}
+
+impl Folder {
+    /// Opens the folder that `args` name, for an array of `embeddings`; makes the gallery where
+    /// there is none.
+    ///
+    /// # Errors
+    /// [`CliError`] where the configuration is none, the folder, the key or the gallery does not
+    /// do, or the gallery has another dimension.
+    pub async fn open(args: &FolderArgs, embeddings: &EmbeddingsFile) -> Result<Self, CliError> {
+        let mut config = args.config()?;
+        // What is wrong is said; a line about everything else would tear the progress bar.
+        serve::log(&LogConfig { level: "warn".to_owned(), ..config.log.clone() });
+        let (array, dim) = (embeddings.path().to_owned(), embeddings.dim());
+        blocking(move || {
+            let held = dimension(&config.data)?;
+            if let Some(expected) = held.or(config.dim)
+                && expected != dim
+            {
+                let expected = u32::try_from(expected).unwrap_or(u32::MAX);
+                return Err(CliError::OtherDimension { path: array, found: dim, expected });
+            }
+            config.dim = Some(dim);
+            // A token of its own: after a signal, what is under way is to be finished, not refused.
+            let opened = server::open(&config, CancellationToken::new()).map_err(refusal)?;
+            // Without links, so that the same folder has the same name in every state file.
+            let path = config.data.canonicalize().unwrap_or(config.data);
+            Ok(Self { opened, path, is_new: held.is_none() })
+        })
+        .await
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether the gallery was made by opening it.
+    #[must_use]
+    pub fn is_new(&self) -> bool {
+        self.is_new
+    }
+
+    /// Checkpoints the index and lets go of the folder. Every sink over it must be closed before.
+    pub async fn close(self) {
+        let closed = tokio::task::spawn_blocking(move || self.opened.close()).await;
+        if let Err(panicked) = closed {
+            std::panic::resume_unwind(panicked.into_panic());
+        }
+    }
+}
+
+/// The dimension of the gallery in the folder at `path`; none where there is no gallery.
+fn dimension(path: &Path) -> Result<Option<usize>, CliError> {
+    let folder = match DataFolder::take_existing(path) {
+        Ok(folder) => folder,
+        Err(FolderError::Empty { .. }) => return Ok(None),
+        Err(error) => return Err(refusal(error.into())),
+    };
+    let identity = SqliteRegistry::open(&folder.registry()).and_then(|registry| registry.identity());
+    Ok(identity.map_err(|error| refusal(error.into()))?.map(|identity| identity.dim))
+}
+
+fn refusal(error: ServerError) -> CliError {
+    match error {
+        ServerError::Folder(FolderError::InUse { path }) => CliError::FolderInUse { path },
+        error => CliError::Folder(Box::new(error)),
+    }
+}
+
+/// A folder's bulk enrolment, in this process.
+pub struct LocalSink {
+    requests: mpsc::Sender<BulkEnrollRequest>,
+    answers: mpsc::Receiver<Result<BulkEnrollProgress, Status>>,
+    enrolling: JoinHandle<()>,
+    /// Subjects of each batch that is not acknowledged.
+    under_way: VecDeque<usize>,
+    tally: Tally,
+}
+
+impl LocalSink {
+    /// A sink into `folder`.
+    #[must_use]
+    pub fn new(folder: &Folder) -> Self {
+        let (requests, queue) = mpsc::channel(IN_FLIGHT_MAX);
+        let (sender, answers) = mpsc::channel(IN_FLIGHT_MAX);
+        let mut progress =
+            Box::pin(api::bulk_enroll(Arc::clone(&folder.opened.service), ReceiverStream::new(queue).map(Ok)));
+        let enrolling = tokio::spawn(async move {
+            while let Some(answer) = progress.next().await {
+                // Without a receiver nobody waits for the rest.
+                if sender.send(answer).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Self { requests, answers, enrolling, under_way: VecDeque::new(), tally: Tally::default() }
+    }
+
+    /// Lets go of the folder; batches under way are no longer waited for.
+    pub async fn close(self) {
+        let Self { requests, answers, enrolling, .. } = self;
+        drop((requests, answers));
+        if let Err(panicked) = enrolling.await {
+            std::panic::resume_unwind(panicked.into_panic());
+        }
+    }
+
+    fn settle(&mut self, answer: BulkEnrollProgress) -> Acknowledgement {
+        self.tally.settle(answer, &mut self.under_way, |items| *items)
+    }
+
+    async fn receive(&mut self) -> Result<Acknowledgement, CliError> {
+        match self.answers.recv().await {
+            Some(Ok(answer)) => Ok(self.settle(answer)),
+            Some(Err(status)) => Err(CliError::refused("BulkEnroll", status)),
+            None => Err(CliError::Protocol {
+                call: "BulkEnroll",
+                problem: "it ended before everything was acknowledged".to_owned(),
+            }),
+        }
+    }
+}
+
+impl Sink for LocalSink {
+    async fn submit(&mut self, batch: BulkEnrollRequest) -> Result<Vec<Acknowledgement>, CliError> {
+        let mut acknowledged = Vec::new();
+        while self.under_way.len() >= IN_FLIGHT_MAX {
+            acknowledged.push(self.receive().await?);
+        }
+        self.under_way.push_back(batch.items.len());
+        // Where the other end is gone, the next `receive` says why.
+        let _ = self.requests.send(batch).await;
+        while let Ok(Ok(answer)) = self.answers.try_recv() {
+            acknowledged.push(self.settle(answer));
+        }
+        Ok(acknowledged)
+    }
+
+    async fn finish(&mut self) -> Result<Vec<Acknowledgement>, CliError> {
+        let mut acknowledged = Vec::new();
+        while !self.under_way.is_empty() {
+            acknowledged.push(self.receive().await?);
+        }
+        Ok(acknowledged)
+    }
+}
