@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use half::f16;
+use roaring::RoaringBitmap;
 use tempfile::TempDir;
 use thenar::engine::cpu::CpuEngine;
 use thenar::engine::gpu::{AdapterChoice, GpuEngine};
@@ -146,7 +147,13 @@ fn searches(palms: &mut Palms, fixture: &Fixture, dim: usize, count: usize) -> V
         } else {
             Certificate::randomised(1e-12).expect("it is in the range")
         };
-        searches.push(Search { probes, floor, k, certificate, allowed: None });
+        // Everybody, nearly nobody, or half of all.
+        let one_in = [0, 0, 50, 2][number % 4];
+        let allowed = (one_in > 0).then(|| {
+            let numbers = 0..u32::try_from(fixture.subjects.len()).expect("few subjects");
+            Arc::new(numbers.filter(|_| palms.below(one_in) == 0).collect::<RoaringBitmap>())
+        });
+        searches.push(Search { probes, floor, k, certificate, allowed });
     }
     searches
 }
@@ -154,7 +161,14 @@ fn searches(palms: &mut Palms, fixture: &Fixture, dim: usize, count: usize) -> V
 /// The answer by definition.
 fn truth(fixture: &Fixture, search: &Search) -> Vec<Ranked> {
     let probes: Vec<_> = search.probes.iter().map(|p| (p.hand, p.vector.to_vec())).collect();
-    let mut ranked = rank(&fixture.subjects, &probes, |row, probe| published_score(row, probe));
+    let subjects: Vec<Subject<Vec<f16>>> = fixture
+        .subjects
+        .iter()
+        .zip(0..)
+        .filter(|(_, number)| search.allowed.as_ref().is_none_or(|allowed| allowed.contains(*number)))
+        .map(|(subject, _)| subject.clone())
+        .collect();
+    let mut ranked = rank(&subjects, &probes, |row, probe| published_score(row, probe));
     ranked.retain(|r| r.score >= search.floor);
     ranked.truncate(search.k);
     ranked

@@ -120,7 +120,12 @@ fn check(what: &str, question: &Question, answer: &wire::IdentifyResponse, close
     assert_eq!(answer.decision, i32::from(decision), "{what}");
     assert_eq!(answer.threshold, threshold.map_or(ENTRY.0, |t| t.max(ENTRY.0)), "{what}");
     let certificate = answer.certificate.as_ref().expect("an answer says why it is exact");
-    assert_eq!(certificate.kind, i32::from(wire::certificate::Kind::Deterministic), "{what}");
+    match certificate.kind() {
+        wire::certificate::Kind::Deterministic => assert_eq!(certificate.miss_probability, 0.0, "{what}"),
+        // The server's default.
+        wire::certificate::Kind::Randomised => assert_eq!(certificate.miss_probability, 1e-12, "{what}"),
+        wire::certificate::Kind::Unspecified => panic!("{what}: no certificate"),
+    }
     // The runner-up of an inconclusive answer may be listed under the bar.
     if decision != wire::Decision::Inconclusive {
         let from = threshold.unwrap_or(ENTRY.0);

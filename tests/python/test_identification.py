@@ -93,8 +93,8 @@ def test_an_answer_says_why_it_is_exact_and_where_its_time_went(people):
     answer = people.client.identification.Identify(request, timeout=TIMEOUT_S)
     assert answer.request_id == request.request_id
     assert answer.gallery_size == people.count()
-    assert answer.certificate.kind == pb.Certificate.KIND_DETERMINISTIC
-    assert answer.certificate.miss_probability == 0
+    assert answer.certificate.kind in (pb.Certificate.KIND_DETERMINISTIC, pb.Certificate.KIND_RANDOMISED)
+    assert 0 <= answer.certificate.miss_probability <= 1e-12
     timing = answer.timing
     for stage in ("queue", "sift", "verify", "total"):
         assert timing.HasField(stage), stage

@@ -342,6 +342,9 @@ impl Engine for GpuEngine {
     ) -> Result<(), EngineError> {
         let count = request.floors.len();
         assert!(request.probes.len() == count * view.dim && request.keep.len() == count);
+        if request.filters.iter().any(Option::is_some) {
+            return self.sift_filtered(view, request, survivors);
+        }
         survivors.reset(count);
         if count == 0 || view.blocks.iter().all(|block| block.rows.is_empty()) {
             return Ok(());
@@ -374,6 +377,37 @@ impl Engine for GpuEngine {
         for first in (0..count).step_by(PROBES_MAX) {
             let batch = first..count.min(first + PROBES_MAX);
             sifting::sift(&field, request, batch, &mut run, survivors)?;
+        }
+        Ok(())
+    }
+}
+
+impl GpuEngine {
+    /// The device knows no filters: a probe that has one gets everything from its floor up, and
+    /// what the filter holds back is taken out here. Rows that are filtered out must not raise a
+    /// floor, so such a probe keeps nothing.
+    fn sift_filtered(
+        &self,
+        view: &GalleryView<'_>,
+        request: &SiftRequest<'_>,
+        survivors: &mut Survivors,
+    ) -> Result<(), EngineError> {
+        let filter = |probe: usize| request.filters.get(probe).copied().flatten();
+        let keep: Vec<u32> =
+            (0..request.keep.len()).map(|p| if filter(p).is_some() { 0 } else { request.keep[p] }).collect();
+        let unfiltered = SiftRequest {
+            probes: request.probes,
+            floors: request.floors,
+            keep: &keep,
+            survivors_max: request.survivors_max,
+            certificate: request.certificate,
+            filters: &[],
+        };
+        self.sift(view, &unfiltered, survivors)?;
+        for (probe, rows) in survivors.rows.iter_mut().enumerate() {
+            if let Some(filter) = filter(probe) {
+                rows.retain(|row| filter.contains(*row));
+            }
         }
         Ok(())
     }
