@@ -236,7 +236,7 @@ fn the_demo_prints_a_page_for_people_and_keeps_its_folder_when_asked() {
     line(&["both palms, to pay", "match", "1", "palm-0000010", "0."]);
 
     assert_eq!(stage.servers(), [] as [i32; 0], "the server is stopped");
-    assert_eq!(stage.left_behind(), [kept.clone()]);
+    assert_eq!(stage.left_behind(), std::slice::from_ref(&kept));
     for name in ["data", "master.key", "thenar.toml"] {
         assert!(kept.join(name).exists(), "{name} is kept");
     }

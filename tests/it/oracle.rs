@@ -187,7 +187,7 @@ pub(crate) fn expected(
     let bar = asked.map_or(threshold, |a| a.max(threshold));
     let list_from = match asked {
         None => threshold,
-        Some(asked) if asked == -1.0 => f64::NEG_INFINITY,
+        Some(-1.0) => f64::NEG_INFINITY,
         Some(asked) => asked,
     };
     let mut listed = all.iter().filter(|r| r.score >= list_from).count();

@@ -1,5 +1,6 @@
 """People come, change and go, and the very next search knows."""
 
+import queue
 import time
 
 import grpc
@@ -72,11 +73,13 @@ def test_a_bulk_enrolment_tells_its_progress_and_reports_bad_items(people):
     bad = pb.BulkEnrollItem(sequence=7, enrollment=enroll_request("person-nan", [(HAND_LEFT, [float("nan")] * 96)]))
     double = pb.BulkEnrollItem(sequence=8, enrollment=enroll_request(taken, people.new()[1]))
     messages = [items[:30] + [bad], items[30:60], items[:10] + items[60:] + [double]]
-    seen = []
-    for progress in people.client.enrollment.BulkEnroll(
-        iter([pb.BulkEnrollRequest(items=message) for message in messages]), timeout=TIMEOUT_S
-    ):
+    # One message at a time: the next is sent when the last is acknowledged.
+    requests, seen = queue.Queue(), []
+    requests.put(pb.BulkEnrollRequest(items=messages[0]))
+    for progress in people.client.enrollment.BulkEnroll(iter(requests.get, None), timeout=TIMEOUT_S):
         seen.append(progress)
+        following = messages[len(seen) : len(seen) + 1]
+        requests.put(pb.BulkEnrollRequest(items=following[0]) if following else None)
         # What is acknowledged is searchable now, not only when the stream ends.
         done = new[: progress.enrolled]
         people.templates.update(done)

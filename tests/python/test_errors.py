@@ -4,7 +4,7 @@ import copy
 
 import grpc
 import pytest
-from google.protobuf import any_pb2  # noqa: F401 (the pool must know Any before details are unpacked)
+from conftest import Client
 from people import DIM, TIMEOUT_S, enroll_request, fresh_id, identify_request, sample
 from rpc_pb2 import BadRequest, Status
 from thenar.v1 import enrollment_pb2, identification_pb2
@@ -142,8 +142,6 @@ def test_a_venue_that_is_not_the_servers_is_not_found(start):
     # The key stands before the first section, where the configuration has its own.
     server = start(top='venues = ["stadium"]\n')
     with server.channel() as channel:
-        from conftest import Client
-
         call = Client(channel).identification.Identify
         assert call(identify_request([sample(GOOD)], venue_id="stadium"), timeout=TIMEOUT_S).gallery_size == 0
         refused(call, identify_request([sample(GOOD)], venue_id="store"), NOT_FOUND, ["venue_id", "store"])

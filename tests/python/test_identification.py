@@ -1,11 +1,12 @@
 """Who is this? One call, one stream, and 1:1, each answer held against numpy."""
 
+import os
 import queue
 import signal
 
 import grpc
 import pytest
-from people import DIM, SCORE_TOLERANCE, TIMEOUT_S, fresh_id, identify_request, sample
+from people import DIM, SCORE_TOLERANCE, TIMEOUT_S, fresh_id, identify_request, sample, unit
 from thenar.v1 import identification_pb2 as pb
 from thenar.v1.palm_pb2 import HAND_LEFT, HAND_RIGHT, HAND_UNSPECIFIED
 
@@ -62,8 +63,11 @@ def test_a_left_palm_is_not_compared_with_a_right_one(people):
 
 def test_two_people_who_are_too_alike_are_told_and_not_let_in(people):
     first, [(hand, palm)] = people.enrol((HAND_RIGHT,))
-    # A score of 1 for the one and over 0.99 for the other: within the margin of 0.03.
-    twin, _ = people.enrol((HAND_RIGHT,), palms=[(hand, palm + 0.01 * people.palm())])
+    # A score of 1 for the one and about 0.99 for the other: further apart than rounding, and
+    # within the margin of 0.03.
+    alike = unit(palm + 0.15 * people.palm())
+    assert 2 * SCORE_TOLERANCE < 1 - palm @ alike < 0.025
+    twin, _ = people.enrol((HAND_RIGHT,), palms=[(hand, alike)])
     try:
         answer = people.identify([sample(palm, hand)], max_candidates=5)
         assert answer.decision == pb.DECISION_INCONCLUSIVE
@@ -207,6 +211,8 @@ def test_a_gate_that_vanishes_disturbs_nobody(people):
 def test_a_server_that_stands_still_is_given_up_at_the_deadline(people, server):
     probe = sample(people.palm())
     server.process.send_signal(signal.SIGSTOP)
+    # The signal is on its way until every thread has stopped.
+    assert os.WIFSTOPPED(os.waitpid(server.process.pid, os.WUNTRACED)[1])
     try:
         with pytest.raises(grpc.RpcError) as refused:
             people.client.identification.Identify(identify_request([probe]), timeout=0.2)
