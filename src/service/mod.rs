@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-pub use enrol::{BulkItem, BulkOutcome, Enrol, Enrolled, Forget, Forgotten, Update};
+pub use enrol::{BulkItem, BulkOutcome, Enrol, Enrolled, Forget, Forgotten, Prepared, Update};
 pub use error::{Busy, ServiceError};
 pub use identify::{Candidate, Identification, Identify, Sample, Verification, Verify};
 

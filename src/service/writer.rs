@@ -58,6 +58,19 @@ impl WriterThread {
     }
 }
 
+/// Changes in the queue. They are done whether or not anybody waits.
+pub struct Queued(oneshot::Receiver<Result<Vec<Outcome>, ServiceError>>);
+
+impl Queued {
+    /// Waits until they are done.
+    ///
+    /// # Errors
+    /// Where the group failed.
+    pub async fn outcomes(self) -> Result<Vec<Outcome>, ServiceError> {
+        self.0.await.unwrap_or(Err(ServiceError::Draining))
+    }
+}
+
 impl Writer {
     /// Starts the writer thread.
     ///
@@ -88,14 +101,15 @@ impl Writer {
         outcome.await.unwrap_or(Err(ServiceError::Draining))
     }
 
-    /// Does the changes, waiting for room in the queue: for streams, which then read no further.
+    /// Queues the changes, waiting for room: for streams, which then read no further. What is
+    /// queued first is done first.
     ///
     /// # Errors
-    /// Where the group failed.
-    pub async fn write_when_there_is_room(&self, changes: Vec<Change>) -> Result<Vec<Outcome>, ServiceError> {
+    /// Where the server is stopping.
+    pub async fn queue_when_there_is_room(&self, changes: Vec<Change>) -> Result<Queued, ServiceError> {
         let (reply, outcome) = oneshot::channel();
         self.0.send(Job { changes, reply }).await.map_err(|_| ServiceError::Draining)?;
-        outcome.await.unwrap_or(Err(ServiceError::Draining))
+        Ok(Queued(outcome))
     }
 }
 
