@@ -6,10 +6,17 @@
 mod bad_input;
 mod client;
 mod damage;
+mod deletion;
+mod disk_full;
+mod drain;
 mod exact_search;
 mod exact_wire;
 mod freshness;
 mod harness;
+mod kill9;
+mod limits;
 mod oracle;
 mod palms;
 mod startup;
+mod telemetry;
+mod tls;
