@@ -117,6 +117,13 @@ impl Service {
         &self.parts.draining
     }
 
+    /// Admits nothing more, whoever still holds this: the threads behind it end once they have
+    /// answered what they have.
+    pub fn close(&self) {
+        self.parts.batcher.close();
+        self.parts.writer.close();
+    }
+
     /// The subject of that name.
     ///
     /// # Errors
