@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::search::{Answer, BatchTiming, Search};
@@ -83,7 +84,8 @@ struct Waiting {
 
 /// The queue before the search thread.
 pub struct Batcher {
-    queue: mpsc::Sender<Waiting>,
+    /// `None` once closed.
+    queue: RwLock<Option<mpsc::Sender<Waiting>>>,
     load: Arc<Load>,
     queue_max: usize,
 }
@@ -114,7 +116,7 @@ impl Load {
     }
 }
 
-/// The search thread. Joined when the last [`Batcher`] is gone and the queue is empty.
+/// The search thread. Joined when the [`Batcher`] is closed or gone and the queue is empty.
 pub struct SearchThread(JoinHandle<()>);
 
 impl SearchThread {
@@ -141,7 +143,7 @@ impl Batcher {
                 .name("search".into())
                 .spawn(move || run(waiting, config.probes_max, searcher, &load))?
         };
-        Ok((Self { queue, load, queue_max: config.queue_max }, SearchThread(thread)))
+        Ok((Self { queue: RwLock::new(Some(queue)), load, queue_max: config.queue_max }, SearchThread(thread)))
     }
 
     /// Searches, in the next batch that has room.
@@ -153,7 +155,11 @@ impl Batcher {
         let waiting = Waiting { search, since: Instant::now(), deadline, reply };
         // Counted before it is sent: the search thread may take it at once.
         telemetry::queue_length(self.load.waiting.fetch_add(1, Ordering::Relaxed) + 1);
-        if let Err(refused) = self.queue.try_send(waiting) {
+        let sent = match &*self.queue.read() {
+            Some(queue) => queue.try_send(waiting),
+            None => Err(mpsc::error::TrySendError::Closed(waiting)),
+        };
+        if let Err(refused) = sent {
             self.load.waiting.fetch_sub(1, Ordering::Relaxed);
             return Err(match refused {
                 mpsc::error::TrySendError::Full(_) => BatchError::Overloaded {
@@ -164,6 +170,11 @@ impl Batcher {
             });
         }
         answer.await.unwrap_or(Err(BatchError::Stopped))
+    }
+
+    /// Admits no more searches; the thread ends once it has answered those it has.
+    pub fn close(&self) {
+        *self.queue.write() = None;
     }
 }
 
@@ -273,7 +284,8 @@ mod tests {
     }
 
     async fn admitted(batcher: &Batcher, searches: usize) {
-        while batcher.queue.max_capacity() - batcher.queue.capacity() < searches {
+        let length = || batcher.queue.read().as_ref().map_or(0, |q| q.max_capacity() - q.capacity());
+        while length() < searches {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }

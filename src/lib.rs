@@ -21,4 +21,5 @@ pub mod standard;
 pub mod telemetry;
 pub mod vault;
 pub mod web;
+pub mod wipe;
 pub mod wire;

@@ -4,6 +4,11 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use thenar::cli::{self, Cli, Command};
+use thenar::wipe::Wiping;
+
+/// No palm is left in freed memory.
+#[global_allocator]
+static ALLOCATOR: Wiping = Wiping;
 
 /// Threads that may block at once on the registry or on preparing enrolments.
 const BLOCKING_THREADS_MAX: usize = 128;

@@ -91,6 +91,8 @@ impl Opened {
     /// Answers what was admitted, checkpoints, and lets go of the folder.
     pub fn close(self) {
         let Self { service, gallery, search, writer, mender, _folder } = self;
+        // A connection that was cut off may still hold the service, for as long as its client likes.
+        service.close();
         drop(service);
         search.join();
         writer.join();
@@ -224,23 +226,35 @@ pub struct Listening {
     pub metrics: Option<SocketAddr>,
 }
 
+/// When a running server is to end.
+#[derive(Debug, Clone, Default)]
+pub struct Stop {
+    /// Drain, then end.
+    pub drain: CancellationToken,
+    /// Wait no longer for open calls; has a meaning during a drain.
+    pub hurry: CancellationToken,
+}
+
 /// Runs a server until `stop`, then drains it. `ready` is called once, when it takes calls.
 ///
 /// # Errors
 /// [`ServerError`] where it cannot start, or a socket fails.
-pub async fn run(
-    config: Config,
-    stop: CancellationToken,
-    ready: impl FnOnce(Listening) + Send,
-) -> Result<(), ServerError> {
+pub async fn run(config: Config, stop: Stop, ready: impl FnOnce(Listening) + Send) -> Result<(), ServerError> {
     let handle = web::recorder()?;
-    // Sockets first: a port in use is found out before a gallery is opened.
+    // TLS and sockets first: what is wrong with them is found out before a gallery is opened.
+    let transport = api::transport(config.server.tls.as_ref())?;
     let (grpc, grpc_address) = listen("server.listen", config.server.listen).await?;
     let metrics = match config.metrics {
         Some(address) => Some(listen("metrics.listen", address).await?),
         None => None,
     };
-    let draining = stop.child_token();
+    let draining = stop.drain.child_token();
+    // Liveness and readiness are answered while the gallery is being opened.
+    let (started, metrics_stop) = (CancellationToken::new(), CancellationToken::new());
+    let metrics_address = metrics.as_ref().map(|(_, address)| *address);
+    let metrics_task = metrics.map(|(listener, _)| {
+        tokio::spawn(web::serve(listener, handle, started.clone(), draining.clone(), metrics_stop.clone()))
+    });
     let opened = {
         let config = config.clone();
         let draining = draining.clone();
@@ -248,17 +262,17 @@ pub async fn run(
             .await
             .map_err(|e| ServerError::Thread(io::Error::other(e)))??
     };
-    let metrics_stop = CancellationToken::new();
-    let metrics_address = metrics.as_ref().map(|(_, address)| *address);
-    let metrics_task =
-        metrics.map(|(listener, _)| tokio::spawn(web::serve(listener, handle, draining.clone(), metrics_stop.clone())));
+    started.cancel();
     ready(Listening { grpc: grpc_address, metrics: metrics_address });
 
-    let serving = api::serve(Arc::clone(&opened.service), grpc, config.server.tls.as_ref());
+    let serving = api::serve(Arc::clone(&opened.service), grpc, transport);
     let patience = async {
         draining.cancelled().await;
         tracing::info!(seconds = config.server.drain_seconds, "draining");
-        tokio::time::sleep(Duration::from_secs(config.server.drain_seconds)).await;
+        let wait = Duration::from_secs(config.server.drain_seconds);
+        if tokio::time::timeout(wait, stop.hurry.cancelled()).await.is_ok() {
+            tracing::warn!("told to stop once more");
+        }
     };
     let served = tokio::select! {
         served = serving => served,

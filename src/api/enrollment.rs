@@ -11,13 +11,15 @@ use tonic::{Request, Response, Status, Streaming};
 use super::convert;
 use super::status::{invalid, status};
 use crate::palm::{Invalid, RequestId, SubjectId};
-use crate::service::{BulkItem, BulkOutcome, Forget, Service, ServiceError, Update};
+use crate::service::{BulkItem, BulkOutcome, Forget, Prepared, Service, ServiceError, Update};
 use crate::wire;
 
 /// Subjects in one message of a bulk stream.
 const BULK_ITEMS_MAX: usize = 1024;
-/// Messages of one bulk stream that are worked on at a time: while one is on its way to the disk,
-/// the next are rotated and sealed.
+/// Messages of one bulk stream that are rotated and sealed at a time.
+const BULK_PREPARED_MAX: usize = 2;
+/// Messages of one bulk stream that are on their way to the disk at a time, while the next are
+/// prepared.
 const BULK_IN_FLIGHT_MAX: usize = 4;
 
 /// The server's side of the service.
@@ -101,14 +103,22 @@ where
     M: Stream<Item = Result<wire::BulkEnrollRequest, Status>> + Send + 'static,
 {
     let draining = service.draining().clone();
+    let preparing = Arc::clone(&service);
     let mut totals = Totals::new();
     let mut failed = false;
     let progress = messages
         .take_until(draining.clone().cancelled_owned())
         .map(move |message| {
+            let service = Arc::clone(&preparing);
+            async move { prepare_message(&service, message?).await }
+        })
+        .buffered(BULK_PREPARED_MAX)
+        // One after the other: of two items with one subject the first wins, as the client wrote it.
+        .then(move |message| {
             let service = Arc::clone(&service);
             async move { enrol_message(&service, message?).await }
         })
+        .map(|message| async move { message?.await })
         .buffered(BULK_IN_FLIGHT_MAX)
         .map(move |message| message.map(|ended| totals.after(ended)));
     let stopping =
@@ -125,7 +135,13 @@ where
 /// How the items of one message ended, each with the client's sequence number and subject id.
 struct Ended(Vec<(u64, String, BulkOutcome)>);
 
-async fn enrol_message(service: &Arc<Service>, message: wire::BulkEnrollRequest) -> Result<Ended, Status> {
+/// The items of one message on their way, with their names.
+struct UnderWay {
+    names: Vec<(u64, String)>,
+    prepared: Prepared,
+}
+
+async fn prepare_message(service: &Arc<Service>, message: wire::BulkEnrollRequest) -> Result<UnderWay, Status> {
     let count = message.items.len();
     if count == 0 || count > BULK_ITEMS_MAX {
         return Err(invalid(Invalid::new("items", format!("has {count} items, 1 to {BULK_ITEMS_MAX} are taken"))));
@@ -137,9 +153,21 @@ async fn enrol_message(service: &Arc<Service>, message: wire::BulkEnrollRequest)
         names.push((item.sequence, enrollment.subject_id.clone()));
         items.push(BulkItem { enrol: convert::enrol(enrollment) });
     }
-    let outcomes = service.enrol_many(items).await.map_err(|e| status(&e))?;
-    let ended = names.into_iter().zip(outcomes).map(|((sequence, subject), outcome)| (sequence, subject, outcome));
-    Ok(Ended(ended.collect()))
+    let prepared = service.prepare_many(items).await.map_err(|e| status(&e))?;
+    Ok(UnderWay { names, prepared })
+}
+
+/// Queues the items of a message; the answer is a future of how they ended.
+async fn enrol_message(
+    service: &Service,
+    UnderWay { names, prepared }: UnderWay,
+) -> Result<impl Future<Output = Result<Ended, Status>> + Send + use<>, Status> {
+    let outcomes = service.enrol_many(prepared).await.map_err(|e| status(&e))?;
+    Ok(async move {
+        let outcomes = outcomes.await.map_err(|e| status(&e))?;
+        let ended = names.into_iter().zip(outcomes).map(|((sequence, subject), outcome)| (sequence, subject, outcome));
+        Ok(Ended(ended.collect()))
+    })
 }
 
 /// Totals of one bulk stream.

@@ -8,12 +8,14 @@ mod administration;
 mod convert;
 mod enrollment;
 mod identification;
+mod linger;
 mod status;
 
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::TryStreamExt as _;
 use tokio::net::TcpListener;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
@@ -71,12 +73,27 @@ fn mutual_tls(config: &TlsConfig) -> Result<ServerTlsConfig, ServeError> {
         .client_auth_optional(false))
 }
 
+/// The transport with its limits and its TLS, before anything is served.
+///
+/// # Errors
+/// [`ServeError`] where a file of the TLS configuration is missing or is not what it should be.
+pub fn transport(tls: Option<&TlsConfig>) -> Result<Server, ServeError> {
+    let server = Server::builder()
+        .http2_keepalive_interval(Some(KEEPALIVE))
+        .http2_keepalive_timeout(Some(KEEPALIVE))
+        .max_concurrent_streams(Some(CALLS_PER_CONNECTION_MAX));
+    Ok(match tls {
+        Some(tls) => server.tls_config(mutual_tls(tls)?)?,
+        None => server,
+    })
+}
+
 /// Serves until the service drains: then no new call is taken, those in flight are answered, and
 /// this returns.
 ///
 /// # Errors
-/// [`ServeError`] where TLS or the transport fails.
-pub async fn serve(service: Arc<Service>, listener: TcpListener, tls: Option<&TlsConfig>) -> Result<(), ServeError> {
+/// [`ServeError`] where the transport fails.
+pub async fn serve(service: Arc<Service>, listener: TcpListener, mut server: Server) -> Result<(), ServeError> {
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<IdentificationServer<identification::Api>>().await;
     health.set_serving::<EnrollmentServer<enrollment::Api>>().await;
@@ -87,14 +104,8 @@ pub async fn serve(service: Arc<Service>, listener: TcpListener, tls: Option<&Tl
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     let draining = service.draining().clone();
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).map_ok(linger::Lingering::new);
 
-    let mut server = Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE))
-        .max_concurrent_streams(Some(CALLS_PER_CONNECTION_MAX));
-    if let Some(tls) = tls {
-        server = server.tls_config(mutual_tls(tls)?)?;
-    }
     server
         .add_service(health_service)
         .add_service(reflection().build_v1()?)
@@ -111,7 +122,7 @@ pub async fn serve(service: Arc<Service>, listener: TcpListener, tls: Option<&Tl
             AdministrationServer::new(administration::Api::new(service))
                 .max_decoding_message_size(SEARCH_MESSAGE_BYTES_MAX),
         )
-        .serve_with_incoming_shutdown(TcpIncoming::from(listener).with_nodelay(Some(true)), async move {
+        .serve_with_incoming_shutdown(incoming, async move {
             draining.cancelled().await;
             health.set_not_serving::<IdentificationServer<identification::Api>>().await;
             health.set_not_serving::<EnrollmentServer<enrollment::Api>>().await;

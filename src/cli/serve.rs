@@ -5,13 +5,13 @@ use std::path::PathBuf;
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio_util::sync::CancellationToken;
 
 use super::Outcome;
 use crate::config::{Config, ConfigError, LogConfig, Raw};
 use crate::server;
 
 /// Run a server over a data folder until SIGTERM or Ctrl-C, then answer what is in flight and stop.
+/// A second signal cuts open calls off.
 ///
 /// Prints `thenar listening on ADDRESS:PORT` on standard output when it takes calls; logs go to
 /// standard error. Every key of the file is explained in deploy/thenar.toml.
@@ -93,15 +93,17 @@ pub async fn run(args: ServeArgs) -> anyhow::Result<Outcome> {
         raw.metrics.listen = args.metrics_listen.or(raw.metrics.listen.take());
     })?;
     log(&config.log);
-    let stop = CancellationToken::new();
+    let stop = server::Stop::default();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let on_signal = stop.clone();
     tokio::spawn(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+        for then in [on_signal.drain, on_signal.hurry] {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            then.cancel();
         }
-        on_signal.cancel();
     });
     let ready = |listening: server::Listening| {
         let mut out = std::io::stdout().lock();

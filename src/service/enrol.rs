@@ -66,6 +66,9 @@ pub struct BulkItem {
     pub enrol: Result<Enrol, ServiceError>,
 }
 
+/// Many enrolments, checked and sealed, or what is wrong with each.
+pub struct Prepared(Vec<Result<(Change, SubjectId), ServiceError>>);
+
 /// How one of many ended.
 pub type BulkOutcome = Result<Enrolled, ServiceError>;
 
@@ -82,37 +85,53 @@ impl Service {
         enrolled(outcome, request_id, subject)
     }
 
-    /// Enrols many. One outcome an item, in order; a bad item does not hold up the rest.
+    /// Checks, rotates and seals many enrolments, each on its own: one that is bad does not hold up
+    /// the others. Changes nothing yet.
     ///
     /// # Errors
-    /// [`ServiceError`] where the whole group failed; nothing of it was changed, unless it is
-    /// [`ServiceError::NotYetInForce`].
-    pub async fn enrol_many(
-        self: &std::sync::Arc<Self>,
-        items: Vec<BulkItem>,
-    ) -> Result<Vec<BulkOutcome>, ServiceError> {
+    /// [`ServiceError::Draining`] where the server is stopping.
+    pub async fn prepare_many(self: &std::sync::Arc<Self>, items: Vec<BulkItem>) -> Result<Prepared, ServiceError> {
         self.refuse_while_draining()?;
         let service = std::sync::Arc::clone(self);
-        let prepared =
-            tokio::task::spawn_blocking(move || service.enrolments(items)).await.map_err(|_| ServiceError::Draining)?;
+        let prepared = tokio::task::spawn_blocking(move || service.enrolments(items)).await;
+        Ok(Prepared(prepared.map_err(|_| ServiceError::Draining)?))
+    }
+
+    /// Hands prepared enrolments to the writer, waiting for room: what is handed over first is
+    /// done first. The answer is a future of how each ended.
+    ///
+    /// # Errors
+    /// [`ServiceError::Draining`] where the server is stopping.
+    pub async fn enrol_many(
+        &self,
+        prepared: Prepared,
+    ) -> Result<impl Future<Output = Result<Vec<BulkOutcome>, ServiceError>> + Send + use<>, ServiceError> {
         let mut changes = Vec::new();
-        let mut names = Vec::with_capacity(prepared.len());
-        for item in prepared {
+        let mut names = Vec::with_capacity(prepared.0.len());
+        for item in prepared.0 {
             names.push(item.map(|(change, subject)| {
                 let request_id = change.request_id.clone();
                 changes.push(change);
                 (request_id, subject)
             }));
         }
-        let outcomes =
-            if changes.is_empty() { Vec::new() } else { self.parts.writer.write_when_there_is_room(changes).await? };
-        let mut outcomes = outcomes.into_iter();
-        let ended = names.into_iter().map(|name| {
-            let (request_id, subject) = name?;
-            let outcome = outcomes.next().ok_or(ServiceError::Draining)?;
-            enrolled(outcome, request_id, subject)
-        });
-        Ok(ended.collect())
+        let queued = match changes.is_empty() {
+            true => None,
+            false => Some(self.parts.writer.queue_when_there_is_room(changes).await?),
+        };
+        Ok(async move {
+            let outcomes = match queued {
+                Some(queued) => queued.outcomes().await?,
+                None => Vec::new(),
+            };
+            let mut outcomes = outcomes.into_iter();
+            let ended = names.into_iter().map(|name| {
+                let (request_id, subject) = name?;
+                let outcome = outcomes.next().ok_or(ServiceError::Draining)?;
+                enrolled(outcome, request_id, subject)
+            });
+            Ok(ended.collect())
+        })
     }
 
     /// Changes templates.

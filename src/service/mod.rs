@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-pub use enrol::{BulkItem, BulkOutcome, Enrol, Enrolled, Forget, Forgotten, Update};
+pub use enrol::{BulkItem, BulkOutcome, Enrol, Enrolled, Forget, Forgotten, Prepared, Update};
 pub use error::{Busy, ServiceError};
 pub use identify::{Candidate, Identification, Identify, Sample, Verification, Verify};
 
@@ -118,6 +118,13 @@ impl Service {
     #[must_use]
     pub fn draining(&self) -> &CancellationToken {
         &self.parts.draining
+    }
+
+    /// Admits nothing more, whoever still holds this: the threads behind it end once they have
+    /// answered what they have.
+    pub fn close(&self) {
+        self.parts.batcher.close();
+        self.parts.writer.close();
     }
 
     /// The subject of that name.

@@ -4,12 +4,17 @@
 //! the gallery follow, erases what was forgotten, and only then answers each of them: durable, in
 //! force for the next search, and gone where it was a deletion. So many clients share one sync of
 //! the disk, and the order of the log is the order of the gallery.
+//!
+//! A deletion whose bytes could not be cleared from the registry's files (another program was reading
+//! them, or this one was killed) is never left at that: they are cleared at the next start, and by a
+//! running writer as soon as it can.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime};
 
+use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Busy, ServiceError};
@@ -42,11 +47,10 @@ struct Job {
     reply: oneshot::Sender<Result<Vec<Outcome>, ServiceError>>,
 }
 
-/// The queue before the writer thread.
-#[derive(Clone)]
-pub struct Writer(mpsc::Sender<Job>);
+/// The queue before the writer thread; `None` once closed.
+pub struct Writer(RwLock<Option<mpsc::Sender<Job>>>);
 
-/// The writer thread. Joined when every [`Writer`] is gone and the queue is empty.
+/// The writer thread. Joined when the [`Writer`] is closed or gone and the queue is empty.
 pub struct WriterThread(JoinHandle<()>);
 
 impl WriterThread {
@@ -58,8 +62,22 @@ impl WriterThread {
     }
 }
 
+/// Changes in the queue. They are done whether or not anybody waits.
+pub struct Queued(oneshot::Receiver<Result<Vec<Outcome>, ServiceError>>);
+
+impl Queued {
+    /// Waits until they are done.
+    ///
+    /// # Errors
+    /// Where the group failed.
+    pub async fn outcomes(self) -> Result<Vec<Outcome>, ServiceError> {
+        self.0.await.unwrap_or(Err(ServiceError::Draining))
+    }
+}
+
 impl Writer {
-    /// Starts the writer thread.
+    /// Clears what an earlier process may have left of deleted templates, and starts the writer
+    /// thread.
     ///
     /// # Errors
     /// Where the system gives no thread.
@@ -69,10 +87,12 @@ impl Writer {
         gallery: Arc<Gallery>,
     ) -> std::io::Result<(Self, WriterThread)> {
         let (jobs, waiting) = mpsc::channel(JOBS_MAX);
+        let mut scrub = Scrub { due: true };
+        scrub.if_due(&*registry);
         let thread = std::thread::Builder::new().name("writer".into()).spawn(move || {
-            run(waiting, &config, &*registry, &gallery);
+            run(waiting, &config, &*registry, &gallery, scrub);
         })?;
-        Ok((Self(jobs), WriterThread(thread)))
+        Ok((Self(RwLock::new(Some(jobs))), WriterThread(thread)))
     }
 
     /// Does the changes, or says at once that there are too many.
@@ -81,25 +101,60 @@ impl Writer {
     /// [`ServiceError::Busy`] where the queue is full; others where the group failed.
     pub async fn write(&self, changes: Vec<Change>) -> Result<Vec<Outcome>, ServiceError> {
         let (reply, outcome) = oneshot::channel();
-        self.0.try_send(Job { changes, reply }).map_err(|e| match e {
+        self.jobs()?.try_send(Job { changes, reply }).map_err(|e| match e {
             mpsc::error::TrySendError::Full(_) => ServiceError::Busy { what: Busy::Writes, retry_after: RETRY_AFTER },
             mpsc::error::TrySendError::Closed(_) => ServiceError::Draining,
         })?;
         outcome.await.unwrap_or(Err(ServiceError::Draining))
     }
 
-    /// Does the changes, waiting for room in the queue: for streams, which then read no further.
+    /// Queues the changes, waiting for room: for streams, which then read no further. What is
+    /// queued first is done first.
     ///
     /// # Errors
-    /// Where the group failed.
-    pub async fn write_when_there_is_room(&self, changes: Vec<Change>) -> Result<Vec<Outcome>, ServiceError> {
+    /// Where the server is stopping.
+    pub async fn queue_when_there_is_room(&self, changes: Vec<Change>) -> Result<Queued, ServiceError> {
         let (reply, outcome) = oneshot::channel();
-        self.0.send(Job { changes, reply }).await.map_err(|_| ServiceError::Draining)?;
-        outcome.await.unwrap_or(Err(ServiceError::Draining))
+        // Dropped as soon as the job is in: a closed queue ends when nobody can send any more.
+        let jobs = self.jobs()?;
+        jobs.send(Job { changes, reply }).await.map_err(|_| ServiceError::Draining)?;
+        Ok(Queued(outcome))
+    }
+
+    /// Takes no more changes; the thread ends once it has done those it has.
+    pub fn close(&self) {
+        *self.0.write() = None;
+    }
+
+    fn jobs(&self) -> Result<mpsc::Sender<Job>, ServiceError> {
+        self.0.read().clone().ok_or(ServiceError::Draining)
     }
 }
 
-fn run(mut jobs: mpsc::Receiver<Job>, config: &WriterConfig, registry: &dyn Registry, gallery: &Gallery) {
+/// Whether bytes of deleted templates may be left in the registry's files.
+struct Scrub {
+    due: bool,
+}
+
+impl Scrub {
+    /// Clears them where they may be there; tried again later where that fails.
+    fn if_due(&mut self, registry: &dyn Registry) {
+        if self.due {
+            match registry.scrub() {
+                Ok(()) => self.due = false,
+                Err(error) => tracing::warn!(%error, "deleted templates could not be cleared yet"),
+            }
+        }
+    }
+}
+
+fn run(
+    mut jobs: mpsc::Receiver<Job>,
+    config: &WriterConfig,
+    registry: &dyn Registry,
+    gallery: &Gallery,
+    mut scrub: Scrub,
+) {
     let waiting = tokio::runtime::Builder::new_current_thread().enable_time().build();
     let Ok(waiting) = waiting else {
         tracing::error!("the writer has no timer; writes are refused");
@@ -112,6 +167,7 @@ fn run(mut jobs: mpsc::Receiver<Job>, config: &WriterConfig, registry: &dyn Regi
             Ok(Some(job)) => job,
             Ok(None) => break,
             Err(_) => {
+                scrub.if_due(registry);
                 tidy(registry, gallery);
                 if pruned.elapsed() >= PRUNE {
                     prune(registry);
@@ -128,8 +184,9 @@ fn run(mut jobs: mpsc::Receiver<Job>, config: &WriterConfig, registry: &dyn Regi
             changes += job.changes.len();
             group.push(job);
         }
-        commit(group, config, registry, gallery);
+        commit(group, config, registry, gallery, &mut scrub);
     }
+    scrub.if_due(registry);
     tidy(registry, gallery);
 }
 
@@ -174,7 +231,7 @@ fn kind(action: &Action) -> Write {
     }
 }
 
-fn commit(mut group: Vec<Job>, config: &WriterConfig, registry: &dyn Registry, gallery: &Gallery) {
+fn commit(mut group: Vec<Job>, config: &WriterConfig, registry: &dyn Registry, gallery: &Gallery, scrub: &mut Scrub) {
     let started = Instant::now();
     if let Ok(free_bytes) = gallery::free_bytes(&config.data)
         && free_bytes < config.reserve_bytes
@@ -193,7 +250,7 @@ fn commit(mut group: Vec<Job>, config: &WriterConfig, registry: &dyn Registry, g
     let changes: Vec<Change> = group.iter_mut().flat_map(|job| std::mem::take(&mut job.changes)).collect();
     let kinds: Vec<Write> = changes.iter().map(|c| kind(&c.action)).collect();
 
-    let result = in_force(&changes, registry, gallery);
+    let result = in_force(&changes, registry, gallery, scrub);
     telemetry::group_committed(started.elapsed());
     match result {
         Ok(outcomes) => {
@@ -225,8 +282,21 @@ fn answer(job: Job, outcome: Result<Vec<Outcome>, ServiceError>) {
 }
 
 /// Commits, shows and erases: the steps behind an acknowledgement, in their order.
-fn in_force(changes: &[Change], registry: &dyn Registry, gallery: &Gallery) -> Result<Vec<Outcome>, ServiceError> {
+fn in_force(
+    changes: &[Change],
+    registry: &dyn Registry,
+    gallery: &Gallery,
+    scrub: &mut Scrub,
+) -> Result<Vec<Outcome>, ServiceError> {
     let committed = registry.commit(changes).map_err(|e| ServiceError::Registry(Arc::new(e)))?;
+    let takes_away = |a: &Action| match a {
+        Action::Enrol { .. } => false,
+        Action::Update { remove, .. } => !remove.is_empty(),
+        Action::Forget { .. } => true,
+    };
+    let takes_away = changes.iter().any(|c| takes_away(&c.action));
+    // Due from here on, whatever fails before it is done.
+    scrub.due |= takes_away;
     let not_yet = |e: GalleryError| ServiceError::NotYetInForce(Arc::new(e));
     gallery.apply(&committed.records).map_err(not_yet)?;
     // A replayed request may be one whose first answer was "not yet in force".
@@ -239,13 +309,9 @@ fn in_force(changes: &[Change], registry: &dyn Registry, gallery: &Gallery) -> R
     {
         gallery.catch_up(last).map_err(not_yet)?;
     }
-    let takes_away = |a: &Action| match a {
-        Action::Enrol { .. } => false,
-        Action::Update { remove, .. } => !remove.is_empty(),
-        Action::Forget { .. } => true,
-    };
-    if changes.iter().any(|c| takes_away(&c.action)) {
+    if takes_away {
         registry.scrub().map_err(|e| not_yet(e.into()))?;
+        scrub.due = false;
     }
     Ok(committed.outcomes)
 }

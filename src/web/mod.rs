@@ -35,13 +35,15 @@ pub fn recorder() -> Result<PrometheusHandle, BuildError> {
     Ok(HANDLE.get_or_init(|| handle).clone())
 }
 
-/// Serves `/metrics`, `/livez` and `/readyz` until `stop`; `draining` makes the server not ready.
+/// Serves `/metrics`, `/livez` and `/readyz` until `stop`. The server is ready once `started`, and no
+/// more when `draining`.
 ///
 /// # Errors
 /// Where the socket fails.
 pub async fn serve(
     listener: TcpListener,
     handle: PrometheusHandle,
+    started: CancellationToken,
     draining: CancellationToken,
     stop: CancellationToken,
 ) -> std::io::Result<()> {
@@ -57,8 +59,14 @@ pub async fn serve(
         async move { ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response() }
     };
     let ready = move || {
-        let ready = !draining.is_cancelled();
-        async move { if ready { (StatusCode::OK, "ready\n") } else { (StatusCode::SERVICE_UNAVAILABLE, "draining\n") } }
+        let (started, draining) = (started.is_cancelled(), draining.is_cancelled());
+        async move {
+            match (started, draining) {
+                (_, true) => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
+                (false, false) => (StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
+                (true, false) => (StatusCode::OK, "ready\n"),
+            }
+        }
     };
     let router = Router::new()
         .route("/metrics", get(metrics))

@@ -43,6 +43,8 @@ pub(crate) struct Options {
     pub(crate) more: String,
     /// `server.listen`.
     pub(crate) listen: String,
+    /// `metrics.listen`.
+    pub(crate) metrics: String,
     /// Where the data folder is, if not in the site's own folder.
     pub(crate) data: Option<PathBuf>,
 }
@@ -59,6 +61,7 @@ impl Default for Options {
             level: "info",
             more: String::new(),
             listen: "127.0.0.1:0".into(),
+            metrics: "127.0.0.1:0".into(),
             data: None,
         }
     }
@@ -123,9 +126,9 @@ impl Site {
         }
         let _ = write!(
             text,
-            "{}\n[server]\nlisten = {:?}\n{}\n[metrics]\nlisten = \"127.0.0.1:0\"\n[engine]\n{}\n[batch]\n{}\n\
+            "{}\n[server]\nlisten = {:?}\n{}\n[metrics]\nlisten = {:?}\n[engine]\n{}\n[batch]\n{}\n\
              [storage]\nreserve_mib = {}\n[log]\nlevel = {:?}\n{}\n",
-            o.top, o.listen, o.server, o.engine, o.batch, o.reserve_mib, o.level, o.more
+            o.top, o.listen, o.server, o.metrics, o.engine, o.batch, o.reserve_mib, o.level, o.more
         );
         text
     }
@@ -133,6 +136,20 @@ impl Site {
     /// Starts a server here and waits until it takes calls.
     pub(crate) fn start(self) -> TestServer {
         TestServer::launch(self, Arc::default())
+    }
+
+    /// Starts a server here and kills it `after` a while, ready or not.
+    pub(crate) fn start_and_kill9(&self, after: Duration) {
+        std::fs::write(self.config_file(), self.config()).expect("the configuration is written");
+        let config = self.config_file();
+        let mut child = command(&["serve", "--config", config.to_str().expect("a plain path")])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the server runs");
+        std::thread::sleep(after);
+        child.kill().expect("the server is there");
+        child.wait().expect("it is ours");
     }
 
     /// Runs a server that is expected to give up by itself.
@@ -255,8 +272,11 @@ impl TestServer {
 
     /// Asks the process to stop.
     pub(crate) fn sigterm(&self) {
-        let pid = Pid::from_child(&self.child);
-        kill_process(pid, Signal::TERM).expect("the server is there");
+        self.signal(Signal::TERM);
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("the server is there");
     }
 
     /// Waits for the process to end by itself.
@@ -284,7 +304,8 @@ impl TestServer {
         Self::launch(self.kill9(), log)
     }
 
-    fn into_site(mut self) -> Site {
+    /// The place of a server that has ended.
+    pub(crate) fn into_site(mut self) -> Site {
         if let Some(reader) = self.reader.take() {
             reader.join().expect("the log's reader ends with the process");
         }
