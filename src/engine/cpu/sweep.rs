@@ -8,18 +8,18 @@
 //! Knows kernels, floors and live bits; does not know thread pools. Invariant: every row of the
 //! view is in exactly one piece, so no list has a row twice.
 
+use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use roaring::RoaringBitmap;
-use thenar_index::codes::BLOCK_ROWS;
 use zeroize::Zeroize;
 
 use super::floors::{Floor, Shortlist};
 use super::kernels::{DOTS_PROBES_MAX, DOTS_ROWS, DotsNumbers, Kernels, Line, Precision, TILE_PROBES_MAX, TileHits};
 use super::pace::{Pace, Way};
-use super::sieve::kernels::{CodeKernels, TILE_BLOCKS};
-use super::sieve::{Level, Sieve, SieveBench};
+use super::sieve::kernels::CodeKernels;
+use super::sieve::{Level, Sieve, SieveBench, TILE_ROWS};
 use super::slack::{coarse_slack, lowered, sift_slack};
 use crate::certificate::Certificate;
 use crate::engine::{BlockView, GalleryView, SiftRequest};
@@ -32,12 +32,10 @@ const PANELS_BYTES: usize = 256 << 10;
 /// Panels at most, so that small dimensions still make many pieces.
 const PANELS_MAX: usize = 8;
 
-/// Pairs of rows and probes in a piece of coded rows, at least, so that looking for the next piece
-/// is no cost; and rows, at most, so that every thread gets some.
-const CODED_PAIRS: usize = 1 << 16;
-const CODED_ROWS_MAX: usize = 4096;
-/// Rows of a tile of codes.
-const TILE_ROWS: usize = TILE_BLOCKS * BLOCK_ROWS;
+/// Pairs of rows and probes in a piece of coded rows, about, so that looking for the next piece is
+/// no cost; and rows, so that every thread gets some and the indices of a piece stay in its cache.
+const CODED_PAIRS: usize = 1 << 18;
+const CODED_ROWS: RangeInclusive<usize> = 4 * TILE_ROWS..=8 * TILE_ROWS;
 
 /// Consecutive probes that one call of a kernel compares.
 struct Group {
@@ -182,7 +180,8 @@ impl<'a> Sweep<'a> {
             (groups, PIECE_BYTES / (2 * dim))
         };
 
-        let coded_rows = (CODED_PAIRS / count.max(1)).clamp(TILE_ROWS, CODED_ROWS_MAX).next_multiple_of(TILE_ROWS);
+        let coded_rows =
+            (CODED_PAIRS / count.max(1)).clamp(*CODED_ROWS.start(), *CODED_ROWS.end()).next_multiple_of(TILE_ROWS);
         let mut pieces = vec![0];
         for block in &view.blocks {
             let coded = block.coded(dim);
@@ -216,7 +215,9 @@ impl<'a> Sweep<'a> {
     /// Works on pieces until none are left.
     pub(super) fn work(&self, bench: &mut Bench) {
         bench.prepared.clear();
-        bench.sieve.begin();
+        if self.view.blocks.iter().any(|block| block.coded(self.view.dim) > 0) {
+            bench.sieve.begin(&self.sieve, self.coded_rows);
+        }
         bench.lists.resize_with(self.floors.len().max(bench.lists.len()), Shortlist::default);
         if self.by_tiles {
             let lines = self.piece_rows / self.kernels.panel_rows * self.kernels.panel_lines(self.view.dim);
@@ -264,12 +265,9 @@ impl<'a> Sweep<'a> {
             }
             Way::Codes(level) => {
                 let Bench { lists, sieve, .. } = bench;
-                for at in (first..first + count).step_by(TILE_ROWS) {
-                    let blocks = TILE_ROWS.min(first + count - at) / BLOCK_ROWS;
-                    passed += self.sieve.tile(level, block, at, blocks, &self.floors, sieve, |probe, offset| {
-                        self.compare(block, offset, probe, lists);
-                    });
-                }
+                passed = self.sieve.piece(level, block, (first, count), &self.floors, sieve, |probe, offset| {
+                    self.compare(block, offset, probe, lists);
+                });
             }
         }
         self.pace.took(way, thread_time().saturating_sub(begun), pairs, passed);

@@ -5,6 +5,8 @@
 
 use std::arch::x86_64::*;
 
+use thenar_index::codes::BLOCK_ROWS;
+
 use super::Level;
 use super::kernels::{IndexLine, ScanCall, ScanHits, spread_bits};
 
@@ -39,17 +41,19 @@ pub(super) fn scan(call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
 #[target_feature(enable = "avx2")]
 fn blocks<const B: usize>(call: &ScanCall<'_>, p: usize, first: usize, hits: &mut ScanHits) -> bool {
     assert!(call.groups.is_multiple_of(TOGETHER) && first + B <= call.blocks && p < call.probes);
-    assert!(call.indices.len() >= call.groups * call.blocks && call.tables[p].len() >= call.groups << BITS);
+    assert!(
+        call.indices.len() >= call.groups * call.blocks && BLOCK_ROWS * call.tables[p].len() >= call.groups << BITS
+    );
     // As in `avx512`, for each half of each block.
     let mut both = [[_mm256_setzero_si256(); 2]; B];
     let mut odd = [[_mm256_setzero_si256(); 2]; B];
     let mut indices: *const IndexLine = call.indices.as_ptr().wrapping_add(first);
-    let mut tables: *const u8 = call.tables[p].as_ptr();
+    let mut tables: *const u8 = call.tables[p].as_ptr().cast();
     for _ in 0..call.groups / TOGETHER {
         let mut part = [[_mm256_setzero_si256(); 2]; B];
         for _ in 0..TOGETHER {
             // SAFETY: this group's 16 entries of the probe's `groups` tables.
-            let table = _mm256_broadcastsi128_si256(unsafe { _mm_loadu_si128(tables.cast()) });
+            let table = _mm256_broadcastsi128_si256(unsafe { _mm_load_si128(tables.cast()) });
             for b in 0..B {
                 for half in 0..2 {
                     let from: *const __m256i = indices.wrapping_add(b).cast();

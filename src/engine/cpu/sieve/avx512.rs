@@ -38,21 +38,21 @@ pub(super) fn scan(call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
 fn tile<const B: usize, const P: usize>(call: &ScanCall<'_>, stride: usize, first: usize, hits: &mut ScanHits) -> bool {
     assert!(call.groups.is_multiple_of(TOGETHER) && first + B <= stride && stride == call.blocks && P <= call.probes);
     assert!(call.indices.len() >= call.groups * call.blocks);
-    assert!(call.tables[..P].iter().all(|tables| tables.len() >= call.groups << BITS));
+    assert!(call.tables[..P].iter().all(|tables| tables.len() >= call.groups));
     // Sums of whole 16-bit words, so that of an odd row's byte there is 256 times its entry in
     // `both`, and sums of the odd rows' entries.
     let mut both = [[_mm512_setzero_si512(); B]; P];
     let mut odd = [[_mm512_setzero_si512(); B]; P];
     let groups = call.groups;
     let mut indices: *const IndexLine = call.indices.as_ptr().wrapping_add(first);
-    let mut tables: [*const IndexLine; P] = std::array::from_fn(|p| call.tables[p].as_ptr().cast());
+    let mut tables: [*const IndexLine; P] = std::array::from_fn(|p| call.tables[p].as_ptr());
     for _ in 0..groups / TOGETHER {
         let mut part = [[_mm512_setzero_si512(); B]; P];
         for n in 0..TOGETHER {
             let mut table = [_mm512_setzero_si512(); P];
             for p in 0..P {
                 // SAFETY: this group's 64 entries, of as many in each of `groups` tables.
-                table[p] = unsafe { _mm512_loadu_si512(tables[p].wrapping_add(n).cast()) };
+                table[p] = unsafe { _mm512_load_si512(tables[p].wrapping_add(n).cast()) };
             }
             for b in 0..B {
                 // SAFETY: the line of this group and block `first + b < blocks`.

@@ -55,9 +55,9 @@ pub(super) struct ScanCall<'a> {
     /// Shape: `[groups, blocks]`.
     pub(super) indices: &'a [IndexLine],
     pub(super) blocks: usize,
-    /// For each probe, `[groups, 2^bits]`. One probe or two; the second is not read where `probes`
-    /// is 1.
-    pub(super) tables: [&'a [u8]; SCAN_PROBES],
+    /// For each probe, the bytes `[groups, 2^bits]`, in whole lines. One probe or two; the second is
+    /// not read where `probes` is 1.
+    pub(super) tables: [&'a [IndexLine]; SCAN_PROBES],
     pub(super) probes: usize,
     pub(super) groups: usize,
     pub(super) least: &'a Least,
@@ -139,7 +139,7 @@ impl CodeKernels {
     pub(super) fn scan(&self, call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
         assert!((1..=SCAN_PROBES).contains(&call.probes) && (1..=TILE_BLOCKS).contains(&call.blocks));
         assert!(call.indices.len() >= call.groups * call.blocks && call.groups.is_multiple_of(self.together));
-        assert!(call.tables[..call.probes].iter().all(|tables| tables.len() >= call.groups << self.bits));
+        assert!(call.tables[..call.probes].iter().all(|tables| BLOCK_ROWS * tables.len() >= call.groups << self.bits));
         // SAFETY: the processor has this path, see `of`.
         unsafe { (self.scan)(call, hits) }
     }

@@ -118,10 +118,6 @@ impl Tables {
         }
         Self { entries, offset: offset as f32, step }
     }
-
-    fn bytes(&self) -> &[u8] {
-        bytemuck::cast_slice(&self.entries)
-    }
 }
 
 /// The parts of <q, c> for every index of a group: set bits are negative components, and above
@@ -188,14 +184,18 @@ struct Prepared {
     fine: OnceLock<FineProbe>,
 }
 
-/// Rows that have passed the first look and wait for the second, at most.
+/// Rows that have passed the first look and wait for the second, at most, but for those of one
+/// more scan.
 const HITS_MAX: usize = 4096;
+/// Bytes of the tables of probes that take turns over the tiles of a piece: with the tiles' indices
+/// they stay in a core's own cache.
+const TABLES_BYTES: usize = 384 << 10;
 
 /// A row that passed the first look.
 #[derive(Debug, Clone, Copy)]
 struct Hit {
     probe: u32,
-    /// Place in the tile.
+    /// Place in the piece.
     row: u16,
 }
 
@@ -215,7 +215,7 @@ pub(super) struct SieveBench {
     hits: Vec<Hit>,
     cuts: Vec<Cuts>,
     found: Box<ScanHits>,
-    terms: Box<TileTerms>,
+    terms: Vec<TileTerms>,
 }
 
 impl Default for SieveBench {
@@ -225,7 +225,7 @@ impl Default for SieveBench {
             hits: Vec::new(),
             cuts: Vec::new(),
             found: Box::new(ScanHits::EMPTY),
-            terms: Box::new(TileTerms::EMPTY),
+            terms: Vec::new(),
         }
     }
 }
@@ -236,7 +236,7 @@ impl SieveBench {
             + self.hits.capacity() * size_of::<Hit>()
             + self.cuts.capacity() * size_of::<Cuts>()
             + size_of::<ScanHits>()
-            + size_of::<TileTerms>()
+            + self.terms.capacity() * size_of::<TileTerms>()
     }
 
     /// Overwrites the copies of codes.
@@ -244,9 +244,24 @@ impl SieveBench {
         bytemuck::cast_slice_mut::<IndexLine, u8>(&mut self.indices).zeroize();
     }
 
-    /// Forgets what belongs to the sift before: cuts are those of its certificate.
-    pub(super) fn begin(&mut self) {
+    /// Makes ready for a sift with pieces of at most `rows` rows: room, and no cuts of another
+    /// certificate. Wipes indices before it moves them, so that no copy of a code is left in memory
+    /// that is given back.
+    pub(super) fn begin(&mut self, sieve: &Sieve<'_>, rows: usize) {
+        let tiles = rows.div_ceil(TILE_ROWS);
+        let groups = Level::ALL.map(|level| sieve.kernels.groups(level, sieve.dim)).into_iter().max().unwrap_or(0);
+        let lines = tiles * groups * TILE_BLOCKS;
+        if self.indices.len() < lines {
+            self.wipe();
+            self.indices.resize(lines, IndexLine::ZERO);
+        }
+        if self.terms.len() < tiles {
+            self.terms.resize_with(tiles, || TileTerms::EMPTY);
+        }
+        self.hits.clear();
+        self.hits.reserve(HITS_MAX + SCAN_PROBES * TILE_ROWS);
         self.cuts.clear();
+        self.cuts.resize(sieve.prepared.len(), sieve.cuts(f32::NEG_INFINITY));
     }
 
     #[cfg(test)]
@@ -256,7 +271,7 @@ impl SieveBench {
 }
 
 /// Rows of a tile.
-const TILE_ROWS: usize = TILE_BLOCKS * BLOCK_ROWS;
+pub(super) const TILE_ROWS: usize = TILE_BLOCKS * BLOCK_ROWS;
 
 /// A tile's rows as the first look needs them. With n the length of a row's code, the bar of
 /// <q, c> is n times that of <q, u>.
@@ -283,6 +298,17 @@ impl TileTerms {
         leaning: [UPRIGHT; TILE_ROWS],
         norm: [0.0; TILE_ROWS],
     };
+}
+
+/// One tile of a piece, ready to be scanned.
+struct Tile<'a> {
+    level: Level,
+    groups: usize,
+    blocks: usize,
+    /// Place of its first row in the piece.
+    at: usize,
+    terms: &'a TileTerms,
+    indices: &'a [IndexLine],
 }
 
 /// The leaning that no bar is higher for.
@@ -353,89 +379,113 @@ impl<'a> Sieve<'a> {
         Cuts { floor, first: self.first.cut(floor.into()), fine: self.fine.cut(floor.into()) }
     }
 
-    /// Compares the `blocks` (at most [`TILE_BLOCKS`]) coded blocks from row `first` of `block` on
-    /// with every probe, and hands (probe, offset in the block) of each live row that passes two
-    /// looks to `pass`. Returns the rows that passed the first.
-    pub(super) fn tile(
+    /// Compares `count` coded rows (whole blocks, few tiles) from row `first` of `block` on with every
+    /// probe, and hands (probe, offset in the block) of each live row that passes two looks to
+    /// `pass`. Returns the rows that passed the first, over all probes.
+    ///
+    /// `bench` has begun with this sieve and that many rows. Probes take turns in groups whose tables fit a core's own cache, each over all tiles.
+    pub(super) fn piece(
         &self,
         level: Level,
         block: &BlockView<'_>,
-        first: usize,
-        blocks: usize,
+        (first, count): (usize, usize),
         floors: &[Floor],
         bench: &mut SieveBench,
         mut pass: impl FnMut(usize, usize),
     ) -> usize {
-        let codes = block.codes.blocks(self.dim, first / BLOCK_ROWS, blocks);
-        let SieveBench { indices, hits, cuts, found, terms: tile } = bench;
-        self.read_terms(level, block, first, &codes, tile);
-        if tile.live == [0; TILE_BLOCKS] {
-            return 0;
-        }
+        let codes = block.codes.blocks(self.dim, first / BLOCK_ROWS, count / BLOCK_ROWS);
         let groups = self.kernels.groups(level, self.dim);
-        if indices.len() < groups * TILE_BLOCKS {
-            // Wiped before it grows, so that no copy of a code is left in memory given back.
-            bytemuck::cast_slice_mut::<IndexLine, u8>(indices).zeroize();
-            indices.resize(groups * TILE_BLOCKS, IndexLine::ZERO);
+        let tiles = count.div_ceil(TILE_ROWS);
+        let tile_lines = groups * TILE_BLOCKS;
+        let SieveBench { indices, hits, cuts, found, terms } = bench;
+        for (t, (terms, indices)) in terms.iter_mut().zip(indices.chunks_exact_mut(tile_lines)).take(tiles).enumerate()
+        {
+            let blocks = TILE_BLOCKS.min(count / BLOCK_ROWS - t * TILE_BLOCKS);
+            let codes = codes.blocks(self.dim, t * TILE_BLOCKS, blocks);
+            self.read_terms(level, block, first + t * TILE_ROWS, &codes, terms);
+            self.kernels.spread(codes.sign, codes.two, self.dim, blocks, level, indices);
         }
-        let indices = &mut indices[..groups * blocks];
-        self.kernels.spread(codes.sign, codes.two, self.dim, blocks, level, indices);
-        hits.clear();
-        hits.reserve(HITS_MAX);
-        let mut passed = 0;
-        cuts.resize(floors.len(), self.cuts(f32::NEG_INFINITY));
         for (floor, cuts) in floors.iter().zip(cuts.iter_mut()) {
             let floor = floor.threshold();
             if cuts.floor.to_bits() != floor.to_bits() {
                 *cuts = self.cuts(floor);
             }
         }
-        for at in (0..floors.len()).step_by(SCAN_PROBES) {
-            let probes = SCAN_PROBES.min(floors.len() - at);
-            let tables: [&Tables; SCAN_PROBES] =
-                std::array::from_fn(|p| self.tables(level, (at + p).min(floors.len() - 1)));
-            let least = std::array::from_fn(|p| match cuts.get(at + p) {
-                Some(cuts) => tile.least(cuts.first, tables[p]),
-                None => [u16::MAX; TILE_BLOCKS],
-            });
-            let call = ScanCall {
-                indices,
-                blocks,
-                tables: [tables[0].bytes(), tables[1].bytes()],
-                probes,
-                groups,
-                least: &least,
-            };
-            if !self.kernels.scan(&call, found) {
-                continue;
+        let together = (TABLES_BYTES / (groups << self.kernels.bits)).next_multiple_of(SCAN_PROBES);
+        let mut passed = 0;
+        for from in (0..floors.len()).step_by(together) {
+            let probes = from..floors.len().min(from + together);
+            for (t, (terms, indices)) in terms.iter().zip(indices.chunks_exact(tile_lines)).take(tiles).enumerate() {
+                let blocks = TILE_BLOCKS.min(count / BLOCK_ROWS - t * TILE_BLOCKS);
+                let tile =
+                    Tile { level, groups, blocks, at: t * TILE_ROWS, terms, indices: &indices[..groups * blocks] };
+                for at in probes.clone().step_by(SCAN_PROBES) {
+                    passed += self.first_look(&tile, at, probes.end, &codes, cuts, found, hits);
+                    // Those of one more call always fit.
+                    if hits.len() >= HITS_MAX {
+                        self.second_look(hits, &codes, cuts, |probe, row| pass(probe, first + row));
+                    }
+                }
             }
-            for p in 0..probes {
-                for b in 0..blocks {
-                    let mut mask = found.masks[p][b] & tile.live[b];
-                    while mask != 0 {
-                        let r = mask.trailing_zeros() as usize;
-                        mask &= mask - 1;
-                        let row = b * BLOCK_ROWS + r;
-                        let reach = tables[p].offset + tables[p].step * f32::from(found.sums[p][b][r]);
-                        let bar = cuts[at + p].first.map_or(f32::NEG_INFINITY, |cut| cut.bar(tile.leaning[row]));
-                        if reach >= bar * tile.norm[row] {
-                            prefetch(&codes.fine[row * self.dim / 2..(row + 1) * self.dim / 2]);
-                            #[expect(clippy::cast_possible_truncation, reason = "a batch and a tile are small")]
-                            hits.push(Hit { probe: (at + p) as u32, row: row as u16 });
-                            passed += 1;
-                            if hits.len() == HITS_MAX {
-                                self.second_look(hits, &codes, cuts, |probe, row| pass(probe, first + row));
-                            }
-                        }
+            self.second_look(hits, &codes, cuts, |probe, row| pass(probe, first + row));
+        }
+        passed
+    }
+
+    /// Scans a tile for the probes from `at` on, [`SCAN_PROBES`] at most and none from `end` on, and
+    /// adds what passes to `hits`. Returns how many did.
+    #[inline]
+    #[expect(clippy::too_many_arguments, reason = "the parts of a bench are borrowed one by one")]
+    fn first_look(
+        &self,
+        tile: &Tile<'_>,
+        at: usize,
+        end: usize,
+        codes: &Codes<'_>,
+        cuts: &[Cuts],
+        found: &mut ScanHits,
+        hits: &mut Vec<Hit>,
+    ) -> usize {
+        let probes = SCAN_PROBES.min(end - at);
+        let tables: [&Tables; SCAN_PROBES] = std::array::from_fn(|p| self.tables(tile.level, at + p.min(probes - 1)));
+        let least = std::array::from_fn(|p| match cuts.get(at + p) {
+            Some(cuts) => tile.terms.least(cuts.first, tables[p]),
+            None => [u16::MAX; TILE_BLOCKS],
+        });
+        let call = ScanCall {
+            indices: tile.indices,
+            blocks: tile.blocks,
+            tables: tables.map(|tables| &*tables.entries),
+            probes,
+            groups: tile.groups,
+            least: &least,
+        };
+        if !self.kernels.scan(&call, found) {
+            return 0;
+        }
+        let before = hits.len();
+        for p in 0..probes {
+            for b in 0..tile.blocks {
+                let mut mask = found.masks[p][b] & tile.terms.live[b];
+                while mask != 0 {
+                    let r = mask.trailing_zeros() as usize;
+                    mask &= mask - 1;
+                    let row = b * BLOCK_ROWS + r;
+                    let reach = tables[p].offset + tables[p].step * f32::from(found.sums[p][b][r]);
+                    let bar = cuts[at + p].first.map_or(f32::NEG_INFINITY, |cut| cut.bar(tile.terms.leaning[row]));
+                    if reach >= bar * tile.terms.norm[row] {
+                        let row = tile.at + row;
+                        prefetch(&codes.fine[row * self.dim / 2..(row + 1) * self.dim / 2]);
+                        #[expect(clippy::cast_possible_truncation, reason = "a batch and a piece are small")]
+                        hits.push(Hit { probe: (at + p) as u32, row: row as u16 });
                     }
                 }
             }
         }
-        self.second_look(hits, &codes, cuts, |probe, row| pass(probe, first + row));
-        passed
+        hits.len() - before
     }
 
-    /// Looks at the fine codes of the rows that wait, hands on (probe, place in the tile) of those
+    /// Looks at the fine codes of the rows that wait, hands on (probe, place in the piece) of those
     /// that pass, and leaves none waiting.
     fn second_look(&self, hits: &mut Vec<Hit>, codes: &Codes<'_>, cuts: &[Cuts], mut pass: impl FnMut(usize, usize)) {
         for hit in hits.drain(..) {

@@ -21,7 +21,7 @@ pub(super) fn scan(call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
 pub(super) fn scan_with(bits: usize, call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
     let mut any = false;
     for p in 0..call.probes {
-        let tables = &call.tables[p][..call.groups << bits];
+        let tables = &bytemuck::cast_slice::<IndexLine, u8>(call.tables[p])[..call.groups << bits];
         for block in 0..call.blocks {
             let mut sums = [0_u16; BLOCK_ROWS];
             for (group, table) in tables.chunks_exact(1 << bits).enumerate() {

@@ -59,7 +59,7 @@ fn sums(kernels: &CodeKernels, level: Level, dim: usize, codes: &Codes<'_>, tabl
     let call = ScanCall {
         indices: &indices,
         blocks,
-        tables: [tables[0].bytes(), tables[tables.len() - 1].bytes()],
+        tables: [&tables[0].entries, &tables[tables.len() - 1].entries],
         probes: tables.len(),
         groups,
         least: &Least::default(),
@@ -127,14 +127,16 @@ fn a_scan_reports_exactly_the_rows_that_reach_the_least() {
                 };
                 let indices: Vec<IndexLine> = (0..groups * blocks).map(|_| line(&mut rng)).collect();
                 let entry_max = (255 / kernels.together) as u8;
-                let tables: [Vec<u8>; 2] = std::array::from_fn(|_| {
-                    (0..groups << kernels.bits).map(|_| rng.random_range(0..=entry_max)).collect()
+                let tables: [Vec<IndexLine>; 2] = std::array::from_fn(|_| {
+                    (0..(groups << kernels.bits).div_ceil(BLOCK_ROWS))
+                        .map(|_| IndexLine(std::array::from_fn(|_| rng.random_range(0..=entry_max))))
+                        .collect()
                 });
                 let wanted = |p: usize, block: usize, row: usize| -> u16 {
                     (0..groups)
                         .map(|g| {
                             let index = usize::from(indices[g * blocks + block].0[row]);
-                            u16::from(tables[p][(g << kernels.bits) + index])
+                            u16::from(bytemuck::cast_slice::<IndexLine, u8>(&tables[p])[(g << kernels.bits) + index])
                         })
                         .sum()
                 };
