@@ -271,6 +271,7 @@ async fn search(
         server: server.clone(),
         until,
         seed: args.seed << 16 ^ u64::from(client),
+        pace: None,
     };
     let mut gates = JoinSet::new();
     let mut terminals = JoinSet::new();
@@ -283,9 +284,8 @@ async fn search(
             progress.set(started.elapsed().as_secs().min(args.seconds));
         }
     };
-    let working = async {
-        tokio::try_join!(total(gates), total(terminals), load::churn(scene(args.gates + args.terminals)))
-    };
+    let working =
+        async { tokio::try_join!(total(gates), total(terminals), load::churn(scene(args.gates + args.terminals))) };
     let worked = tokio::select! {
         worked = working => worked,
         never = ticking => never,

@@ -313,8 +313,17 @@ pub(super) mod tests {
     fn the_object_for_programs_begins_with_the_keys_that_are_relied_on() {
         let text = serde_json::to_string(&report()).unwrap();
         let keys = [
-            "gallery", "dim", "engine", "adapter", "searches", "correct", "wrong", "missed", "latency_ms",
-            "searches_per_second", "enrolled_per_second",
+            "gallery",
+            "dim",
+            "engine",
+            "adapter",
+            "searches",
+            "correct",
+            "wrong",
+            "missed",
+            "latency_ms",
+            "searches_per_second",
+            "enrolled_per_second",
         ];
         let mut from = 0;
         for key in keys {

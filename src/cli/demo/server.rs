@@ -136,8 +136,11 @@ impl DemoServer {
             metrics: LOOPBACK,
             engine: EngineKind { kind: engine },
         });
-        std::fs::write(&config, written.map_err(std::io::Error::other)?)
-            .map_err(|source| CliError::File { action: "write", path: config.clone(), source })?;
+        std::fs::write(&config, written.map_err(std::io::Error::other)?).map_err(|source| CliError::File {
+            action: "write",
+            path: config.clone(),
+            source,
+        })?;
 
         let mut child = Command::new(program)
             .arg("serve")
