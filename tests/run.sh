@@ -46,6 +46,7 @@ stage "documentation" docs
 counted "tests" 'tests run:' cargo nextest run --workspace --no-fail-fast
 stage "documentation examples" cargo test --workspace --doc --quiet
 stage "server binary" cargo build --quiet
+stage "benchmarks, smoke size" benches/smoke.sh
 
 printf '\n%d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
 ((failed == 0))
