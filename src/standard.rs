@@ -48,12 +48,18 @@ impl StandardGallery {
     /// The gallery of `seed` with embeddings of `dim` components.
     #[must_use]
     pub fn new(seed: u64, dim: usize) -> Self {
+        Self::with_decay(seed, dim, DECAY)
+    }
+
+    /// A gallery whose spectrum decays as `i^decay` instead: benchmarks also look at heavier ones.
+    #[must_use]
+    pub fn with_decay(seed: u64, dim: usize, decay: f64) -> Self {
         #[expect(
             clippy::cast_possible_truncation,
             clippy::cast_precision_loss,
             reason = "a scale is a figure of few digits and dimensions are small"
         )]
-        let scales = (1..=dim).map(|i| (i as f64).powf(DECAY) as f32).collect();
+        let scales = (1..=dim).map(|i| (i as f64).powf(decay) as f32).collect();
         Self { origin: ChaCha8Rng::seed_from_u64(seed), scales }
     }
 

@@ -48,6 +48,7 @@ counted "tests" 'tests run:' cargo nextest run --workspace --no-fail-fast
 stage "documentation examples" cargo test --workspace --doc --quiet
 stage "server binary" cargo build --quiet
 counted "Python client" '^=+ .* in [0-9.]+s' .venv/bin/python -m pytest tests/python
+stage "benchmarks, smoke size" benches/smoke.sh
 
 printf '\n%d passed, %d failed, %d skipped\n' "$passed" "$failed" "$skipped"
 ((failed == 0))

@@ -173,6 +173,9 @@ pub struct Scene {
     pub until: Instant,
     /// Tells one client's random choices from another's.
     pub seed: u64,
+    /// Time from one palm to the next at a gate; none to show the next as soon as the last is
+    /// answered. With a pace, waiting counts from when the palm was due, answered late or not.
+    pub pace: Option<Duration>,
 }
 
 /// A search of the demo.
@@ -189,7 +192,7 @@ pub fn request(request_id: String, venue: &str, purpose: Purpose, probes: Vec<Pa
     }
 }
 
-/// One turnstile: a stream, one palm after another, the next as soon as the last is answered.
+/// One turnstile: a stream, one palm after another, each after the last is answered and due.
 ///
 /// # Errors
 /// [`CliError`] where the stream breaks or the server does not follow the protocol.
@@ -203,6 +206,8 @@ pub async fn gate(scene: Scene) -> Result<Tally, CliError> {
     let mut client = connect::identification(scene.server.connect().await?);
     let mut answers = client.identify_stream(ReceiverStream::new(queue)).await.map_err(broken)?.into_inner();
     let mut asked = 0_u64;
+    // Gates do not open their doors in step.
+    let mut due = scene.pace.map(|pace| Instant::now() + pace.mul_f64(random.random()));
     while Instant::now() < scene.until {
         let truth = random.random_bool(MATED_SHARE).then(|| random.random_range(0..scene.stable));
         let probe = match truth {
@@ -211,7 +216,16 @@ pub async fn gate(scene: Scene) -> Result<Tally, CliError> {
         };
         let request_id = format!("gate-{}-{asked}", scene.seed);
         asked += 1;
-        let sent = Instant::now();
+        let sent = match (&mut due, scene.pace) {
+            (Some(due), Some(pace)) => {
+                if *due >= scene.until {
+                    return Ok(tally);
+                }
+                tokio::time::sleep_until((*due).into()).await;
+                std::mem::replace(due, *due + pace)
+            }
+            _ => Instant::now(),
+        };
         let question = request(request_id.clone(), "demo-stadium", Purpose::Entry, vec![probe]);
         requests.send(question).await.map_err(|_| ended())?;
         let answer = within(CALL, answers.message()).await?.map_err(broken)?.ok_or_else(ended)?;

@@ -285,6 +285,7 @@ async fn search(
         server: server.clone(),
         until,
         seed: args.seed << 16 ^ u64::from(client),
+        pace: None,
     };
     let mut gates = JoinSet::new();
     let mut terminals = JoinSet::new();

@@ -1,40 +1,74 @@
 //! Measures the index: codes, append, open, forget and verify.
 //!
-//! `cargo run --release -p thenar-index --example open -- FOLDER [ROWS] [DIM]`; the folder must
-//! not hold an index, and holds none afterwards. Rows come from a fixed seed. Says what was
-//! measured on how many threads.
+//!     cargo run --release -p thenar-bench --bin open
+//!
+//! Rows come from a fixed seed, in a folder that is removed. Exit code 1 where the index does not
+//! hold what it should.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use anyhow::ensure;
+use clap::Parser;
 use half::f16;
+use thenar_bench::facts::Facts;
 use thenar_index::codes::{BLOCK_ROWS, OwnedCodes};
-use thenar_index::{Error, Geometry, Index, KeyId, Lsn, NewRow, SubjectNumber, TemplateId, verify};
+use thenar_index::{Geometry, Index, KeyId, Lsn, NewRow, SubjectNumber, TemplateId, verify};
 
 const KEY: KeyId = KeyId(*b"measuring-key-01");
 /// Rows appended between two publications.
 const BATCH: usize = 4096;
 const ERASURES: u64 = 100;
 
-fn main() -> Result<(), Error> {
-    let mut arguments = std::env::args_os().skip(1);
-    let Some(dir) = arguments.next().map(PathBuf::from) else {
-        eprintln!("usage: open FOLDER [ROWS] [DIM]");
-        std::process::exit(2);
-    };
-    let mut number = |default: usize| arguments.next().and_then(|text| text.to_str()?.parse().ok()).unwrap_or(default);
-    let (rows, dim) = (number(1_000_000), number(512));
-    println!(
-        "{rows} rows of {dim} components, {} threads",
-        std::thread::available_parallelism().map_or(1, usize::from)
-    );
-    measure_codes(dim);
-    measure(&dir, rows, dim)?;
-    Index::wipe(&dir)
+/// Measure the index: append, open, forget and verify.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// Rows, two a subject.
+    #[arg(long, default_value_t = 1_000_000)]
+    n: usize,
+    /// Components of a row, a multiple of 32.
+    #[arg(long, default_value_t = 512)]
+    dim: usize,
+    /// Folder in which to make the index; where temporary files go unless given.
+    #[arg(long)]
+    dir: Option<PathBuf>,
+    /// Seconds instead of minutes: 20,000 rows of 128. For tests.
+    #[arg(long)]
+    smoke: bool,
 }
 
-fn measure(dir: &std::path::Path, rows: usize, dim: usize) -> Result<(), Error> {
+fn main() -> ExitCode {
+    let mut arguments = Arguments::parse();
+    if arguments.smoke {
+        (arguments.n, arguments.dim) = (20_000, 128);
+    }
+    match run(&arguments) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("open: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    for (name, value) in Facts::gather().rows() {
+        println!("{name}: {value}");
+    }
+    println!("{} rows of {} components", arguments.n, arguments.dim);
+    let mut folder = tempfile::Builder::new();
+    folder.prefix("thenar-bench");
+    let folder = match &arguments.dir {
+        Some(dir) => folder.tempdir_in(dir)?,
+        None => folder.tempdir()?,
+    };
+    measure_codes(arguments.dim);
+    measure(&folder.path().join("index"), arguments.n, arguments.dim)
+}
+
+fn measure(dir: &std::path::Path, rows: usize, dim: usize) -> anyhow::Result<()> {
     let mut index = Index::create(dir, Geometry::new(dim), KEY)?;
     let vectors = noise(BATCH * dim);
     let (mut appending, mut done) = (Duration::ZERO, 0);
@@ -70,12 +104,15 @@ fn measure(dir: &std::path::Path, rows: usize, dim: usize) -> Result<(), Error> 
         opened = Some(timed("finish", || unrepaired.finish())?);
     }
     let mut index = opened.expect("it was opened three times");
+    ensure!(index.snapshot().live() == rows as u64, "{} of {rows} rows came back", index.snapshot().live());
     let mut worst = Duration::ZERO;
+    let mut erased = 0;
     for subject in 0..ERASURES {
         let began = Instant::now();
         let rows = index.forget(SubjectNumber(subject * 37 % (done as u64 / 2).max(1)));
         drop(index.publish(Lsn(done as u64 + subject)));
         index.erase(&rows)?;
+        erased += rows.len() as u64;
         worst = worst.max(began.elapsed());
     }
     println!("forget, publish and erase a subject, the longest of {ERASURES}: {worst:.2?}");
@@ -83,6 +120,9 @@ fn measure(dir: &std::path::Path, rows: usize, dim: usize) -> Result<(), Error> 
     drop(index);
     let report = timed("verify", || verify(dir, KEY, &|_, _| ControlFlow::Continue(())))?;
     println!("sound: {}, {} live, {} erased", report.is_sound(), report.live, report.erased);
+    ensure!(report.is_sound(), "the index is damaged");
+    let (live, found) = (rows as u64 - erased, report.live);
+    ensure!(found == live, "{found} rows are live, {live} should be");
     Ok(())
 }
 

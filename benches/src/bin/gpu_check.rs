@@ -4,7 +4,7 @@
 //! survivors of some probes against an f64 brute force over every row, and times single probes and
 //! batches with and without a floor. Exit code 1 if an answer was wrong or no adapter fits.
 //!
-//! `cargo run --release --example gpu_check -- --n 1000000 --dim 512`
+//!     cargo run --release -p thenar-bench --bin gpu_check -- --n 1000000 --dim 512
 
 use std::fmt::Write as _;
 use std::process::ExitCode;
@@ -13,13 +13,10 @@ use std::time::{Duration, Instant};
 
 use clap::Parser;
 use half::f16;
-use half::slice::HalfFloatSliceExt;
-use rand::SeedableRng;
-use rand_chacha::ChaCha8Rng;
-use rand_distr::{Distribution, StandardNormal};
 use rayon::prelude::*;
 use thenar::engine::gpu::{AdapterChoice, GpuEngine, available_adapters};
 use thenar::engine::{BlockView, Engine, GalleryView, SiftRequest, Survivors};
+use thenar_bench::gallery::{Gallery, GalleryKind};
 
 /// Checks and times the GPU engine.
 #[derive(Parser)]
@@ -51,14 +48,31 @@ struct Arguments {
     /// Seed of the gallery and the probes.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Seconds instead of minutes, on a software adapter (lavapipe) where none is named: 4,096 rows
+    /// of 128. For tests; without any adapter there is nothing to do, unless THENAR_REQUIRE_GPU=1.
+    #[arg(long)]
+    smoke: bool,
 }
 
 /// Rows of a block: the gallery comes in several, as it would from an index.
 const BLOCK_ROWS: usize = 1 << 20;
 
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
-    for adapter in available_adapters() {
+    let mut arguments = Arguments::parse();
+    let adapters = available_adapters();
+    if arguments.smoke {
+        (arguments.n, arguments.dim, arguments.batches) = (4096, 128, vec![1, 16]);
+        (arguments.check, arguments.seconds) = (4, 0.0);
+        if arguments.adapter.is_none() {
+            let Some(adapter) = adapters.iter().find(|adapter| adapter.software).or(adapters.first()) else {
+                eprintln!("gpu_check: skipped, there is no adapter");
+                let required = std::env::var_os("THENAR_REQUIRE_GPU").is_some_and(|value| value == "1");
+                return if required { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+            };
+            arguments.adapter = Some(adapter.name.clone());
+        }
+    }
+    for adapter in adapters {
         println!(
             "adapter: {} ({}, {}, {}{})",
             adapter.name,
@@ -91,7 +105,8 @@ fn main() -> ExitCode {
 fn check_and_time(arguments: &Arguments, engine: &GpuEngine) -> Result<bool, thenar::engine::EngineError> {
     let Arguments { n, dim, seed, .. } = *arguments;
     let started = Instant::now();
-    let rows = gallery(n, dim, seed);
+    let gallery = Gallery::new(GalleryKind::Standard, seed, n, dim);
+    let rows = gallery.rows();
     println!("gallery of {n} x {dim}, {} MB, made in {:.1?}", n * dim * 2 / 1_000_000, started.elapsed());
     let live: Vec<AtomicU64> = (0..n.div_ceil(64)).map(|_| AtomicU64::new(u64::MAX)).collect();
     let blocks = rows.chunks(BLOCK_ROWS * dim).enumerate().map(|(number, rows)| BlockView {
@@ -112,11 +127,11 @@ fn check_and_time(arguments: &Arguments, engine: &GpuEngine) -> Result<bool, the
         engine.describe().host_bytes / 1_000_000,
     );
 
-    let probes = probes(&rows, arguments.batches.iter().copied().max().unwrap_or(1).max(arguments.check), dim, seed);
+    let probes = gallery.probes(arguments.batches.iter().copied().max().unwrap_or(1).max(arguments.check));
     let mut right = true;
     for (floor, keep) in [(arguments.floor, 0), (arguments.floor, arguments.keep), (-1.1, arguments.keep)] {
         for batch in [1, arguments.check] {
-            right &= agrees(engine, &view, &rows, &probes[..batch * dim], floor, keep)?;
+            right &= agrees(engine, &view, rows, probes.values(0..batch), floor, keep)?;
         }
     }
 
@@ -125,7 +140,7 @@ fn check_and_time(arguments: &Arguments, engine: &GpuEngine) -> Result<bool, the
     );
     for &batch in &arguments.batches {
         for (floor, keep) in [(arguments.floor, arguments.keep), (-1.1, arguments.keep)] {
-            let line = time(engine, &view, &probes[..batch * dim], floor, keep, arguments.seconds)?;
+            let line = time(engine, &view, probes.values(0..batch), floor, keep, arguments.seconds)?;
             let seconds = line.device.unwrap_or(line.wall).as_secs_f64();
             let pairs = (n * batch) as f64;
             writeln!(
@@ -231,50 +246,4 @@ fn time(
     }
     best.survivors = survivors.rows.iter().map(Vec::len).sum();
     Ok(best)
-}
-
-/// The standard gallery: normal draws scaled by i^-0.35, of unit length. Shape: `[n, dim]`.
-fn gallery(n: usize, dim: usize, seed: u64) -> Vec<f16> {
-    let mut rows = vec![f16::ZERO; n * dim];
-    let scales = scales(dim);
-    rows.par_chunks_mut(dim * 1024).enumerate().for_each(|(chunk, rows)| {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed.wrapping_mul(1_000_003).wrapping_add(chunk as u64));
-        for row in rows.chunks_exact_mut(dim) {
-            row.convert_from_f32_slice(&draw(&scales, &mut rng));
-        }
-    });
-    rows
-}
-
-/// Mates of rows spread over the gallery: row + 0.85 of another draw. Shape: `[count, dim]`.
-fn probes(rows: &[f16], count: usize, dim: usize, seed: u64) -> Vec<f32> {
-    let mut rng = ChaCha8Rng::seed_from_u64(!seed);
-    let scales = scales(dim);
-    let n = rows.len() / dim;
-    let mut probes = Vec::with_capacity(count * dim);
-    for number in 0..count {
-        let row = &rows[number * 7_919_993 % n * dim..][..dim];
-        let noise = draw(&scales, &mut rng);
-        let near: Vec<f32> = row.iter().zip(&noise).map(|(x, e)| x.to_f32() + 0.85 * e).collect();
-        probes.extend(normalised(near));
-    }
-    probes
-}
-
-fn scales(dim: usize) -> Vec<f32> {
-    (1..=dim).map(|i| (i as f32).powf(-0.35)).collect()
-}
-
-fn draw(scales: &[f32], rng: &mut ChaCha8Rng) -> Vec<f32> {
-    let values = scales.iter().map(|scale| {
-        let normal: f32 = StandardNormal.sample(rng);
-        normal * scale
-    });
-    normalised(values.collect())
-}
-
-fn normalised(mut values: Vec<f32>) -> Vec<f32> {
-    let norm = values.iter().map(|v| v * v).sum::<f32>().sqrt();
-    values.iter_mut().for_each(|v| *v /= norm);
-    values
 }

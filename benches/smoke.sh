@@ -1,0 +1,10 @@
+#!/usr/bin/env bash
+# Runs every benchmark in its smoke size: seconds each, answers checked, figures meaningless.
+# Exit code 1 if one fails. Compiles FAISS the first time.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+cargo build --quiet -p thenar-bench --bins
+for bench in peers kernels gpu_check open harness; do
+    printf '\n-- %s --smoke\n' "$bench"
+    cargo run --quiet -p thenar-bench --bin "$bench" -- --smoke
+done
