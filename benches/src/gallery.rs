@@ -1,7 +1,9 @@
 //! The galleries that peers are compared on, and the probes, seeded.
 //!
-//! Every peer gets the same rows: those that Thenar stores, rounded to f16 (others widen them
-//! again), and the same f32 probes. So scores agree to the rounding of the peer's own sums.
+//! Every peer gets the same rows: those that Thenar stores, rotated by a key and rounded to f16
+//! (others widen them again), and the same rotated f32 probes. So scores agree to the rounding of
+//! the peer's own sums. A rotation changes no score and helps or hinders no peer but those that
+//! look at single components.
 //! Knows no files and no peers.
 
 use std::ops::Range;
@@ -12,7 +14,12 @@ use half::slice::HalfFloatSliceExt as _;
 use rayon::prelude::*;
 use serde::Serialize;
 use thenar::standard::StandardGallery;
+use thenar::vault::{MasterKey, Rotation, Vault};
 
+/// The key of the rotation: figures are for one.
+const KEY: [u8; 32] = *b"a key that everybody may know ..";
+/// Rows rotated together, so that the matrix is read once for all of them.
+const ROTATED_TOGETHER: usize = 64;
 /// Rows of a family in the clustered gallery.
 const FAMILY_ROWS: u32 = 50;
 /// Cosines between rows of one family: each family has its own in this range.
@@ -98,6 +105,7 @@ impl Source {
 /// The rows.
 pub struct Gallery {
     source: Source,
+    rotation: Rotation,
     dim: usize,
     rows: Vec<f16>,
 }
@@ -108,15 +116,21 @@ impl Gallery {
     pub fn new(kind: GalleryKind, seed: u64, len: usize, dim: usize) -> Self {
         let source = Source::new(kind, seed, dim);
         let end = u32::try_from(len).expect("rows are counted in 32 bits");
+        let rotation = Rotation::new(&Vault::new(MasterKey::from_bytes(KEY)), dim).expect("a dimension of a gallery");
         let mut rows = vec![f16::ZERO; len * dim];
-        rows.par_chunks_exact_mut(dim).zip(0..end).for_each_init(
-            || vec![0.0; dim],
-            |wide, (row, number)| {
-                source.row(number, wide);
-                row.convert_from_f32_slice(wide);
-            },
-        );
-        Self { source, dim, rows }
+        rows.par_chunks_mut(dim * ROTATED_TOGETHER)
+            .zip((0..end).into_par_iter().step_by(ROTATED_TOGETHER))
+            .for_each_init(
+                || (vec![0.0; dim * ROTATED_TOGETHER], vec![0.0; dim * ROTATED_TOGETHER]),
+                |(wide, rotated), (rows, first)| {
+                    let wide = &mut wide[..rows.len()];
+                    let rotated = &mut rotated[..rows.len()];
+                    wide.chunks_exact_mut(dim).zip(first..).for_each(|(row, number)| source.row(number, row));
+                    rotation.rotate_many(wide, rotated);
+                    rows.convert_from_f32_slice(rotated);
+                },
+            );
+        Self { source, rotation, dim, rows }
     }
 
     /// Components of a row.
@@ -155,7 +169,11 @@ impl Gallery {
         let mates: Vec<u32> =
             (0..count).map(|probe| u32::try_from(probe * self.len() / count).expect("a row number")).collect();
         let mut values = vec![0.0; count * self.dim];
-        values.par_chunks_exact_mut(self.dim).zip(&mates).for_each(|(probe, mate)| self.source.mate(*mate, probe));
+        values.par_chunks_exact_mut(self.dim).zip(&mates).for_each(|(probe, mate)| {
+            self.source.mate(*mate, probe);
+            let rotated = self.rotation.rotate(probe);
+            probe.copy_from_slice(&rotated);
+        });
         Probes { dim: self.dim, values, mates }
     }
 }

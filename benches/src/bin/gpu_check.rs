@@ -17,6 +17,7 @@ use rayon::prelude::*;
 use thenar::engine::gpu::{AdapterChoice, GpuEngine, available_adapters};
 use thenar::engine::{BlockView, Engine, GalleryView, SiftRequest, Survivors};
 use thenar_bench::gallery::{Gallery, GalleryKind};
+use thenar_index::codes::Codes;
 
 /// Checks and times the GPU engine.
 #[derive(Parser)]
@@ -114,7 +115,7 @@ fn check_and_time(arguments: &Arguments, engine: &GpuEngine) -> Result<bool, the
         first_row: u32::try_from(number * BLOCK_ROWS).expect("rows fit u32"),
         rows,
         live: &live[number * BLOCK_ROWS / 64..],
-        codes: Default::default(),
+        codes: Codes::default(),
     });
     let view = GalleryView { dim, blocks: blocks.collect() };
     let started = Instant::now();

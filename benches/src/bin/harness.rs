@@ -158,7 +158,8 @@ async fn run(mut arguments: LoadArgs) -> anyhow::Result<bool> {
         };
         let folder = DemoFolder::new(None)?;
         let mut own = DemoServer::start(&program, folder.path(), arguments.dim, &arguments.engine).await?;
-        let server = ServerArgs::plain(own.address()).resolve()?;
+        let address = own.ready().await?;
+        let server = ServerArgs::plain(&address).resolve()?;
         let worked = tokio::select! {
             biased;
             failure = own.ended() => return Err(failure.into()),

@@ -13,6 +13,7 @@ use std::time::Instant;
 use clap::Parser;
 use half::f16;
 use serde::Serialize;
+use thenar::certificate::{Certificate, MISS_PROBABILITY_DEFAULT};
 use thenar::cli::table::{facts, say, say_json, table};
 use thenar::engine::cpu::CpuEngine;
 use thenar::engine::{BlockView, Engine, GalleryView, SiftRequest, Survivors};
@@ -22,6 +23,7 @@ use thenar_bench::facts::Facts;
 use thenar_bench::gallery::{Gallery, GalleryKind};
 use thenar_bench::measure::median;
 use thenar_bench::truth::Truth;
+use thenar_index::codes::{BLOCK_ROWS, Codes, OwnedCodes};
 
 /// Time the CPU engine's sift on every instruction set.
 #[derive(Debug, Parser)]
@@ -36,9 +38,9 @@ struct Arguments {
     #[arg(long, default_value_t = 2)]
     threads: usize,
     /// Probes of a call.
-    #[arg(long, value_delimiter = ',', default_value = "1,2,3,4,6,8,12,16,32,64,256")]
+    #[arg(long, value_delimiter = ',', default_value = "1,4,16,64,256")]
     batch: Vec<usize>,
-    /// Instruction sets: avx512bf16, avx512, avx2, portable. All that the processor has unless given.
+    /// Instruction sets: avx512vbmi, avx512bf16, avx512, avx2, portable. All that the processor has unless given.
     #[arg(long, value_delimiter = ',')]
     path: Vec<Simd>,
     /// Floor of every probe.
@@ -67,6 +69,8 @@ fn dimension(text: &str) -> Result<usize, String> {
 #[derive(Debug, Serialize)]
 struct Row {
     path: &'static str,
+    /// exhaustive, or by codes under a certificate.
+    way: &'static str,
     n: usize,
     dim: usize,
     batch: usize,
@@ -102,8 +106,16 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let machine = Facts::gather();
     let gallery = Gallery::new(GalleryKind::Standard, arguments.seed, n, dim);
     let live: Vec<AtomicU64> = (0..n.div_ceil(64)).map(|_| AtomicU64::new(u64::MAX)).collect();
-    let block = BlockView { identity: 1, first_row: 0, rows: gallery.rows(), live: &live };
-    let view = GalleryView { dim, blocks: vec![block] };
+    let codes = OwnedCodes::of(&gallery.rows()[..n / BLOCK_ROWS * BLOCK_ROWS * dim], dim);
+    let view = |codes| GalleryView {
+        dim,
+        blocks: vec![BlockView { identity: 1, first_row: 0, rows: gallery.rows(), live: &live, codes }],
+    };
+    let ways = [
+        ("exhaustive", view(Codes::default()), Certificate::Deterministic),
+        ("deterministic", view(codes.as_codes()), Certificate::Deterministic),
+        ("randomised", view(codes.as_codes()), Certificate::Randomised { miss_probability: MISS_PROBABILITY_DEFAULT }),
+    ];
 
     let gigabytes = (n * dim * 2) as f64 / 1e9;
     let reading = gigabytes / seconds(5, || read_all(gallery.rows(), threads));
@@ -118,13 +130,22 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let mut rows = Vec::new();
     for path in paths.into_iter().filter(|path| path.is_available()) {
         let engine = CpuEngine::with_simd(threads, path)?;
-        for &batch in &arguments.batch {
+        for (&batch, (way, view, certificate)) in
+            arguments.batch.iter().flat_map(|batch| ways.iter().map(move |way| (batch, way)))
+        {
             let probes = gallery.probes(batch);
             let (floors, keep) = (vec![arguments.tau; batch], vec![arguments.k; batch]);
             let values = probes.values(0..batch);
-            let request = SiftRequest { probes: values, floors: &floors, keep: &keep, survivors_max: 4096 };
+            let request = SiftRequest {
+                probes: values,
+                floors: &floors,
+                keep: &keep,
+                survivors_max: 4096,
+                certificate: *certificate,
+                ..SiftRequest::default()
+            };
             let mut survivors = Survivors::default();
-            engine.sift(&view, &request, &mut survivors)?;
+            engine.sift(view, &request, &mut survivors)?;
             let truth = Truth::new(&gallery, &probes, arguments.k as usize);
             let missing = (0..batch).map(|probe| {
                 let wanted = truth.wanted(probe, Some(f64::from(arguments.tau)));
@@ -134,7 +155,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
             let rounds = if arguments.smoke { 3 } else { (64 / batch).clamp(3, 11) };
             let mut failed = None;
             let seconds = seconds(rounds, || {
-                if let Err(error) = engine.sift(&view, &request, &mut survivors) {
+                if let Err(error) = engine.sift(view, &request, &mut survivors) {
                     failed = Some(error);
                 }
             });
@@ -144,6 +165,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
             let pairs_per_second = (n * batch) as f64 / seconds;
             rows.push(Row {
                 path: path.as_str(),
+                way,
                 n,
                 dim,
                 batch,
@@ -178,11 +200,12 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
 }
 
 fn rendered(rows: &[Row]) -> String {
-    let header = ["path", "probes", "ms", "Mpairs/s", "GB/s of rows", "% of f32 peak", "survivors", "missing"];
-    let mut out = table(&header, 1);
+    let header = ["path", "way", "probes", "ms", "Mpairs/s", "GB/s of rows", "% of f32 peak", "survivors", "missing"];
+    let mut out = table(&header, 2);
     for row in rows {
         out.add_row(vec![
             row.path.to_owned(),
+            row.way.to_owned(),
             row.batch.to_string(),
             format!("{:.2}", row.ms_p50),
             format!("{:.1}", row.pairs_per_second / 1e6),

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
 use serde::Serialize;
+use thenar::certificate::{Certificate, MISS_PROBABILITY_DEFAULT};
 use thenar::cli::table::{facts, grouped, say, say_json, table};
 use thenar::engine::Engine;
 use thenar::engine::cpu::CpuEngine;
@@ -59,9 +60,10 @@ struct Arguments {
     /// Rows wanted.
     #[arg(long, default_value_t = 10, value_parser = positive)]
     k: usize,
-    /// Why Thenar's answers are complete; deterministic is all there is so far.
-    #[arg(long, default_value = "deterministic", value_parser = certificate)]
-    certificate: &'static str,
+    /// Why Thenar's answers are complete: deterministic, randomised (with a miss probability of
+    /// 1e-12), or randomised:P.
+    #[arg(long, value_delimiter = ',', default_value = "randomised,deterministic", value_parser = certificate)]
+    certificate: Vec<Certificate>,
     /// What Thenar sifts with.
     #[arg(long, value_enum, default_value_t = EngineWord::Cpu)]
     engine: EngineWord,
@@ -116,11 +118,16 @@ fn dimension(text: &str) -> Result<usize, String> {
     thenar::palm::checked_dim(positive(text)?).map_err(|invalid| invalid.to_string())
 }
 
-fn certificate(text: &str) -> Result<&'static str, String> {
-    if text == "deterministic" {
-        return Ok("deterministic");
+fn certificate(text: &str) -> Result<Certificate, String> {
+    match text.split_once(':') {
+        None if text == "deterministic" => Ok(Certificate::Deterministic),
+        None if text == "randomised" => Ok(Certificate::Randomised { miss_probability: MISS_PROBABILITY_DEFAULT }),
+        Some(("randomised", probability)) => {
+            let probability = probability.parse().map_err(|_| format!("{probability:?} is not a number"))?;
+            Certificate::randomised(probability).map_err(|invalid| invalid.to_string())
+        }
+        _ => Err(format!("{text:?} is not deterministic, randomised or randomised:P")),
     }
-    Err("this version searches exhaustively and knows no certificate but deterministic".to_owned())
 }
 
 /// One line of the result. The order and the names of the keys up to `mates_missed` are relied on.
@@ -205,7 +212,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
         facts: RunFacts {
             machine,
             seed: arguments.seed,
-            thenar: format!("{} engine, {}, certificate {}", described.kind, described.adapter, arguments.certificate),
+            thenar: format!(
+                "{} engine, {}, certificates {:?}",
+                described.kind, described.adapter, arguments.certificate
+            ),
             faiss: faiss_facts(arguments.threads),
             notes: Vec::new(),
             skipped: Vec::new(),
@@ -257,8 +267,12 @@ fn compare(
     let truth = timed(&format!("{what}: brute force"), || Ok(Truth::new(&gallery, &probes, arguments.k)))?;
 
     let shelf = timed(&format!("{what}: Thenar's index"), || Ok(Arc::new(Shelf::new(&gallery)?)))?;
-    let mut peers: Vec<Box<dyn Peer>> =
-        vec![Box::new(Thenar::new(&shelf, engine, Some(arguments.tau))?), Box::new(Thenar::new(&shelf, engine, None)?)];
+    let mut peers: Vec<Box<dyn Peer>> = Vec::new();
+    for tau in [Some(arguments.tau), None] {
+        for certificate in &arguments.certificate {
+            peers.push(Box::new(Thenar::new(&shelf, engine, tau, *certificate)?));
+        }
+    }
     let mut skipped = Vec::new();
     for factory in &arguments.faiss {
         match timed(&format!("{what}: FAISS {factory}"), || faiss_peer(factory, &gallery)) {

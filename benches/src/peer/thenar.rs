@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, ensure};
 use tempfile::TempDir;
 use thenar::engine::{Engine, Survivors};
 use thenar::palm::Hand;
@@ -59,16 +59,22 @@ pub struct Thenar {
     shelf: Arc<Shelf>,
     engine: Arc<dyn Engine>,
     tau: Option<f64>,
+    certificate: Certificate,
     survivors: Survivors,
 }
 
 impl Thenar {
     /// Searches `shelf` with `engine`, which follows it from now on, for rows at or above `tau`,
-    /// or for the best of all.
+    /// or for the best of all, under `certificate` or a stronger one.
     ///
     /// # Errors
     /// Where the engine cannot take the rows.
-    pub fn new(shelf: &Arc<Shelf>, engine: &Arc<dyn Engine>, tau: Option<f64>) -> anyhow::Result<Self> {
+    pub fn new(
+        shelf: &Arc<Shelf>,
+        engine: &Arc<dyn Engine>,
+        tau: Option<f64>,
+        certificate: Certificate,
+    ) -> anyhow::Result<Self> {
         let snapshot = shelf.index.snapshot();
         engine.follow(&plan::view(&snapshot))?;
         Ok(Self {
@@ -76,6 +82,7 @@ impl Thenar {
             shelf: Arc::clone(shelf),
             engine: Arc::clone(engine),
             tau,
+            certificate,
             survivors: Survivors::default(),
         })
     }
@@ -94,6 +101,13 @@ impl Peer for Thenar {
         self.engine.describe().kind
     }
 
+    fn certificate(&self) -> &'static str {
+        match self.certificate {
+            Certificate::Deterministic => "deterministic",
+            Certificate::Randomised { .. } => "randomised",
+        }
+    }
+
     fn turn(&mut self, probes: &Probes, calls: &[Range<usize>], k: usize) -> anyhow::Result<Vec<Call>> {
         let mut done = Vec::with_capacity(calls.len());
         for call in calls {
@@ -104,11 +118,17 @@ impl Peer for Thenar {
                     probes: vec![Probe { hand: Hand::Unspecified, vector: probes.values(probe..probe + 1).into() }],
                     floor: self.tau.unwrap_or(NO_FLOOR),
                     k,
+                    certificate: self.certificate,
+                    allowed: None,
                 })
                 .collect();
             let searches: Vec<&Search> = searches.iter().collect();
             let snapshot = self.shelf.index.snapshot();
             let (answers, timing) = plan::search_batch(&*self.engine, &snapshot, &searches, &mut self.survivors)?;
+            for answer in &answers {
+                let (held, wanted) = (answer.certificate.miss_probability(), self.certificate.miss_probability());
+                ensure!(held <= wanted, "an answer may miss with {held:e}, {wanted:e} was asked for");
+            }
             let seconds = began.elapsed().as_secs_f64();
             done.push(Call {
                 seconds,
@@ -121,7 +141,6 @@ impl Peer for Thenar {
 }
 
 fn hits(answer: &Answer) -> Vec<Hit> {
-    let Certificate::Deterministic = answer.certificate;
     // Row i is the one template of subject i.
     answer
         .found
