@@ -42,7 +42,7 @@
 //! - Rows are rounded to f16 after the rotation. (1) speaks of the stored row and needs nothing;
 //!   (2) speaks of the row before, which is within [`row_rounding`] of the stored one.
 //! - Lengths: ‖x‖ <= 1 + 2^-10 and ‖q‖ within 2^-20 of 1, as `engine::cpu::slack` has it.
-//! - f32 arithmetic of bars and estimates: [`ARITHMETIC_SLACK`].
+//! - f32 arithmetic of bars and estimates: `ARITHMETIC_SLACK`.
 //!
 //! Sources: the randomised argument is that of RaBitQ (Gao and Long, SIGMOD 2024, arXiv
 //! 2405.12497), with the row's code fixed and the probe random, and an exact tail in place of
@@ -179,7 +179,20 @@ impl Cut {
     #[inline]
     #[must_use]
     pub fn bar(&self, leaning: Leaning) -> f32 {
-        self.along * leaning.along - self.across * leaning.across - self.slack
+        self.scaled_bar(leaning.along, leaning.across, 1.0)
+    }
+
+    /// The bar of <q, c> for a code of length `norm`, whose row's leaning has been multiplied by it.
+    #[inline]
+    #[must_use]
+    pub fn scaled_bar(&self, along: f32, across: f32, norm: f32) -> f32 {
+        self.along * along - self.across * across - self.slack * norm
+    }
+
+    /// What the bar multiplies: the part along, the part across, and the length.
+    #[must_use]
+    pub fn parts(&self) -> (f32, f32, f32) {
+        (self.along, self.across, self.slack)
     }
 }
 

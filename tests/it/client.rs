@@ -18,7 +18,6 @@ pub(crate) struct Client {
     pub(crate) identification: IdentificationClient<Channel>,
     pub(crate) enrollment: EnrollmentClient<Channel>,
     pub(crate) administration: AdministrationClient<Channel>,
-    pub(crate) dim: usize,
 }
 
 /// A request id nobody used in this process.
@@ -98,14 +97,13 @@ pub(crate) fn bulk_messages(enrolments: Vec<wire::EnrollRequest>, size: usize) -
 }
 
 impl Client {
-    pub(crate) fn new(channel: Channel, dim: usize) -> Self {
+    pub(crate) fn new(channel: Channel) -> Self {
         Self {
             identification: IdentificationClient::new(channel.clone()),
             enrollment: EnrollmentClient::new(channel.clone())
                 .max_encoding_message_size(64 << 20)
                 .max_decoding_message_size(64 << 20),
             administration: AdministrationClient::new(channel),
-            dim,
         }
     }
 

@@ -344,7 +344,7 @@ impl TestServer {
 
     /// A client on a connection of its own.
     pub(crate) async fn client(&self) -> Client {
-        Client::new(self.channel().await, self.site.options.dim.unwrap_or(512))
+        Client::new(self.channel().await)
     }
 
     /// GETs a path of the metrics server: status code and body.

@@ -37,7 +37,7 @@ impl Cable {
 
     async fn client(&self) -> Client {
         let channel = Endpoint::from_shared(format!("http://{}", self.addr)).unwrap().connect().await.unwrap();
-        Client::new(channel, DIM)
+        Client::new(channel)
     }
 
     /// Both ends are closed, in the middle of whatever was under way.

@@ -94,7 +94,6 @@ pub(crate) fn rank_by_cosine(gallery: &Gallery, probes: &[Palm]) -> Vec<Ranked> 
 
 /// The server's key, to see what it stores.
 pub(crate) struct Rotated {
-    pub(crate) vault: Vault,
     rotation: Rotation,
     dim: usize,
 }
@@ -102,9 +101,8 @@ pub(crate) struct Rotated {
 impl Rotated {
     pub(crate) fn new(key_file: &std::path::Path, dim: usize) -> Self {
         let key = MasterKey::load(&KeySource::File(key_file.to_owned())).expect("the key is there");
-        let vault = Vault::new(key);
-        let rotation = Rotation::new(&vault, dim).expect("a good dimension");
-        Self { vault, rotation, dim }
+        let rotation = Rotation::new(&Vault::new(key), dim).expect("a good dimension");
+        Self { rotation, dim }
     }
 
     pub(crate) fn probe(&self, values: &[f32]) -> Vec<f32> {

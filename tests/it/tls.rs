@@ -51,7 +51,7 @@ async fn connect(server: &TestServer, tls: ClientTlsConfig) -> Result<Channel, t
 /// A client that shows no certificate that counts may find out at its connection or its first call.
 async fn is_refused(what: &str, server: &TestServer, tls: ClientTlsConfig) {
     if let Ok(channel) = connect(server, tls).await {
-        let answer = Client::new(channel, DIM).status().await;
+        let answer = Client::new(channel).status().await;
         assert!(answer.is_err(), "{what}: was answered {answer:?}");
     }
 }
@@ -67,7 +67,7 @@ async fn clients_of_the_right_authority_are_served_and_no_others() {
         trusting().identity(Identity::from_pem(certificate, key))
     };
     let ada = Palms::new(SEED, DIM).palm();
-    let mut client = Client::new(connect(&server, showing(&clients)).await.unwrap(), DIM);
+    let mut client = Client::new(connect(&server, showing(&clients)).await.unwrap());
     client.enroll("ada", std::slice::from_ref(&ada)).await.unwrap();
 
     is_refused("no certificate", &server, trusting()).await;
@@ -75,7 +75,7 @@ async fn clients_of_the_right_authority_are_served_and_no_others() {
     is_refused("the server's own authority", &server, showing(&servers)).await;
     let plain = Endpoint::from_shared(format!("http://127.0.0.1:{}", server.addr.port())).unwrap();
     if let Ok(channel) = plain.connect().await {
-        let answer = Client::new(channel, DIM).status().await;
+        let answer = Client::new(channel).status().await;
         assert!(answer.is_err(), "plain text: was answered {answer:?}");
     }
     let (certificate, key) = certified(&clients, "gate-1");
@@ -86,7 +86,7 @@ async fn clients_of_the_right_authority_are_served_and_no_others() {
 
     assert!(server.is_running());
     assert_eq!(client.who(&ada).await.unwrap().as_deref(), Some("ada"));
-    let mut second = Client::new(connect(&server, showing(&clients)).await.unwrap(), DIM);
+    let mut second = Client::new(connect(&server, showing(&clients)).await.unwrap());
     assert_eq!(second.who(&ada).await.unwrap().as_deref(), Some("ada"));
 }
 

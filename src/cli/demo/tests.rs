@@ -37,6 +37,7 @@ fn scene(people: &Arc<Population>, fake: &Fake, milliseconds: u64) -> Scene {
         people: people.clone(),
         stable: stable_subjects(people, 1),
         server: fake.args().resolve().unwrap(),
+        pace: None,
         until: Instant::now() + Duration::from_millis(milliseconds),
         seed: 5,
     }

@@ -73,24 +73,21 @@ impl<'a> Pace<'a> {
             return Way::Exhaustive;
         }
         let two_is_worth_it = !self.randomised || self.passed.load(Ordering::Relaxed) > PASSED_FEW;
-        let ways = [
-            self.randomised.then_some(Way::Codes(Level::Sign)),
-            two_is_worth_it.then_some(Way::Codes(Level::Two)),
-            Some(Way::Exhaustive),
-        ];
-        let ways = ways.into_iter().flatten();
+        let sign = self.randomised.then_some(Way::Codes(Level::Sign));
+        let two = two_is_worth_it.then_some(Way::Codes(Level::Two));
+        let codes: [Option<Way>; 2] = if sign.is_some() { [sign, two] } else { [two, None] };
         let pace = |way: &Way| self.of(*way).load(Ordering::Relaxed);
-        if let Some(untried) = ways.clone().find(|way| pace(way) == UNKNOWN) {
+        let ways = || codes.into_iter().flatten().chain([Way::Exhaustive]);
+        if let Some(untried) = ways().find(|way| pace(way) == UNKNOWN) {
             return untried;
         }
         let piece = self.pieces.fetch_add(1, Ordering::Relaxed);
         if piece % LOOK_AGAIN == LOOK_AGAIN - 1 {
             // The codes alone get faster as floors rise.
-            let codes = ways.clone().filter(|way| *way != Way::Exhaustive);
-            let nth = piece / LOOK_AGAIN % codes.clone().count();
-            return codes.clone().nth(nth).unwrap_or(Way::Exhaustive);
+            let nth = piece / LOOK_AGAIN % codes.iter().flatten().count().max(1);
+            return codes[nth].unwrap_or(Way::Exhaustive);
         }
-        ways.min_by_key(pace).unwrap_or(Way::Exhaustive)
+        ways().min_by_key(pace).unwrap_or(Way::Exhaustive)
     }
 
     /// Takes in how long a piece of `pairs` pairs took, of which `passed` passed the first look.

@@ -8,7 +8,9 @@ use std::arch::x86_64::*;
 use thenar_index::codes::BLOCK_ROWS;
 
 use super::Level;
-use super::kernels::{IndexLine, ScanCall, ScanHits, spread_bits};
+use super::kernels::{IndexLine, ScanCall, ScanHits, reaching_rows, spread_bits};
+use super::{Reach, RowTerms};
+use crate::certificate::Cut;
 
 const BITS: usize = 4;
 /// Groups whose entries are added in bytes before they are widened.
@@ -17,7 +19,7 @@ const TOGETHER: usize = 3;
 /// See [`super::kernels::Spread`].
 #[target_feature(enable = "avx2")]
 pub(super) fn spread(sign: &[u8], two: &[u8], dim: usize, blocks: usize, level: Level, to: &mut [IndexLine]) {
-    spread_bits(BITS, TOGETHER, sign, two, dim, blocks, level, to);
+    spread_bits((BITS, TOGETHER), sign, two, dim, blocks, level, to);
 }
 
 /// See [`super::kernels::Scan`].
@@ -38,6 +40,7 @@ pub(super) fn scan(call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
 }
 
 /// `B` blocks from `first` on against the probe `p`.
+#[expect(clippy::needless_range_loop, reason = "counters are constants once the loops are unrolled")]
 #[target_feature(enable = "avx2")]
 fn blocks<const B: usize>(call: &ScanCall<'_>, p: usize, first: usize, hits: &mut ScanHits) -> bool {
     assert!(call.groups.is_multiple_of(TOGETHER) && first + B <= call.blocks && p < call.probes);
@@ -98,6 +101,12 @@ fn blocks<const B: usize>(call: &ScanCall<'_>, p: usize, first: usize, hits: &mu
         any |= mask != 0;
     }
     any
+}
+
+/// See [`super::kernels::Reaching`].
+#[target_feature(enable = "avx2")]
+pub(super) fn reaching(sums: &[u16; BLOCK_ROWS], reach: Reach, cut: Cut, rows: &RowTerms) -> u64 {
+    reaching_rows(sums, reach, cut, rows)
 }
 
 /// See [`super::kernels::Fine`].

@@ -9,6 +9,8 @@ use thenar_index::codes::BLOCK_ROWS;
 
 use super::Level;
 use super::kernels::{IndexLine, ScanCall, ScanHits, TILE_BLOCKS, spread_bits};
+use super::{Reach, RowTerms};
+use crate::certificate::Cut;
 
 const BITS: usize = 6;
 /// Groups whose entries are added in bytes before they are widened.
@@ -17,7 +19,7 @@ const TOGETHER: usize = 3;
 /// See [`super::kernels::Spread`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
 pub(super) fn spread(sign: &[u8], two: &[u8], dim: usize, blocks: usize, level: Level, to: &mut [IndexLine]) {
-    spread_bits(BITS, TOGETHER, sign, two, dim, blocks, level, to);
+    spread_bits((BITS, TOGETHER), sign, two, dim, blocks, level, to);
 }
 
 /// See [`super::kernels::Scan`].
@@ -34,6 +36,7 @@ pub(super) fn scan(call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
 /// `B` blocks from `first` on, of `stride` in the tile, against `P` probes. Inlined, so that a
 /// stride that is known is.
 #[inline]
+#[expect(clippy::needless_range_loop, reason = "counters are constants once the loops are unrolled")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,bmi2")]
 fn tile<const B: usize, const P: usize>(call: &ScanCall<'_>, stride: usize, first: usize, hits: &mut ScanHits) -> bool {
     assert!(call.groups.is_multiple_of(TOGETHER) && first + B <= stride && stride == call.blocks && P <= call.probes);
@@ -106,6 +109,33 @@ fn store(even: __m512i, odd: __m512i, to: &mut [u16; BLOCK_ROWS]) {
         _mm512_storeu_si512(to.cast(), first);
         _mm512_storeu_si512(to.wrapping_add(32).cast(), second);
     }
+}
+
+/// See [`super::kernels::Reaching`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(super) fn reaching(sums: &[u16; BLOCK_ROWS], reach: Reach, cut: Cut, rows: &RowTerms) -> u64 {
+    let (along, across, slack) = cut.parts();
+    let [offset, step] = [reach.offset, reach.step].map(|v| _mm512_set1_ps(v));
+    let [along, across, slack] = [along, across, slack].map(|v| _mm512_set1_ps(v));
+    let mut mask = 0;
+    for at in (0..BLOCK_ROWS).step_by(16) {
+        // SAFETY: sixteen from `at <= 48` of the 64 of each array.
+        let (sums, row_along, row_across, norm) = unsafe {
+            (
+                _mm256_loadu_si256(sums.as_ptr().wrapping_add(at).cast()),
+                _mm512_loadu_ps(rows.along.as_ptr().wrapping_add(at)),
+                _mm512_loadu_ps(rows.across.as_ptr().wrapping_add(at)),
+                _mm512_loadu_ps(rows.norm.as_ptr().wrapping_add(at)),
+            )
+        };
+        let sums = _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(sums));
+        let reached = _mm512_fmadd_ps(step, sums, offset);
+        let bar = _mm512_mul_ps(along, row_along);
+        let bar = _mm512_fnmadd_ps(across, row_across, bar);
+        let bar = _mm512_fnmadd_ps(slack, norm, bar);
+        mask |= u64::from(_mm512_cmp_ps_mask::<_CMP_GE_OQ>(reached, bar)) << at;
+    }
+    mask
 }
 
 /// See [`super::kernels::Fine`].

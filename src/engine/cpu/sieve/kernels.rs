@@ -13,10 +13,11 @@
 
 use thenar_index::codes::BLOCK_ROWS;
 
-use super::Level;
 use super::portable;
+use super::{Level, Reach, RowTerms};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
+use crate::certificate::Cut;
 use crate::simd::Simd;
 
 /// Blocks of the largest tile.
@@ -67,6 +68,8 @@ pub(super) struct ScanCall<'a> {
 pub(super) type Spread = unsafe fn(&[u8], &[u8], usize, usize, Level, &mut [IndexLine]);
 /// Whether any row reached any least.
 pub(super) type Scan = unsafe fn(&ScanCall<'_>, &mut ScanHits) -> bool;
+/// (sums of a block's rows, what they stand for, cut, rows) to a mask of the rows that reach it.
+pub(super) type Reaching = unsafe fn(&[u16; BLOCK_ROWS], Reach, Cut, &RowTerms) -> u64;
 /// (fine code of a row, probe in 8 bits) to the sum of products of nibbles and probe.
 pub(super) type Fine = unsafe fn(&[u8], &[i8]) -> i32;
 
@@ -79,6 +82,7 @@ pub(in crate::engine::cpu) struct CodeKernels {
     pub(super) together: usize,
     spread: Spread,
     scan: Scan,
+    reaching: Reaching,
     fine: Fine,
 }
 
@@ -87,14 +91,31 @@ impl CodeKernels {
     pub(in crate::engine::cpu) fn of(path: Simd) -> &'static Self {
         match path {
             #[cfg(target_arch = "x86_64")]
-            Simd::Avx512Vbmi => {
-                &Self { bits: 6, together: 3, spread: avx512::spread, scan: avx512::scan, fine: avx512::fine }
-            }
+            Simd::Avx512Vbmi => &Self {
+                bits: 6,
+                together: 3,
+                spread: avx512::spread,
+                scan: avx512::scan,
+                reaching: avx512::reaching,
+                fine: avx512::fine,
+            },
             #[cfg(target_arch = "x86_64")]
-            Simd::Avx512Bf16 | Simd::Avx512 | Simd::Avx2 => {
-                &Self { bits: 4, together: 3, spread: avx2::spread, scan: avx2::scan, fine: avx2::fine }
-            }
-            _ => &Self { bits: 8, together: 1, spread: portable::spread, scan: portable::scan, fine: portable::fine },
+            Simd::Avx512Bf16 | Simd::Avx512 | Simd::Avx2 => &Self {
+                bits: 4,
+                together: 3,
+                spread: avx2::spread,
+                scan: avx2::scan,
+                reaching: avx2::reaching,
+                fine: avx2::fine,
+            },
+            _ => &Self {
+                bits: 8,
+                together: 1,
+                spread: portable::spread,
+                scan: portable::scan,
+                reaching: portable::reaching,
+                fine: portable::fine,
+            },
         }
     }
 
@@ -144,6 +165,13 @@ impl CodeKernels {
         unsafe { (self.scan)(call, hits) }
     }
 
+    /// Of a block, the rows whose bound of <q, c> reaches their bar.
+    #[inline]
+    pub(super) fn reaching(&self, sums: &[u16; BLOCK_ROWS], reach: Reach, cut: Cut, rows: &RowTerms) -> u64 {
+        // SAFETY: the processor has this path, see `of`.
+        unsafe { (self.reaching)(sums, reach, cut, rows) }
+    }
+
     /// The sum over components of nibble times probe.
     #[inline]
     pub(super) fn fine(&self, code: &[u8], probe: &[i8]) -> i32 {
@@ -153,11 +181,22 @@ impl CodeKernels {
     }
 }
 
-/// The indices of a tile: the definition, in a shape that compilers vectorise.
+/// The rows that reach their bars: the definition, in a shape that compilers vectorise.
+#[inline(always)]
+pub(super) fn reaching_rows(sums: &[u16; BLOCK_ROWS], reach: Reach, cut: Cut, rows: &RowTerms) -> u64 {
+    let mut reached = [false; BLOCK_ROWS];
+    for (r, reached) in reached.iter_mut().enumerate() {
+        let bar = cut.scaled_bar(rows.along[r], rows.across[r], rows.norm[r]);
+        *reached = reach.offset + reach.step * f32::from(sums[r]) >= bar;
+    }
+    reached.iter().enumerate().fold(0, |mask, (r, reached)| mask | u64::from(*reached) << r)
+}
+
+/// The indices of a tile, of so many bits and padded to groups of so many: the definition, in a shape
+/// that compilers vectorise.
 #[inline(always)]
 pub(super) fn spread_bits(
-    bits: usize,
-    together: usize,
+    (bits, together): (usize, usize),
     sign: &[u8],
     two: &[u8],
     dim: usize,

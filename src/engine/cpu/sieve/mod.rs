@@ -284,9 +284,8 @@ struct TileTerms {
     least: [Leaning; TILE_BLOCKS],
     shortest: [f32; TILE_BLOCKS],
     longest: [f32; TILE_BLOCKS],
-    /// Of each row: how it leans, and the length of its code.
-    leaning: [Leaning; TILE_ROWS],
-    norm: [f32; TILE_ROWS],
+    /// Of each row.
+    rows: [RowTerms; TILE_BLOCKS],
 }
 
 impl TileTerms {
@@ -295,9 +294,28 @@ impl TileTerms {
         least: [UPRIGHT; TILE_BLOCKS],
         shortest: [f32::INFINITY; TILE_BLOCKS],
         longest: [0.0; TILE_BLOCKS],
-        leaning: [UPRIGHT; TILE_ROWS],
-        norm: [0.0; TILE_ROWS],
+        rows: [RowTerms::EMPTY; TILE_BLOCKS],
     };
+}
+
+/// The rows of a block, each with the length n of its code: its leaning times n, and n.
+#[derive(Debug)]
+#[repr(C, align(64))]
+struct RowTerms {
+    along: [f32; BLOCK_ROWS],
+    across: [f32; BLOCK_ROWS],
+    norm: [f32; BLOCK_ROWS],
+}
+
+impl RowTerms {
+    const EMPTY: Self = Self { along: [0.0; BLOCK_ROWS], across: [0.0; BLOCK_ROWS], norm: [0.0; BLOCK_ROWS] };
+}
+
+/// How a sum of entries bounds <q, c>: offset + step * sum.
+#[derive(Debug, Clone, Copy)]
+struct Reach {
+    offset: f32,
+    step: f32,
 }
 
 /// One tile of a piece, ready to be scanned.
@@ -467,18 +485,18 @@ impl<'a> Sieve<'a> {
         for p in 0..probes {
             for b in 0..tile.blocks {
                 let mut mask = found.masks[p][b] & tile.terms.live[b];
+                if mask != 0
+                    && let Some(cut) = cuts[at + p].first
+                {
+                    let reach = Reach { offset: tables[p].offset, step: tables[p].step };
+                    mask &= self.kernels.reaching(&found.sums[p][b], reach, cut, &tile.terms.rows[b]);
+                }
                 while mask != 0 {
-                    let r = mask.trailing_zeros() as usize;
+                    let row = tile.at + b * BLOCK_ROWS + mask.trailing_zeros() as usize;
                     mask &= mask - 1;
-                    let row = b * BLOCK_ROWS + r;
-                    let reach = tables[p].offset + tables[p].step * f32::from(found.sums[p][b][r]);
-                    let bar = cuts[at + p].first.map_or(f32::NEG_INFINITY, |cut| cut.bar(tile.terms.leaning[row]));
-                    if reach >= bar * tile.terms.norm[row] {
-                        let row = tile.at + row;
-                        prefetch(&codes.fine[row * self.dim / 2..(row + 1) * self.dim / 2]);
-                        #[expect(clippy::cast_possible_truncation, reason = "a batch and a piece are small")]
-                        hits.push(Hit { probe: (at + p) as u32, row: row as u16 });
-                    }
+                    prefetch(&codes.fine[row * self.dim / 2..(row + 1) * self.dim / 2]);
+                    #[expect(clippy::cast_possible_truncation, reason = "a batch and a piece are small")]
+                    hits.push(Hit { probe: (at + p) as u32, row: row as u16 });
                 }
             }
         }
@@ -517,8 +535,10 @@ impl<'a> Sieve<'a> {
             for (r, terms) in terms.iter().enumerate() {
                 let norm = level.norm(*terms, self.dim);
                 let row_cosine = level.cosine(*terms);
-                tile.leaning[b * BLOCK_ROWS + r] = self.first.leaning(row_cosine);
-                tile.norm[b * BLOCK_ROWS + r] = norm;
+                let leaning = self.first.leaning(row_cosine);
+                tile.rows[b].along[r] = leaning.along * norm;
+                tile.rows[b].across[r] = leaning.across * norm;
+                tile.rows[b].norm[r] = norm;
                 if live >> r & 1 == 1 {
                     cosine = cosine.min(row_cosine);
                     shortest = shortest.min(norm);

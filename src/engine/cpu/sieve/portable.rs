@@ -3,13 +3,15 @@
 use thenar_index::codes::BLOCK_ROWS;
 
 use super::Level;
-use super::kernels::{IndexLine, ScanCall, ScanHits, spread_bits};
+use super::kernels::{IndexLine, ScanCall, ScanHits, reaching_rows, spread_bits};
+use super::{Reach, RowTerms};
+use crate::certificate::Cut;
 
 /// Bits of an index on this path: a table look-up of a byte costs as much as one of a nibble.
 const BITS: usize = 8;
 
 pub(super) fn spread(sign: &[u8], two: &[u8], dim: usize, blocks: usize, level: Level, to: &mut [IndexLine]) {
-    spread_bits(BITS, 1, sign, two, dim, blocks, level, to);
+    spread_bits((BITS, 1), sign, two, dim, blocks, level, to);
 }
 
 /// See [`super::kernels::Scan`].
@@ -38,6 +40,11 @@ pub(super) fn scan_with(bits: usize, call: &ScanCall<'_>, hits: &mut ScanHits) -
         }
     }
     any
+}
+
+/// See [`super::kernels::Reaching`].
+pub(super) fn reaching(sums: &[u16; BLOCK_ROWS], reach: Reach, cut: Cut, rows: &RowTerms) -> u64 {
+    reaching_rows(sums, reach, cut, rows)
 }
 
 /// See [`super::kernels::Fine`].

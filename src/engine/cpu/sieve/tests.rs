@@ -154,16 +154,14 @@ fn a_scan_reports_exactly_the_rows_that_reach_the_least() {
                 let mut hits = ScanHits::EMPTY;
                 let any = kernels.scan(&call, &mut hits);
                 let mut expected_any = false;
-                for p in 0..probes {
-                    for block in 0..blocks {
-                        let mask = (0..BLOCK_ROWS)
-                            .fold(0, |mask, row| mask | u64::from(wanted(p, block, row) >= least[p][block]) << row);
-                        assert_eq!(hits.masks[p][block], mask, "{path} blocks {blocks} probe {p} block {block}");
-                        for row in (0..BLOCK_ROWS).filter(|_| mask != 0) {
-                            assert_eq!(hits.sums[p][block][row], wanted(p, block, row), "{path} row {row}");
-                        }
-                        expected_any |= mask != 0;
+                for (p, block) in (0..probes).flat_map(|p| (0..blocks).map(move |block| (p, block))) {
+                    let mask = (0..BLOCK_ROWS)
+                        .fold(0, |mask, row| mask | u64::from(wanted(p, block, row) >= least[p][block]) << row);
+                    assert_eq!(hits.masks[p][block], mask, "{path} blocks {blocks} probe {p} block {block}");
+                    for row in (0..BLOCK_ROWS).filter(|_| mask != 0) {
+                        assert_eq!(hits.sums[p][block][row], wanted(p, block, row), "{path} row {row}");
                     }
+                    expected_any |= mask != 0;
                 }
                 assert_eq!(any, expected_any);
             }
@@ -196,6 +194,40 @@ fn fine_codes_bound_the_cosine_from_above_and_closely_on_every_path() {
                     let reach = f64::from(fine.reach(kernels, code, codes.terms[row]));
                     assert!(reach >= exact - 1e-6, "{path} dim {dim} row {row}: {reach} < {exact}");
                     assert!(reach <= exact + 2.0 * f64::from(fine.error) + 1e-6, "{path} dim {dim} row {row}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn rows_that_reach_their_bars_are_the_same_on_every_path_but_for_the_last_bit() {
+    let mut rng = ChaCha8Rng::seed_from_u64(11);
+    for certificate in [Certificate::Deterministic, Certificate::Randomised { miss_probability: 1e-12 }] {
+        let cutter = Cutter::new(certificate, 512);
+        for _ in 0..200 {
+            let cut = cutter.cut(rng.random_range(0.1..0.9)).unwrap();
+            let reach = Reach { offset: rng.random_range(-60.0..-30.0), step: rng.random_range(0.005..0.02) };
+            let sums: [u16; BLOCK_ROWS] = std::array::from_fn(|_| rng.random_range(0..8000));
+            let mut rows = RowTerms::EMPTY;
+            for r in 0..BLOCK_ROWS {
+                let leaning = cutter.leaning(rng.random_range(0.7..0.99));
+                rows.norm[r] = rng.random_range(20.0..45.0);
+                rows.along[r] = leaning.along * rows.norm[r];
+                rows.across[r] = leaning.across * rows.norm[r];
+            }
+            for path in paths() {
+                let mask = CodeKernels::of(path).reaching(&sums, reach, cut, &rows);
+                for (r, sum) in sums.iter().enumerate() {
+                    let bound = f64::from(reach.offset) + f64::from(reach.step) * f64::from(*sum);
+                    let (along, across, slack) = cut.parts();
+                    let bar = f64::from(along) * f64::from(rows.along[r])
+                        - f64::from(across) * f64::from(rows.across[r])
+                        - f64::from(slack) * f64::from(rows.norm[r]);
+                    // Far less than the slack times the length.
+                    if (bound - bar).abs() > 1e-4 {
+                        assert_eq!(mask >> r & 1 == 1, bound >= bar, "{path} row {r}: {bound}, {bar}");
+                    }
                 }
             }
         }
