@@ -4,6 +4,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 use std::process::Command;
 
+use tempfile::TempDir;
 use tonic::Code;
 
 use crate::client::{Client, bulk_messages, enroll_request};
@@ -14,15 +15,16 @@ const SEED: u64 = 101;
 const DIM: usize = 64;
 const DISK_MIB: u64 = 64;
 
-/// A small disk in memory, unmounted when dropped.
-struct Disk(PathBuf);
+/// A small disk in memory, unmounted and removed when dropped. In a folder of its own: a site's may be
+/// dropped while this is still mounted.
+struct Disk(TempDir);
 
 impl Disk {
     /// `None`, with the reason printed, where this user may not mount one.
-    fn mount(at: PathBuf) -> Option<Self> {
-        std::fs::create_dir_all(&at).unwrap();
+    fn mount() -> Option<Self> {
+        let at = tempfile::Builder::new().prefix("thenar-it-disk-").tempdir().unwrap();
         let size = format!("size={DISK_MIB}m,mode=0700");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "thenar-test"]).arg(&at).output();
+        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "thenar-test"]).arg(at.path()).output();
         match mounted {
             Ok(output) if output.status.success() => Some(Self(at)),
             other => {
@@ -35,12 +37,12 @@ impl Disk {
     }
 
     fn free(&self) -> u64 {
-        let fs = rustix::fs::statvfs(&self.0).unwrap();
+        let fs = rustix::fs::statvfs(self.0.path()).unwrap();
         fs.f_bavail * fs.f_frsize
     }
 
     fn filler(&self) -> PathBuf {
-        self.0.join("filler")
+        self.0.path().join("filler")
     }
 
     /// Fills it until only about `left` bytes are free.
@@ -62,15 +64,15 @@ impl Disk {
 
 impl Drop for Disk {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
     }
 }
 
 /// A server whose data is on a small disk.
 fn on_a_small_disk(reserve_mib: u64) -> Option<(TestServer, Disk)> {
     let mut site = Site::new(Options { reserve_mib, ..Options::dim(DIM) });
-    let disk = Disk::mount(site.dir.path().join("disk"))?;
-    site.options.data = Some(disk.0.join("data"));
+    let disk = Disk::mount()?;
+    site.options.data = Some(disk.0.path().join("data"));
     Some((site.start(), disk))
 }
 
