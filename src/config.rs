@@ -513,4 +513,24 @@ mod tests {
         let error = parsed("data = \"d\"\ntreshold = 1").unwrap_err().to_string();
         assert!(error.contains("treshold"), "{error}");
     }
+
+    #[test]
+    fn a_certificate_is_randomised_unless_the_file_says_otherwise() {
+        let of = |search: &str| {
+            let text = format!("data = \"d\"\n{search}");
+            toml::from_str::<Raw>(&text).unwrap().validated().map(|config| config.certificate)
+        };
+        let randomised = |miss_probability| Certificate::Randomised { miss_probability };
+        assert_eq!(of("").unwrap(), randomised(1e-12));
+        assert_eq!(of("[search]\nmiss_probability = 1e-9").unwrap(), randomised(1e-9));
+        assert_eq!(of("[search]\ncertificate = \"deterministic\"").unwrap(), Certificate::Deterministic);
+        for (bad, word) in [
+            ("miss_probability = 1e-3", "search.miss_probability: 1e-3"),
+            ("certificate = \"none\"", "search.certificate: \"none\""),
+            ("certificate = \"deterministic\"\nmiss_probability = 1e-9", "search.miss_probability"),
+        ] {
+            let error = of(&format!("[search]\n{bad}")).unwrap_err().to_string();
+            assert!(error.contains(word), "{bad}: {error}");
+        }
+    }
 }

@@ -106,6 +106,7 @@ async fn a_norm_of_a_hundred_thousandth_is_enough() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_bad_identification_is_refused_with_field_and_limit() {
     use Code::{InvalidArgument, NotFound};
+    use wire::certificate::Kind;
     let (server, mut client, mut palms) = started().await;
     let known = palms.palm();
     client.enroll("known", std::slice::from_ref(&known)).await.unwrap();
@@ -115,6 +116,9 @@ async fn a_bad_identification_is_refused_with_field_and_limit() {
         let mut request = base();
         change(&mut request);
         request
+    };
+    let certified = |kind: Kind, miss_probability: f64| {
+        request(&|r| r.certificate = Some(wire::Certificate { kind: kind.into(), miss_probability }))
     };
     let long = "x".repeat(129);
     let cases: Vec<(&str, wire::IdentifyRequest, Code, &[&str])> = vec![
@@ -127,6 +131,16 @@ async fn a_bad_identification_is_refused_with_field_and_limit() {
         ("threshold -1.1", request(&|r| r.threshold = Some(-1.1)), InvalidArgument, &["threshold", "-1.1", "-1 to 1"]),
         ("threshold NaN", request(&|r| r.threshold = Some(f64::NAN)), InvalidArgument, &["threshold", "NaN"]),
         ("threshold inf", request(&|r| r.threshold = Some(f64::INFINITY)), InvalidArgument, &["threshold", "inf"]),
+        ("no kind", certified(Kind::Unspecified, 1e-12), InvalidArgument, &["certificate.kind", "missing"]),
+        (
+            "P 1e-3",
+            certified(Kind::Randomised, 1e-3),
+            InvalidArgument,
+            &["certificate.miss_probability", "1e-3", "1e-6"],
+        ),
+        ("P 0", certified(Kind::Randomised, 0.0), InvalidArgument, &["certificate.miss_probability", "1e-15"]),
+        ("P NaN", certified(Kind::Randomised, f64::NAN), InvalidArgument, &["certificate.miss_probability", "NaN"]),
+        ("P of none", certified(Kind::Deterministic, 1e-9), InvalidArgument, &["certificate.miss_probability"]),
         ("no purpose", request(&|r| r.purpose = 0), InvalidArgument, &["purpose", "missing"]),
         ("purpose 99", request(&|r| r.purpose = 99), InvalidArgument, &["purpose", "99"]),
         ("hand 7", request(&|r| r.probes[0].hand = 7), InvalidArgument, &["probes[0].hand", "7"]),

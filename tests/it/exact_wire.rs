@@ -299,3 +299,30 @@ async fn the_gpu_and_the_cpu_give_the_same_answers_to_the_bit() {
     assert!(engine.kind == "gpu" && engine.preferred, "the device answered all along: {engine:?}");
     assert_eq!(gpu.metric("thenar_engine_fallbacks_total").unwrap_or(0.0), 0.0);
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_request_chooses_its_certificate_and_every_certificate_gives_the_same_answer() {
+    use wire::certificate::Kind;
+    const DIM: usize = 256;
+    let server = TestServer::start(Options::dim(DIM));
+    let mut client = server.client().await;
+    let mut palms = Palms::new(SEED + 13, DIM);
+    let people: Vec<Palm> = (0..4096).map(|_| palms.palm()).collect();
+    let enrolments =
+        people.iter().zip(0..).map(|(palm, i)| enroll_request(&format!("s{i}"), std::slice::from_ref(palm)));
+    client.bulk(enrolments.collect()).await;
+    let mut held = Vec::new();
+    for (kind, miss_probability) in [(Kind::Deterministic, 0.0), (Kind::Randomised, 1e-6), (Kind::Randomised, 1e-15)] {
+        for wanted in [0, 777, 4000] {
+            let mut request = identify_request(std::slice::from_ref(&people[wanted]), 3, Some(0.6));
+            request.certificate = Some(wire::Certificate { kind: kind.into(), miss_probability });
+            let answer = client.identification.identify(request).await.unwrap().into_inner();
+            assert_eq!(answered(&answer)[0].subject, format!("s{wanted}"), "{kind:?}");
+            let certificate = answer.certificate.unwrap();
+            assert!(certificate.miss_probability <= miss_probability, "{kind:?}: {certificate:?}");
+            held.push(certificate.kind());
+        }
+    }
+    assert_eq!(held[..3], [Kind::Deterministic; 3], "nothing weaker than what was asked for");
+    assert!(held[3..].contains(&Kind::Randomised), "codes were used under what was asked for: {held:?}");
+}
