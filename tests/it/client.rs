@@ -156,14 +156,7 @@ impl Client {
     /// Enrols many in one bulk stream and returns the last progress; all must go in.
     pub(crate) async fn bulk(&mut self, enrolments: Vec<wire::EnrollRequest>) -> wire::BulkEnrollProgress {
         let count = enrolments.len() as u64;
-        let messages = bulk_messages(enrolments, 256);
-        let stream = self.enrollment.bulk_enroll(tokio_stream::iter(messages)).await.expect("bulk enrolment starts");
-        let mut stream = stream.into_inner();
-        let mut last = wire::BulkEnrollProgress::default();
-        while let Some(progress) = stream.message().await.expect("bulk enrolment goes on") {
-            assert_eq!(progress.errors, [], "nothing is rejected");
-            last = progress;
-        }
+        let last = self.bulk_again(enrolments).await;
         assert_eq!((last.received, last.enrolled), (count, count), "everybody went in");
         last
     }
