@@ -1,11 +1,16 @@
 //! Per probe: the threshold that rows must pass, raised as good rows are found, and the rows
 //! that passed.
 //!
-//! A [`Floor`] is shared by all threads of one sift; a [`Shortlist`] belongs to one thread.
+//! A [`Floor`] is shared by all threads of one sift, with the best numbers that any has found, so
+//! that each row found by one spares the others work; a [`Shortlist`] belongs to one thread.
 //! Invariants: a threshold only rises; it never rises above (k-th best exact score) - slack, so
 //! a row tied with the k-th best always passes; an overflow is marked and never undone.
 
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
+
+use parking_lot::Mutex;
 
 use super::slack::lowered;
 
@@ -27,6 +32,8 @@ pub(super) struct Floor {
     /// Rows on all lists; only counted where `keep` is 0 and no list is ever pruned.
     collected: AtomicUsize,
     overflowed: AtomicBool,
+    /// The `keep` best numbers so far, as [`order_key`]s, the least on top.
+    best: Mutex<BinaryHeap<Reverse<i32>>>,
     keep: usize,
     survivors_max: usize,
     slack: f32,
@@ -39,6 +46,7 @@ impl Floor {
             threshold: AtomicI32::new(order_key(lowered(floor, slack))),
             collected: AtomicUsize::new(0),
             overflowed: AtomicBool::new(false),
+            best: Mutex::default(),
             keep: keep as usize,
             survivors_max,
             slack,
@@ -53,6 +61,31 @@ impl Floor {
 
     fn raise(&self, threshold: f32) {
         self.threshold.fetch_max(order_key(threshold), Ordering::Relaxed);
+    }
+
+    /// Takes in a live row's number, and raises the threshold by the k-th best.
+    ///
+    /// With a_k the k-th best number, k live rows have exact scores of at least a_k - slack; so
+    /// has the k-th best row of the gallery, and the numbers of it and of all rows tied with it
+    /// are at least a_k - 2 slack.
+    fn count(&self, number: f32) {
+        let key = Reverse(order_key(number));
+        let mut best = self.best.lock();
+        if best.len() < self.keep {
+            best.push(key);
+        } else if let Some(mut least) = best.peek_mut()
+            && key < *least
+        {
+            *least = key;
+        } else {
+            return;
+        }
+        if best.len() == self.keep
+            && let Some(Reverse(kth)) = best.peek()
+        {
+            let kth = from_order_key(*kth);
+            self.raise(lowered(lowered(kth, self.slack), self.slack));
+        }
     }
 
     /// Gives the probe up: nothing passes from now on.
@@ -83,7 +116,10 @@ impl Shortlist {
                 floor.overflow();
                 self.clear();
             }
-        } else if self.entries.len() >= self.prune_at.max(2 * floor.keep + SLACK_ENTRIES) {
+            return;
+        }
+        floor.count(approx);
+        if self.entries.len() >= self.prune_at.max(2 * floor.keep + SLACK_ENTRIES) {
             self.prune(floor);
             self.prune_at = 2 * self.entries.len() + SLACK_ENTRIES;
             if self.entries.len() > floor.survivors_max {
@@ -93,16 +129,8 @@ impl Shortlist {
         }
     }
 
-    /// Raises the floor by the k-th best of this list and drops what is below it.
-    ///
-    /// With a_k the k-th best number, k live rows have exact scores of at least a_k - slack; so
-    /// has the k-th best row of the gallery, and the numbers of it and of all rows tied with it
-    /// are at least a_k - 2 slack.
+    /// Drops what is below the threshold.
     fn prune(&mut self, floor: &Floor) {
-        if self.entries.len() >= floor.keep {
-            let (_, kth, _) = self.entries.select_nth_unstable_by(floor.keep - 1, |a, b| b.approx.total_cmp(&a.approx));
-            floor.raise(lowered(lowered(kth.approx, floor.slack), floor.slack));
-        }
         let threshold = floor.threshold();
         self.entries.retain(|entry| entry.approx >= threshold);
     }
