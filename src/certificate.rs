@@ -162,13 +162,19 @@ pub struct Leaning {
 }
 
 impl Cutter {
+    /// What the row's rounding may have taken from the cosine.
+    #[must_use]
+    pub fn loss(&self) -> f32 {
+        // ‖y‖ <y/‖y‖, u> differs from <x, u> by at most `moved`, and so do the lengths.
+        (2.0 * self.moved) as f32
+    }
+
     /// How a row of that cosine (at most the true one) with its code leans, with the slack for
     /// the row's rounding.
     #[inline]
     #[must_use]
     pub fn leaning(&self, cosine: f32) -> Leaning {
-        // ‖y‖ <y/‖y‖, u> differs from <x, u> by at most `moved`, and so do the lengths.
-        let along = (cosine - (2.0 * self.moved) as f32).max(0.0);
+        let along = (cosine - self.loss()).max(0.0);
         Leaning { along, across: (1.0 - along * along).max(0.0).sqrt() }
     }
 }
@@ -187,6 +193,15 @@ impl Cut {
     #[must_use]
     pub fn scaled_bar(&self, along: f32, across: f32, norm: f32) -> f32 {
         self.along * along - self.across * across - self.slack * norm
+    }
+
+    /// Value and slope at `cosine` of the tangent of the bar as a function of what a row's cosine is
+    /// after its [`Cutter::loss`]. The bar is convex in it, so the tangent is nowhere above it.
+    #[inline]
+    #[must_use]
+    pub fn tangent(&self, cosine: f32) -> (f32, f32) {
+        let sine = (1.0 - cosine * cosine).sqrt();
+        (self.along * cosine - self.across * sine - self.slack, self.along + self.across * cosine / sine)
     }
 
     /// What the bar multiplies: the part along, the part across, and the length.

@@ -53,7 +53,7 @@ const COSINE_PARTS: f64 = 65_536.0;
 /// [`COSINE_PARTS`] times the dimension), so that rounding down is down from the true one.
 const COSINE_SLACK: f64 = 1e-5;
 
-/// What is known of a row's codes beside their bits.
+/// What is known of a row's codes beside their bits. Kernels may read it as `FORMAT.md` lays it out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
 pub struct Terms {
@@ -88,7 +88,7 @@ impl Terms {
     /// Squared length of the two code of a row of `dim` components.
     #[must_use]
     pub fn two_square(self, dim: usize) -> u32 {
-        dim as u32 + 8 * u32::from(self.threes)
+        two_square(dim, self.threes)
     }
 
     /// Squared length of the fine code.
@@ -98,7 +98,15 @@ impl Terms {
     }
 }
 
-fn cosine(parts: u16) -> f32 {
+/// Squared length of a two code of `dim` components of which `threes` have magnitude 3.
+#[must_use]
+pub fn two_square(dim: usize, threes: u16) -> u32 {
+    dim as u32 + 8 * u32::from(threes)
+}
+
+/// The cosine that the parts stored in [`Terms`] stand for.
+#[must_use]
+pub fn cosine(parts: u16) -> f32 {
     f32::from(parts) / COSINE_PARTS as f32
 }
 

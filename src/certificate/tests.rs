@@ -172,8 +172,8 @@ proptest! {
     }
 }
 
-/// Misses among `pairs` mated pairs of exactly the floor's score, for the sign and the two code.
-fn misses(dim: usize, tau: f64, probability: f64, pairs: u64) -> [u64; 2] {
+/// Misses among `pairs` mated pairs of exactly the floor's score, for each of the three codes.
+fn misses(dim: usize, tau: f64, probability: f64, pairs: u64) -> [u64; 3] {
     const PROBES_A_ROW: u64 = 4096;
     let cutter = Cutter::new(Certificate::Randomised { miss_probability: probability }, dim);
     (0..pairs / PROBES_A_ROW)
@@ -182,13 +182,13 @@ fn misses(dim: usize, tau: f64, probability: f64, pairs: u64) -> [u64; 2] {
             let mut rng = SmallRng::seed_from_u64(nth);
             let y = unit(&mut rng, dim);
             let (row, codes) = stored(&y);
-            let bars = [0, 1].map(|i| cutter.leaning(codes[i].1));
-            let mut missed = [0; 2];
+            let bars = [0, 1, 2].map(|i| cutter.leaning(codes[i].1));
+            let mut missed = [0; 3];
             let mut w = vec![0.0_f32; dim];
             let y32: Vec<f32> = y.iter().map(|v| *v as f32).collect();
             let dot32 = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
             let row: Vec<f32> = row.iter().map(|v| *v as f32).collect();
-            let units = [0, 1].map(|i| codes[i].0.iter().map(|v| *v as f32).collect::<Vec<f32>>());
+            let units = [0, 1, 2].map(|i| codes[i].0.iter().map(|v| *v as f32).collect::<Vec<f32>>());
             let (cosine, sine) = (tau as f32, (1.0 - tau * tau).sqrt() as f32);
             for _ in 0..PROBES_A_ROW {
                 w.iter_mut().for_each(|w| *w = rng.sample(StandardNormal));
@@ -198,13 +198,13 @@ fn misses(dim: usize, tau: f64, probability: f64, pairs: u64) -> [u64; 2] {
                 w.iter_mut().zip(&y32).for_each(|(w, y)| *w = *w * scale + cosine * y);
                 // The score that the server would find for this probe is the floor to hold.
                 let cut = cutter.cut(f64::from(dot32(&w, &row))).unwrap();
-                for i in 0..2 {
+                for i in 0..3 {
                     missed[i] += u64::from(dot32(&w, &units[i]) < cut.bar(bars[i]));
                 }
             }
             missed
         })
-        .reduce(|| [0; 2], |a, b| [a[0] + b[0], a[1] + b[1]])
+        .reduce(|| [0; 3], |a, b| [a[0] + b[0], a[1] + b[1], a[2] + b[2]])
 }
 
 #[test]

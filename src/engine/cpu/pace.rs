@@ -2,8 +2,9 @@
 //!
 //! How many rows a code passes over depends on the gallery, the floors and the certificate, none of
 //! which is known beforehand, and floors rise on the way. So each piece takes the way that was
-//! fastest lately, and now and then one of the others, to see whether that still holds. Every way
-//! is right; this only decides how long it takes.
+//! fastest lately, and after 1, 2, 4, 8, ... pieces each of the others is tried again that might
+//! have become faster: without a threshold floors rise with the logarithm of the rows seen. Every
+//! way is right; this only decides how long it takes.
 //!
 //! Knows durations. Does not know codes or rows.
 
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use super::floors::Floor;
 use super::sieve::Level;
-use crate::certificate::{Certificate, FLOOR_MIN};
+use crate::certificate::{Certificate, Cutter, FLOOR_MIN};
 
 /// A way to sift a piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,22 +24,33 @@ pub(super) enum Way {
     Codes(Level),
 }
 
-/// Pieces between looks at whether another way has become the fastest.
-const LOOK_AGAIN: usize = 32;
 /// Femtoseconds a pair of a way that was not tried.
 const UNKNOWN: u64 = 0;
 /// Of 65,536 pairs, so many must pass the first look at the signs before a look at more bits is
 /// worth trying: that look takes twice as long.
 const PASSED_FEW: u64 = 512;
 
+/// What is known of one way by codes.
+#[derive(Debug)]
+struct Known {
+    level: Level,
+    /// Femtoseconds a pair.
+    pace: AtomicU64,
+    /// Of 65,536 pairs, those that passed the first look lately.
+    passed: AtomicU64,
+    /// The piece at which to try it again.
+    again: AtomicUsize,
+    /// How much of a probe's length must lie along a code of usual cosine for the row to pass is
+    /// compared with this before the way is tried for the first time.
+    promising: f32,
+}
+
 /// The paces of one sift, shared by its threads.
 pub(super) struct Pace<'a> {
+    ways: [Known; Level::ALL.len()],
+    cutter: Cutter,
     /// Whether signs alone can pass a row over.
     randomised: bool,
-    sign: AtomicU64,
-    two: AtomicU64,
-    /// Of 65,536 pairs, those that passed the signs lately.
-    passed: AtomicU64,
     /// Kept by the engine from sift to sift: it depends on little but the number of probes.
     exhaustive: &'a AtomicU64,
     pieces: AtomicUsize,
@@ -46,24 +58,29 @@ pub(super) struct Pace<'a> {
 }
 
 impl<'a> Pace<'a> {
-    pub(super) fn new(certificate: Certificate, exhaustive: &'a AtomicU64) -> Self {
-        Self {
-            randomised: certificate != Certificate::Deterministic,
-            sign: AtomicU64::new(UNKNOWN),
-            two: AtomicU64::new(UNKNOWN),
+    pub(super) fn new(certificate: Certificate, dim: usize, exhaustive: &'a AtomicU64) -> Self {
+        // Of two directions that have nothing to do with each other, the usual cosine.
+        let usual = 1.0 / (dim as f32).sqrt();
+        let known = |level| Known {
+            level,
+            pace: AtomicU64::new(UNKNOWN),
             passed: AtomicU64::new(0),
+            again: AtomicUsize::new(1),
+            // Signs pass so many rows that are not over the bar by far that two bits are better.
+            promising: if level == Level::Sign { 2.0 * usual } else { usual },
+        };
+        Self {
+            ways: Level::ALL.map(known),
+            cutter: Cutter::new(certificate, dim),
+            randomised: certificate != Certificate::Deterministic,
             exhaustive,
             pieces: AtomicUsize::new(0),
             sieved: AtomicBool::new(false),
         }
     }
 
-    fn of(&self, way: Way) -> &AtomicU64 {
-        match way {
-            Way::Exhaustive => self.exhaustive,
-            Way::Codes(Level::Sign) => &self.sign,
-            Way::Codes(Level::Two) => &self.two,
-        }
+    fn known(&self, level: Level) -> &Known {
+        &self.ways[level as usize]
     }
 
     /// The way for the next piece.
@@ -72,39 +89,68 @@ impl<'a> Pace<'a> {
         if floors.iter().any(|floor| f64::from(floor.threshold()) < 2.0 * FLOOR_MIN) {
             return Way::Exhaustive;
         }
-        let two_is_worth_it = !self.randomised || self.passed.load(Ordering::Relaxed) > PASSED_FEW;
-        let sign = self.randomised.then_some(Way::Codes(Level::Sign));
-        let two = two_is_worth_it.then_some(Way::Codes(Level::Two));
-        let codes: [Option<Way>; 2] = if sign.is_some() { [sign, two] } else { [two, None] };
-        let pace = |way: &Way| self.of(*way).load(Ordering::Relaxed);
-        let ways = || codes.into_iter().flatten().chain([Way::Exhaustive]);
-        if let Some(untried) = ways().find(|way| pace(way) == UNKNOWN) {
-            return untried;
-        }
         let piece = self.pieces.fetch_add(1, Ordering::Relaxed);
-        if piece % LOOK_AGAIN == LOOK_AGAIN - 1 {
-            // The codes alone get faster as floors rise.
-            let nth = piece / LOOK_AGAIN % codes.iter().flatten().count().max(1);
-            return codes[nth].unwrap_or(Way::Exhaustive);
+        for known in &self.ways {
+            if self.is_due(known, piece, floors) {
+                return Way::Codes(known.level);
+            }
         }
-        ways().min_by_key(pace).unwrap_or(Way::Exhaustive)
+        let exhaustive = self.exhaustive.load(Ordering::Relaxed);
+        if exhaustive == UNKNOWN {
+            return Way::Exhaustive;
+        }
+        let paces = self.ways.iter().map(|known| (known.pace.load(Ordering::Relaxed), Way::Codes(known.level)));
+        let tried = paces.filter(|(pace, _)| *pace != UNKNOWN);
+        tried.chain([(exhaustive, Way::Exhaustive)]).min_by_key(|(pace, _)| *pace).expect("there is one").1
+    }
+
+    /// Whether a way should be tried now; only one thread is told so.
+    fn is_due(&self, known: &Known, piece: usize, floors: &[Floor]) -> bool {
+        let again = known.again.load(Ordering::Relaxed);
+        let never = known.pace.load(Ordering::Relaxed) == UNKNOWN;
+        if known.level == Level::Sign && !self.randomised || piece < again && !never {
+            return false;
+        }
+        let sign = self.known(Level::Sign);
+        if known.level == Level::Two
+            && sign.pace.load(Ordering::Relaxed) != UNKNOWN
+            && sign.passed.load(Ordering::Relaxed) <= PASSED_FEW
+        {
+            return false;
+        }
+        if never && !self.is_promising(known, floors) {
+            return false;
+        }
+        known.again.compare_exchange(again, 2 * piece.max(1), Ordering::Relaxed, Ordering::Relaxed).is_ok()
+    }
+
+    /// Whether a row's code needs to lie along a probe for the row to pass, at the probes' floors on
+    /// average: one by no means bad guess for the one first try.
+    fn is_promising(&self, known: &Known, floors: &[Floor]) -> bool {
+        let mean = floors.iter().map(|floor| floor.threshold().min(1.0)).sum::<f32>() / floors.len() as f32;
+        let cosine = if known.level == Level::Sign { 0.8 } else { 0.94 };
+        self.cutter.cut(mean.into()).is_some_and(|cut| cut.bar(self.cutter.leaning(cosine)) > known.promising)
     }
 
     /// Takes in how long a piece of `pairs` pairs took, of which `passed` passed the first look.
     pub(super) fn took(&self, way: Way, took: Duration, pairs: usize, passed: usize) {
         let femtoseconds = took.as_nanos().saturating_mul(1_000_000) / (pairs.max(1) as u128);
         let now = u64::try_from(femtoseconds).unwrap_or(u64::MAX).max(1);
-        let smooth = |cell: &AtomicU64, now: u64| {
-            let before = cell.load(Ordering::Relaxed);
-            // Losing another thread's figure now and then is no harm.
-            let smoothed = if before == UNKNOWN { now } else { before - before / 4 + now / 4 };
-            cell.store(smoothed, Ordering::Relaxed);
-        };
-        smooth(self.of(way), now);
-        if let Way::Codes(level) = way {
-            self.sieved.store(true, Ordering::Relaxed);
-            if level == Level::Sign {
-                smooth(&self.passed, (passed * 65_536 / pairs.max(1)) as u64);
+        match way {
+            Way::Exhaustive => {
+                let before = self.exhaustive.load(Ordering::Relaxed);
+                // Losing another thread's figure now and then is no harm.
+                let smoothed = if before == UNKNOWN { now } else { before - before / 4 + now / 4 };
+                self.exhaustive.store(smoothed, Ordering::Relaxed);
+            }
+            // What was so before floors rose says little about now.
+            Way::Codes(level) => {
+                let known = self.known(level);
+                let before = known.pace.load(Ordering::Relaxed);
+                let smoothed = if before == UNKNOWN || now < before { now } else { before - before / 4 + now / 4 };
+                known.pace.store(smoothed, Ordering::Relaxed);
+                known.passed.store((passed * 65_536 / pairs.max(1)) as u64, Ordering::Relaxed);
+                self.sieved.store(true, Ordering::Relaxed);
             }
         }
     }

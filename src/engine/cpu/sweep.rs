@@ -35,7 +35,7 @@ const PANELS_MAX: usize = 8;
 /// Pairs of rows and probes in a piece of coded rows, about, so that looking for the next piece is
 /// no cost; and rows, so that every thread gets some and the indices of a piece stay in its cache.
 const CODED_PAIRS: usize = 1 << 18;
-const CODED_ROWS: RangeInclusive<usize> = 4 * TILE_ROWS..=8 * TILE_ROWS;
+const CODED_ROWS: RangeInclusive<usize> = 5 * TILE_ROWS..=10 * TILE_ROWS;
 
 /// Consecutive probes that one call of a kernel compares.
 struct Group {
@@ -203,7 +203,7 @@ impl<'a> Sweep<'a> {
             next_piece: AtomicUsize::new(0),
             filters: request.filters,
             sieve: Sieve::new(code_kernels, dim, request.probes, request.certificate),
-            pace: Pace::new(request.certificate, exhaustive_pace),
+            pace: Pace::new(request.certificate, dim, exhaustive_pace),
         }
     }
 
@@ -285,20 +285,23 @@ impl<'a> Sweep<'a> {
     /// Compares the rows that `filter` lets through with one probe, one by one: for filters that
     /// let few through.
     pub(super) fn filtered(&self, probe: usize, filter: &RoaringBitmap, bench: &mut Bench) {
+        bench.sieve.begin(&self.sieve, 0);
         bench.lists.resize_with(self.floors.len().max(bench.lists.len()), Shortlist::default);
         for block in &self.view.blocks {
             let dim = self.view.dim;
             let (coded, count) = (block.coded(dim), block.count(dim));
             let end = block.first_row.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
-            for row in filter.range(block.first_row..end) {
-                let offset = (row - block.first_row) as usize;
-                if block.is_live(offset)
-                    && (offset >= coded
-                        || self.sieve.passes_fine_alone(probe, &block.codes, offset, &self.floors[probe]))
-                {
-                    self.compare(block, offset, probe, &mut bench.lists);
-                }
-            }
+            let middle = block.first_row.saturating_add(u32::try_from(coded).unwrap_or(u32::MAX));
+            let Bench { lists, sieve, .. } = &mut *bench;
+            let live = |rows: std::ops::Range<u32>| {
+                let offsets = filter.range(rows).map(|row| (row - block.first_row) as usize);
+                offsets.filter(|offset| block.is_live(*offset))
+            };
+            let floor = &self.floors[probe];
+            self.sieve.look_closer(probe, &block.codes, live(block.first_row..middle), floor, sieve, |offset| {
+                self.compare(block, offset, probe, lists);
+            });
+            live(middle..end).for_each(|offset| self.compare(block, offset, probe, lists));
         }
     }
 

@@ -5,21 +5,32 @@
 
 use std::arch::x86_64::*;
 
-use thenar_index::codes::BLOCK_ROWS;
+use thenar_index::codes::{BLOCK_ROWS, Terms};
 
 use super::Level;
-use super::kernels::{IndexLine, ScanCall, ScanHits, reaching_rows, spread_bits};
-use super::{Reach, RowTerms};
-use crate::certificate::Cut;
+use super::bars::{Parts, Scale, tell_rows};
+use super::kernels::{CloseCall, Hit, IndexLine, ScanCall, ScanHits, SpreadCall, close_by, spread_bits};
 
-const BITS: usize = 4;
+pub(super) const BITS: usize = 4;
 /// Groups whose entries are added in bytes before they are widened.
-const TOGETHER: usize = 3;
+pub(super) const TOGETHER: usize = 3;
 
 /// See [`super::kernels::Spread`].
 #[target_feature(enable = "avx2")]
-pub(super) fn spread(sign: &[u8], two: &[u8], dim: usize, blocks: usize, level: Level, to: &mut [IndexLine]) {
-    spread_bits((BITS, TOGETHER), sign, two, dim, blocks, level, to);
+pub(super) fn spread(call: &SpreadCall<'_>, to: &mut [IndexLine]) {
+    spread_bits(call, to);
+}
+
+/// See [`super::kernels::Tell`].
+#[target_feature(enable = "avx2")]
+pub(super) fn tell(
+    scale: &Scale,
+    level: Level,
+    terms: &[Terms; BLOCK_ROWS],
+    along: &mut Parts,
+    length: &mut Parts,
+) -> u64 {
+    tell_rows(scale, level, terms, along, length)
 }
 
 /// See [`super::kernels::Scan`].
@@ -75,43 +86,56 @@ fn blocks<const B: usize>(call: &ScanCall<'_>, p: usize, first: usize, hits: &mu
             }
         }
     }
+    let splat = |value: u16| _mm256_set1_epi16(value.cast_signed());
+    let least = call.least[p];
+    let (base, along, longer, shorter) =
+        (splat(least.base), splat(least.along), splat(least.longer), splat(least.shorter));
     let mut any = false;
     for b in 0..B {
-        let least = call.least[p][first + b];
-        let bar = _mm256_set1_epi16(least.cast_signed());
         let mut mask = 0_u64;
         for half in 0..2 {
             let even = _mm256_sub_epi16(both[b][half], _mm256_slli_epi16::<8>(odd[b][half]));
-            // Unsigned a >= b where max(a, b) is a.
-            let reached = |sums: __m256i| _mm256_cmpeq_epi16(_mm256_max_epu16(sums, bar), sums);
             let low = _mm256_unpacklo_epi16(even, odd[b][half]);
             let high = _mm256_unpackhi_epi16(even, odd[b][half]);
             // Rows 0 to 15 and 16 to 31 of this half.
             let rows = [_mm256_permute2x128_si256::<0x20>(low, high), _mm256_permute2x128_si256::<0x31>(low, high)];
-            let bits = _mm256_packs_epi16(reached(rows[0]), reached(rows[1]));
+            let mut reached = [_mm256_setzero_si256(); 2];
+            for i in 0..2 {
+                let at = 32 * half + 16 * i;
+                // SAFETY: sixteen of the 64 numbers.
+                let (row_along, row_length) = unsafe {
+                    (
+                        _mm256_loadu_si256(call.bars.along[first + b].0.as_ptr().wrapping_add(at).cast()),
+                        _mm256_loadu_si256(call.bars.length[first + b].0.as_ptr().wrapping_add(at).cast()),
+                    )
+                };
+                // `Least::of`.
+                let bar = _mm256_adds_epu16(base, _mm256_mulhi_epu16(row_along, along));
+                let bar = _mm256_adds_epu16(bar, _mm256_mulhi_epu16(row_length, longer));
+                let bar = _mm256_subs_epu16(bar, _mm256_mulhi_epu16(row_length, shorter));
+                // Unsigned a >= b where max(a, b) is a.
+                reached[i] = _mm256_cmpeq_epi16(_mm256_max_epu16(rows[i], bar), rows[i]);
+            }
+            let bits = _mm256_packs_epi16(reached[0], reached[1]);
             let bits = _mm256_movemask_epi8(_mm256_permute4x64_epi64::<0b11_01_10_00>(bits)).cast_unsigned();
             mask |= u64::from(bits) << (32 * half);
-            let to: *mut u16 = hits.sums[p][first + b].as_mut_ptr();
-            for (i, rows) in rows.into_iter().enumerate() {
-                // SAFETY: sixteen of the 64 words.
-                unsafe { _mm256_storeu_si256(to.wrapping_add(32 * half + 16 * i).cast(), rows) };
-            }
         }
-        hits.masks[p][first + b] = mask;
+        hits[p][first + b] = mask;
         any |= mask != 0;
     }
     any
 }
 
-/// See [`super::kernels::Reaching`].
+/// See [`super::kernels::Close`].
 #[target_feature(enable = "avx2")]
-pub(super) fn reaching(sums: &[u16; BLOCK_ROWS], reach: Reach, cut: Cut, rows: &RowTerms) -> u64 {
-    reaching_rows(sums, reach, cut, rows)
+pub(super) fn close(call: &CloseCall<'_>, hits: &mut [Hit]) -> usize {
+    close_by(call, hits, |code, probe| fine(code, probe))
 }
 
-/// See [`super::kernels::Fine`].
+/// The sum of products of a row's nibbles and a probe's integers.
+#[inline]
 #[target_feature(enable = "avx2")]
-pub(super) fn fine(code: &[u8], probe: &[i8]) -> i32 {
+fn fine(code: &[u8], probe: &[i8]) -> i32 {
     let half = code.len();
     assert!(probe.len() == 2 * half && half.is_multiple_of(16));
     let (low_bits, ones) = (_mm_set1_epi8(15), _mm_set1_epi16(1));

@@ -5,53 +5,334 @@
 
 use std::arch::x86_64::*;
 
-use thenar_index::codes::BLOCK_ROWS;
+use thenar_index::codes::{BLOCK_ROWS, Terms};
 
 use super::Level;
-use super::kernels::{IndexLine, ScanCall, ScanHits, TILE_BLOCKS, spread_bits};
-use super::{Reach, RowTerms};
-use crate::certificate::Cut;
+use super::bars::{Least, Parts, Scale, TileBars};
+use super::kernels::{CloseCall, Hit, IndexLine, ListCall, SCAN_PROBES, ScanCall, ScanHits, SpreadCall, TILE_BLOCKS};
 
-const BITS: usize = 6;
-/// Groups whose entries are added in bytes before they are widened.
-const TOGETHER: usize = 3;
+pub(super) const BITS: usize = 6;
+/// For each level, groups whose entries are added in bytes before they are widened. Fewer mean finer
+/// entries, and one operation more for every so many look-ups: of the three that a look-up with
+/// signs costs, that would be too much.
+pub(super) const TOGETHER: [usize; Level::ALL.len()] = [3, 2];
+/// Lines that are taken apart together: their components are a whole number of groups.
+const LINES: usize = 3;
+/// Hits that [`close`] takes at once, and whose products it adds up together.
+const CLOSE_HITS: usize = 16;
+const CLOSE_DOTS: usize = 4;
 
-/// See [`super::kernels::Spread`].
+/// See [`super::kernels::Spread`]. Leaves anything in the upper two bits of a byte.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-pub(super) fn spread(sign: &[u8], two: &[u8], dim: usize, blocks: usize, level: Level, to: &mut [IndexLine]) {
-    spread_bits((BITS, TOGETHER), sign, two, dim, blocks, level, to);
+pub(super) fn spread(call: &SpreadCall<'_>, to: &mut [IndexLine]) {
+    let plane_bytes = call.blocks * call.lines * BLOCK_ROWS;
+    assert!(call.sign.len() >= plane_bytes && call.two.len() >= plane_bytes);
+    assert!(to.len() >= call.groups * call.blocks && call.dims == BITS / (1 + call.level as usize));
+    match call.level {
+        Level::Sign => spread_by::<6, false>(call, to),
+        Level::Two => spread_by::<3, true>(call, to),
+    }
+}
+
+/// Three lines are 24 components, a whole number of groups of `DIMS`.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
+fn spread_by<const DIMS: usize, const MAGNITUDES: bool>(call: &SpreadCall<'_>, to: &mut [IndexLine]) {
+    let low_bits = _mm512_set1_epi8((1 << DIMS) - 1);
+    for block in 0..call.blocks {
+        for first in (0..call.groups * DIMS / 8 + 1).step_by(LINES) {
+            let mut signs = [_mm512_setzero_si512(); LINES];
+            let mut larges = [_mm512_setzero_si512(); LINES];
+            for n in 0..LINES {
+                if first + n < call.lines {
+                    let at = (block * call.lines + first + n) * BLOCK_ROWS;
+                    signs[n] = line(call.sign, at);
+                    if MAGNITUDES {
+                        larges[n] = line(call.two, at);
+                    }
+                }
+            }
+            for n in 0..LINES * 8 / DIMS {
+                let group = first * 8 / DIMS + n;
+                if group < call.groups {
+                    let index = index_of::<DIMS, MAGNITUDES>(&signs, &larges, n, low_bits);
+                    let to = to.as_mut_ptr().wrapping_add(group * call.blocks + block);
+                    // SAFETY: one of the `groups` times `blocks` lines of `to`: asserted by `spread`.
+                    unsafe { _mm512_store_si512(to.cast(), index) };
+                }
+            }
+        }
+    }
+}
+
+/// The line at byte `at` of a plane.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn line(plane: &[u8], at: usize) -> __m512i {
+    let line = &plane[at..at + BLOCK_ROWS];
+    // SAFETY: a line is 64 bytes.
+    unsafe { _mm512_loadu_si512(line.as_ptr().cast()) }
+}
+
+/// See [`super::kernels::ScanPlanes`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,bmi2")]
+pub(super) fn scan_planes(planes: &SpreadCall<'_>, call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
+    let plane_bytes = planes.blocks * planes.lines * BLOCK_ROWS;
+    assert!(planes.sign.len() >= plane_bytes && planes.two.len() >= plane_bytes);
+    assert!(planes.dims == BITS / (1 + planes.level as usize));
+    let mut any = false;
+    for block in 0..planes.blocks {
+        any |= match (planes.level, call.probes) {
+            (Level::Sign, 1) => block_planes::<6, false, 1>(planes, call, block, hits),
+            (Level::Sign, _) => block_planes::<6, false, 2>(planes, call, block, hits),
+            (Level::Two, 1) => block_planes::<3, true, 1>(planes, call, block, hits),
+            (Level::Two, _) => block_planes::<3, true, 2>(planes, call, block, hits),
+        };
+    }
+    any
+}
+
+/// One block against `P` probes: indices are made, looked up and forgotten.
+#[inline]
+#[expect(clippy::needless_range_loop, reason = "counters are constants once the loops are unrolled")]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,bmi2")]
+fn block_planes<const DIMS: usize, const MAGNITUDES: bool, const P: usize>(
+    planes: &SpreadCall<'_>,
+    call: &ScanCall<'_>,
+    block: usize,
+    hits: &mut ScanHits,
+) -> bool {
+    // As many entries are added in bytes, which fits where more would.
+    const PAIR: usize = 2;
+    assert!(P <= call.probes && call.tables[..P].iter().all(|tables| tables.len() >= call.groups));
+    let low_bits = _mm512_set1_epi8((1 << DIMS) - 1);
+    let mut both = [_mm512_setzero_si512(); P];
+    let mut odd = [_mm512_setzero_si512(); P];
+    for first in (0..planes.lines).step_by(LINES) {
+        let mut signs = [_mm512_setzero_si512(); LINES];
+        let mut larges = [_mm512_setzero_si512(); LINES];
+        for n in 0..LINES {
+            if first + n < planes.lines {
+                let at = (block * planes.lines + first + n) * BLOCK_ROWS;
+                signs[n] = line(planes.sign, at);
+                if MAGNITUDES {
+                    larges[n] = line(planes.two, at);
+                }
+            }
+        }
+        for pair in 0..LINES * 8 / DIMS / PAIR {
+            let mut part = [_mm512_setzero_si512(); P];
+            for n in pair * PAIR..(pair + 1) * PAIR {
+                let group = first * 8 / DIMS + n;
+                // Those behind the last component have nothing in their tables, or have none.
+                if group < call.groups {
+                    let index = index_of::<DIMS, MAGNITUDES>(&signs, &larges, n, low_bits);
+                    for p in 0..P {
+                        // SAFETY: this group's 64 entries, of as many in each of `groups` tables.
+                        let table = unsafe { _mm512_load_si512(call.tables[p].as_ptr().wrapping_add(group).cast()) };
+                        part[p] = _mm512_add_epi8(part[p], _mm512_permutexvar_epi8(index, table));
+                    }
+                }
+            }
+            for p in 0..P {
+                both[p] = _mm512_add_epi16(both[p], part[p]);
+                odd[p] = _mm512_add_epi16(odd[p], _mm512_srli_epi16::<8>(part[p]));
+            }
+        }
+    }
+    let mut any = false;
+    for p in 0..P {
+        let mask = reaching::<MAGNITUDES>(both[p], odd[p], call.least[p], call.bars, block);
+        hits[p][block] = mask;
+        any |= mask != 0;
+    }
+    any
+}
+
+/// The indices of the `n`-th group of the components in these lines.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn index_of<const DIMS: usize, const MAGNITUDES: bool>(
+    signs: &[__m512i; LINES],
+    larges: &[__m512i; LINES],
+    n: usize,
+    low_bits: __m512i,
+) -> __m512i {
+    let signs = field(signs, n * DIMS, DIMS);
+    if !MAGNITUDES {
+        return signs;
+    }
+    let magnitudes = _mm512_sll_epi16(field(larges, n * DIMS, DIMS), _mm_cvtsi32_si128(DIMS as i32));
+    chosen(low_bits, signs, magnitudes)
+}
+
+/// In every byte, bits `at` to `at + width` of the 24 that the lines have there, and anything above.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn field(lines: &[__m512i; LINES], at: usize, width: usize) -> __m512i {
+    let (line, shift) = (at / 8, at % 8);
+    let low = _mm512_srl_epi16(lines[line], _mm_cvtsi32_si128(shift as i32));
+    if shift + width <= 8 {
+        return low;
+    }
+    let high = _mm512_sll_epi16(lines[line + 1], _mm_cvtsi32_si128(8 - shift as i32));
+    chosen(_mm512_set1_epi8((1 << (8 - shift)) - 1), low, high)
+}
+
+/// Bits of `low` where `mask` has ones, else of `high`.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn chosen(mask: __m512i, low: __m512i, high: __m512i) -> __m512i {
+    _mm512_ternarylogic_epi64::<0xca>(mask, low, high)
+}
+
+/// See [`super::kernels::Tell`]. Reads [`Terms`] as three words: the cosines with sign and two code,
+/// the fine one with the number of threes, and the square. Even rows come first, then odd ones.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+pub(super) fn tell(
+    scale: &Scale,
+    level: Level,
+    terms: &[Terms; BLOCK_ROWS],
+    along: &mut Parts,
+    length: &mut Parts,
+) -> u64 {
+    let words: &[u32] = bytemuck::cast_slice(terms);
+    let reference = _mm512_set1_epi32(i32::from(scale.reference_parts));
+    let mut odd = 0;
+    // Of sixteen rows each, numbers in their order.
+    let mut alongs = [_mm256_setzero_si256(); 4];
+    let mut lengths = [_mm256_setzero_si256(); 4];
+    for (at, words) in words.as_chunks::<48>().0.iter().enumerate() {
+        let cosines = every_third(words, 0);
+        let parts = match level {
+            Level::Sign => _mm512_and_si512(cosines, _mm512_set1_epi32(0xffff)),
+            Level::Two => _mm512_srli_epi32::<16>(cosines),
+        };
+        odd |= u64::from(_mm512_cmplt_epu32_mask(parts, reference)) << (16 * at);
+        let above = _mm512_max_epi32(_mm512_sub_epi32(parts, reference), _mm512_setzero_si512());
+        match level {
+            Level::Sign => alongs[at] = _mm512_cvtepi32_epi16(above),
+            Level::Two => {
+                let threes = _mm512_srli_epi32::<16>(every_third(words, 1));
+                let squares = _mm512_add_epi32(_mm512_slli_epi32::<3>(threes), _mm512_set1_epi32(scale.dim as i32));
+                let norms = _mm512_sqrt_ps(_mm512_cvtepi32_ps(squares));
+                let units = _mm512_set1_ps(1.0 / 65_536.0 / scale.along_unit);
+                let row_along = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(above), norms), units);
+                alongs[at] = _mm512_cvtusepi32_epi16(_mm512_cvttps_epu32(row_along));
+                let longer =
+                    _mm512_max_ps(_mm512_sub_ps(norms, _mm512_set1_ps(scale.length_base)), _mm512_setzero_ps());
+                let row_length = _mm512_mul_ps(longer, _mm512_set1_ps(1.0 / scale.length_unit));
+                lengths[at] = _mm512_cvtusepi32_epi16(_mm512_cvttps_epu32(row_length));
+            }
+        }
+    }
+    write(along, alongs);
+    write(length, lengths);
+    odd
+}
+
+/// Writes the numbers of even rows, then those of odd ones.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn write(to: &mut Parts, rows: [__m256i; 4]) {
+    let first = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(rows[0]), rows[1]);
+    let second = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(rows[2]), rows[3]);
+    // SAFETY: places are 16-bit numbers 0 to 63, a register of them.
+    let even = unsafe { _mm512_loadu_si512(EVEN_ROWS.as_ptr().cast()) };
+    let odd = _mm512_add_epi16(even, _mm512_set1_epi16(1));
+    let to: *mut u16 = to.0.as_mut_ptr();
+    // SAFETY: twice 32 of the 64 numbers.
+    unsafe {
+        _mm512_storeu_si512(to.cast(), _mm512_permutex2var_epi16(first, even, second));
+        _mm512_storeu_si512(to.wrapping_add(BLOCK_ROWS / 2).cast(), _mm512_permutex2var_epi16(first, odd, second));
+    }
+}
+
+/// The even numbers below 64.
+const EVEN_ROWS: [u16; BLOCK_ROWS / 2] = {
+    let mut rows = [0; BLOCK_ROWS / 2];
+    let mut at = 0;
+    while at < rows.len() {
+        rows[at] = 2 * at as u16;
+        at += 1;
+    }
+    rows
+};
+
+/// Of 48 words, the ones at `word`, `word + 3`, and so on.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn every_third(words: &[u32; 48], word: i32) -> __m512i {
+    let from: *const u32 = words.as_ptr();
+    // SAFETY: three times sixteen words.
+    let (first, second, third) = unsafe {
+        (
+            _mm512_loadu_si512(from.cast()),
+            _mm512_loadu_si512(from.wrapping_add(16).cast()),
+            _mm512_loadu_si512(from.wrapping_add(32).cast()),
+        )
+    };
+    let at = _mm512_setr_epi32(0, 3, 6, 9, 12, 15, 18, 21, 24, 27, 30, 33, 36, 39, 42, 45);
+    let at = _mm512_add_epi32(at, _mm512_set1_epi32(word));
+    let early = _mm512_permutex2var_epi32(first, at, second);
+    // The permutation takes its places modulo 16, so that 32 is the first.
+    _mm512_mask_permutexvar_epi32(early, _mm512_cmpge_epu32_mask(at, _mm512_set1_epi32(32)), at, third)
 }
 
 /// See [`super::kernels::Scan`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,bmi2")]
 pub(super) fn scan(call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
-    match (call.blocks, call.probes) {
-        (TILE_BLOCKS, 2) => tile::<TILE_BLOCKS, 2>(call, TILE_BLOCKS, 0, hits),
-        (TILE_BLOCKS, _) => tile::<TILE_BLOCKS, 1>(call, TILE_BLOCKS, 0, hits),
-        (blocks, 2) => (0..blocks).fold(false, |any, block| tile::<1, 2>(call, blocks, block, hits) | any),
-        (blocks, _) => (0..blocks).fold(false, |any, block| tile::<1, 1>(call, blocks, block, hits) | any),
+    if call.together == TOGETHER[Level::Sign as usize] {
+        by_groups::<3, false>(call, hits)
+    } else {
+        by_groups::<2, true>(call, hits)
     }
 }
 
-/// `B` blocks from `first` on, of `stride` in the tile, against `P` probes. Inlined, so that a
-/// stride that is known is.
+/// `N` groups are added in bytes; codes differ in length or do not.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,bmi2")]
+fn by_groups<const N: usize, const LENGTHS: bool>(call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
+    match (call.blocks, call.probes) {
+        (TILE_BLOCKS, SCAN_PROBES) => tile::<TILE_BLOCKS, SCAN_PROBES, N, LENGTHS>(call, TILE_BLOCKS, 0, 0, hits),
+        (TILE_BLOCKS, probes) => (0..probes)
+            .fold(false, |any, probe| tile::<TILE_BLOCKS, 1, N, LENGTHS>(call, TILE_BLOCKS, 0, probe, hits) | any),
+        (blocks, SCAN_PROBES) => {
+            (0..blocks).fold(false, |any, block| tile::<1, SCAN_PROBES, N, LENGTHS>(call, blocks, block, 0, hits) | any)
+        }
+        (blocks, probes) => (0..blocks * probes)
+            .fold(false, |any, at| tile::<1, 1, N, LENGTHS>(call, blocks, at % blocks, at / blocks, hits) | any),
+    }
+}
+
+/// `B` blocks from `first` on, of `stride` in the tile, against `P` probes from `from` on. Inlined,
+/// so that a stride that is known is.
 #[inline]
 #[expect(clippy::needless_range_loop, reason = "counters are constants once the loops are unrolled")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,bmi2")]
-fn tile<const B: usize, const P: usize>(call: &ScanCall<'_>, stride: usize, first: usize, hits: &mut ScanHits) -> bool {
-    assert!(call.groups.is_multiple_of(TOGETHER) && first + B <= stride && stride == call.blocks && P <= call.probes);
+fn tile<const B: usize, const P: usize, const N: usize, const LENGTHS: bool>(
+    call: &ScanCall<'_>,
+    stride: usize,
+    first: usize,
+    from: usize,
+    hits: &mut ScanHits,
+) -> bool {
+    assert!(call.groups.is_multiple_of(N) && first + B <= stride && stride == call.blocks && from + P <= call.probes);
     assert!(call.indices.len() >= call.groups * call.blocks);
-    assert!(call.tables[..P].iter().all(|tables| tables.len() >= call.groups));
+    assert!(call.tables[from..from + P].iter().all(|tables| tables.len() >= call.groups));
     // Sums of whole 16-bit words, so that of an odd row's byte there is 256 times its entry in
     // `both`, and sums of the odd rows' entries.
     let mut both = [[_mm512_setzero_si512(); B]; P];
     let mut odd = [[_mm512_setzero_si512(); B]; P];
     let groups = call.groups;
     let mut indices: *const IndexLine = call.indices.as_ptr().wrapping_add(first);
-    let mut tables: [*const IndexLine; P] = std::array::from_fn(|p| call.tables[p].as_ptr());
-    for _ in 0..groups / TOGETHER {
+    let mut tables: [*const IndexLine; P] = [std::ptr::null(); P];
+    for p in 0..P {
+        tables[p] = call.tables[from + p].as_ptr();
+    }
+    for _ in 0..groups / N {
         let mut part = [[_mm512_setzero_si512(); B]; P];
-        for n in 0..TOGETHER {
+        for n in 0..N {
             let mut table = [_mm512_setzero_si512(); P];
             for p in 0..P {
                 // SAFETY: this group's 64 entries, of as many in each of `groups` tables.
@@ -73,93 +354,202 @@ fn tile<const B: usize, const P: usize>(call: &ScanCall<'_>, stride: usize, firs
                 odd[p][b] = _mm512_add_epi16(odd[p][b], _mm512_srli_epi16::<8>(part[p][b]));
             }
         }
-        indices = indices.wrapping_add(TOGETHER.wrapping_mul(stride));
-        tables = tables.map(|table| table.wrapping_add(TOGETHER));
+        indices = indices.wrapping_add(N.wrapping_mul(stride));
+        for p in 0..P {
+            tables[p] = tables[p].wrapping_add(N);
+        }
     }
     let mut any = false;
     for p in 0..P {
         for b in 0..B {
-            let even = _mm512_sub_epi16(both[p][b], _mm512_slli_epi16::<8>(odd[p][b]));
-            let least = _mm512_set1_epi16(call.least[p][first + b].cast_signed());
-            let even_mask = _mm512_cmpge_epu16_mask(even, least);
-            let odd_mask = _mm512_cmpge_epu16_mask(odd[p][b], least);
-            hits.masks[p][first + b] = 0;
-            if even_mask | odd_mask != 0 {
-                any = true;
-                hits.masks[p][first + b] = _pdep_u64(even_mask.into(), 0x5555_5555_5555_5555)
-                    | _pdep_u64(odd_mask.into(), 0xaaaa_aaaa_aaaa_aaaa);
-                store(even, odd[p][b], &mut hits.sums[p][first + b]);
-            }
+            let mask = reaching::<LENGTHS>(both[p][b], odd[p][b], call.least[from + p], call.bars, first + b);
+            hits[from + p][first + b] = mask;
+            any |= mask != 0;
         }
     }
     any
 }
 
-/// Writes the sums of even and odd rows in the order of the rows.
-#[target_feature(enable = "avx512f,avx512bw")]
-fn store(even: __m512i, odd: __m512i, to: &mut [u16; BLOCK_ROWS]) {
-    // Within each 128-bit lane l: rows 16 l to 16 l + 7, and 16 l + 8 to 16 l + 15.
-    let low = _mm512_unpacklo_epi16(even, odd);
-    let high = _mm512_unpackhi_epi16(even, odd);
-    let first = _mm512_permutex2var_epi64(low, _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), high);
-    let second = _mm512_permutex2var_epi64(low, _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15), high);
-    let to: *mut u16 = to.as_mut_ptr();
-    // SAFETY: 64 words are 128 bytes, two registers.
-    unsafe {
-        _mm512_storeu_si512(to.cast(), first);
-        _mm512_storeu_si512(to.wrapping_add(32).cast(), second);
+/// The rows of a block whose sums reach their least: [`Least::of`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,bmi2")]
+fn reaching<const LENGTHS: bool>(both: __m512i, odd: __m512i, least: Least, bars: &TileBars, block: usize) -> u64 {
+    let even = _mm512_sub_epi16(both, _mm512_slli_epi16::<8>(odd));
+    let mut masks = [0; 2];
+    for (half, sums) in [even, odd].into_iter().enumerate() {
+        let at = half * BLOCK_ROWS / 2;
+        // SAFETY: half of the 64 numbers.
+        let along = unsafe { _mm512_loadu_si512(bars.along[block].0.as_ptr().wrapping_add(at).cast()) };
+        let times = _mm512_mulhi_epu16(along, _mm512_set1_epi16(least.along.cast_signed()));
+        let mut bar = _mm512_adds_epu16(_mm512_set1_epi16(least.base.cast_signed()), times);
+        if LENGTHS {
+            // SAFETY: likewise.
+            let length = unsafe { _mm512_loadu_si512(bars.length[block].0.as_ptr().wrapping_add(at).cast()) };
+            let longer = _mm512_mulhi_epu16(length, _mm512_set1_epi16(least.longer.cast_signed()));
+            let shorter = _mm512_mulhi_epu16(length, _mm512_set1_epi16(least.shorter.cast_signed()));
+            bar = _mm512_subs_epu16(_mm512_adds_epu16(bar, longer), shorter);
+        }
+        masks[half] = _mm512_cmpge_epu16_mask(sums, bar);
     }
+    if masks == [0; 2] {
+        return 0;
+    }
+    _pdep_u64(masks[0].into(), 0x5555_5555_5555_5555) | _pdep_u64(masks[1].into(), 0xaaaa_aaaa_aaaa_aaaa)
 }
 
-/// See [`super::kernels::Reaching`].
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) fn reaching(sums: &[u16; BLOCK_ROWS], reach: Reach, cut: Cut, rows: &RowTerms) -> u64 {
-    let (along, across, slack) = cut.parts();
-    let [offset, step] = [reach.offset, reach.step].map(|v| _mm512_set1_ps(v));
-    let [along, across, slack] = [along, across, slack].map(|v| _mm512_set1_ps(v));
-    let mut mask = 0;
-    for at in (0..BLOCK_ROWS).step_by(16) {
-        // SAFETY: sixteen from `at <= 48` of the 64 of each array.
-        let (sums, row_along, row_across, norm) = unsafe {
-            (
-                _mm256_loadu_si256(sums.as_ptr().wrapping_add(at).cast()),
-                _mm512_loadu_ps(rows.along.as_ptr().wrapping_add(at)),
-                _mm512_loadu_ps(rows.across.as_ptr().wrapping_add(at)),
-                _mm512_loadu_ps(rows.norm.as_ptr().wrapping_add(at)),
-            )
-        };
-        let sums = _mm512_cvtepi32_ps(_mm512_cvtepu16_epi32(sums));
-        let reached = _mm512_fmadd_ps(step, sums, offset);
-        let bar = _mm512_mul_ps(along, row_along);
-        let bar = _mm512_fnmadd_ps(across, row_across, bar);
-        let bar = _mm512_fnmadd_ps(slack, norm, bar);
-        mask |= u64::from(_mm512_cmp_ps_mask::<_CMP_GE_OQ>(reached, bar)) << at;
+/// See [`super::kernels::List`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi2")]
+pub(super) fn list(call: &ListCall<'_>, hits: &mut [Hit]) -> usize {
+    const LANES: usize = 16;
+    // SAFETY: 64 bytes.
+    let places = unsafe { _mm512_loadu_si512(PLACES.as_ptr().cast()) };
+    let mut listed = 0;
+    for probe in 0..call.probes {
+        for block in 0..call.blocks {
+            let mask = (call.found[probe][block] | call.odd[block]) & call.live[block];
+            if mask == 0 {
+                continue;
+            }
+            let first = Hit::new(call.first_probe + probe, call.first_row + block * BLOCK_ROWS);
+            let first = _mm512_set1_epi32(first.0.cast_signed());
+            let rows = _mm512_maskz_compress_epi8(mask, places);
+            let count = mask.count_ones() as usize;
+            let to = hits[listed..listed + BLOCK_ROWS].as_mut_ptr();
+            let quarters = [
+                _mm512_castsi512_si128(rows),
+                _mm512_extracti32x4_epi32::<1>(rows),
+                _mm512_extracti32x4_epi32::<2>(rows),
+                _mm512_extracti32x4_epi32::<3>(rows),
+            ];
+            for (n, rows) in quarters.into_iter().enumerate() {
+                if n * LANES >= count {
+                    break;
+                }
+                let some = _mm512_add_epi32(first, _mm512_cvtepu8_epi32(rows));
+                // SAFETY: sixteen of 64 places, what is behind the last hit included.
+                unsafe { _mm512_storeu_si512(to.wrapping_add(n * LANES).cast(), some) };
+            }
+            listed += count;
+        }
     }
-    mask
+    listed
 }
 
-/// See [`super::kernels::Fine`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-pub(super) fn fine(code: &[u8], probe: &[i8]) -> i32 {
-    let half = code.len();
-    assert_eq!(probe.len(), 2 * half);
-    let low_bits = _mm512_set1_epi8(15);
-    let (mut low, mut high) = (_mm512_setzero_si512(), _mm512_setzero_si512());
+/// The numbers below 64.
+const PLACES: [u8; BLOCK_ROWS] = {
+    let mut places = [0; BLOCK_ROWS];
     let mut at = 0;
-    while at < half {
+    while at < places.len() {
+        places[at] = at as u8;
+        at += 1;
+    }
+    places
+};
+
+/// See [`super::kernels::Close`].
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
+pub(super) fn close(call: &CloseCall<'_>, hits: &mut [Hit]) -> usize {
+    let code_bytes = call.sieve.dim / 2;
+    let mut kept = 0;
+    for first in (0..hits.len()).step_by(CLOSE_HITS) {
+        for hit in &hits[hits.len().min(first + CLOSE_HITS)..hits.len().min(first + 2 * CLOSE_HITS)] {
+            prefetch(&call.fine[hit.row() * code_bytes..(hit.row() + 1) * code_bytes]);
+        }
+        let count = CLOSE_HITS.min(hits.len() - first);
+        let mut dots = [0; CLOSE_HITS];
+        // Of each hit: scale, 15 times the sum, error; along, across, slack; square, cosine.
+        let mut numbers = [[0.0_f32; CLOSE_HITS]; 8];
+        for at in (0..count).step_by(CLOSE_DOTS) {
+            let mut pairs: [(&[u8], &[i8]); CLOSE_DOTS] = [(&[], &[]); CLOSE_DOTS];
+            for n in 0..CLOSE_DOTS {
+                // Those that fill up are the last one again.
+                let hit = hits[first + (at + n).min(count - 1)];
+                let (probe, terms) = (call.sieve.fine_probe(hit.probe()), call.terms[hit.row()]);
+                pairs[n] = (&call.fine[hit.row() * code_bytes..(hit.row() + 1) * code_bytes], &probe.integers);
+                let (along, across, slack) = match call.cuts[hit.probe()].cut {
+                    Some(cut) => cut.parts(),
+                    None => (0.0, 0.0, f32::INFINITY),
+                };
+                let cosine = call.cutter.leaning(terms.fine_cosine()).along;
+                // The sum of 2,048 integers in 8 bits, times 15, is exact.
+                let of_hit = [probe.scale, (15 * probe.sum) as f32, probe.error, along, across, slack];
+                for (numbers, number) in
+                    numbers.iter_mut().zip(of_hit.into_iter().chain([terms.fine_square() as f32, cosine]))
+                {
+                    numbers[at + n] = number;
+                }
+            }
+            dots[at..at + CLOSE_DOTS].copy_from_slice(&products(&pairs));
+        }
+        let mut of = [_mm512_setzero_ps(); 8];
+        for (of, numbers) in of.iter_mut().zip(&numbers) {
+            // SAFETY: sixteen numbers.
+            *of = unsafe { _mm512_loadu_ps(numbers.as_ptr()) };
+        }
+        let [scale, sum, error, along, across, slack, square, cosine] = of;
+        // SAFETY: sixteen numbers.
+        let dots = unsafe { _mm512_loadu_si512(dots.as_ptr().cast()) };
+        // `FineProbe::reach` and `Cut::bar`, sixteen at a time. Integers under 2^24 are exact.
+        let product = _mm512_sub_ps(_mm512_cvtepi32_ps(_mm512_slli_epi32::<1>(dots)), sum);
+        let reach = _mm512_add_ps(_mm512_div_ps(_mm512_mul_ps(scale, product), _mm512_sqrt_ps(square)), error);
+        let sine = _mm512_max_ps(_mm512_fnmadd_ps(cosine, cosine, _mm512_set1_ps(1.0)), _mm512_setzero_ps());
+        let bar = _mm512_fnmadd_ps(across, _mm512_sqrt_ps(sine), _mm512_mul_ps(along, cosine));
+        // Without a cut every row passes, one of zeros too, which may reach what is no number.
+        let mut reached = _mm512_cmp_ps_mask::<_CMP_NLT_UQ>(reach, _mm512_sub_ps(bar, slack));
+        reached &= ((1_u32 << count) - 1) as __mmask16;
+        while reached != 0 {
+            hits[kept] = hits[first + reached.trailing_zeros() as usize];
+            reached &= reached - 1;
+            kept += 1;
+        }
+    }
+    kept
+}
+
+/// Asks for a fine code.
+#[inline]
+fn prefetch(code: &[u8]) {
+    for line in code.chunks(64) {
+        // SAFETY: prefetching reads nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(line.as_ptr().cast()) };
+    }
+}
+
+/// For each of some pairs, the sum of products of the row's nibbles and the probe's integers.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+fn products(pairs: &[(&[u8], &[i8]); CLOSE_DOTS]) -> [i32; CLOSE_DOTS] {
+    let half = pairs[0].0.len();
+    assert!(pairs.iter().all(|(code, probe)| code.len() == half && probe.len() == 2 * half));
+    let low_bits = _mm512_set1_epi8(15);
+    let mut low = [_mm512_setzero_si512(); CLOSE_DOTS];
+    let mut high = [_mm512_setzero_si512(); CLOSE_DOTS];
+    for at in (0..half).step_by(64) {
         let left = half - at;
         let mask: __mmask64 = if left >= 64 { u64::MAX } else { (1 << left) - 1 };
-        // SAFETY: masked to the `left` bytes that each of the three slices has from `at` on.
-        let (nibbles, first, second) = unsafe {
-            (
-                _mm512_maskz_loadu_epi8(mask, code.as_ptr().wrapping_add(at).cast()),
-                _mm512_maskz_loadu_epi8(mask, probe.as_ptr().wrapping_add(at)),
-                _mm512_maskz_loadu_epi8(mask, probe.as_ptr().wrapping_add(half + at)),
-            )
-        };
-        low = _mm512_dpbusd_epi32(low, _mm512_and_si512(nibbles, low_bits), first);
-        high = _mm512_dpbusd_epi32(high, _mm512_and_si512(_mm512_srli_epi16::<4>(nibbles), low_bits), second);
-        at += 64;
+        for n in 0..CLOSE_DOTS {
+            let (code, probe) = (pairs[n].0.as_ptr(), pairs[n].1.as_ptr());
+            // SAFETY: masked to the `left` bytes that a code, and each half of a probe, has from `at`
+            // on.
+            let (nibbles, first, second) = unsafe {
+                (
+                    _mm512_maskz_loadu_epi8(mask, code.wrapping_add(at).cast()),
+                    _mm512_maskz_loadu_epi8(mask, probe.wrapping_add(at)),
+                    _mm512_maskz_loadu_epi8(mask, probe.wrapping_add(half + at)),
+                )
+            };
+            low[n] = _mm512_dpbusd_epi32(low[n], _mm512_and_si512(nibbles, low_bits), first);
+            high[n] = _mm512_dpbusd_epi32(high[n], _mm512_and_si512(_mm512_srli_epi16::<4>(nibbles), low_bits), second);
+        }
     }
-    _mm512_reduce_add_epi32(_mm512_add_epi32(low, high))
+    for n in 0..CLOSE_DOTS {
+        low[n] = _mm512_add_epi32(low[n], high[n]);
+    }
+    // Two rows' sums side by side, halved in number; then the four rows'; then over the four lanes.
+    let first = _mm512_add_epi32(_mm512_unpacklo_epi32(low[0], low[1]), _mm512_unpackhi_epi32(low[0], low[1]));
+    let second = _mm512_add_epi32(_mm512_unpacklo_epi32(low[2], low[3]), _mm512_unpackhi_epi32(low[2], low[3]));
+    let lanes = _mm512_add_epi32(_mm512_unpacklo_epi64(first, second), _mm512_unpackhi_epi64(first, second));
+    let lanes = _mm256_add_epi32(_mm512_castsi512_si256(lanes), _mm512_extracti64x4_epi64::<1>(lanes));
+    let all = _mm_add_epi32(_mm256_castsi256_si128(lanes), _mm256_extracti128_si256::<1>(lanes));
+    [_mm_extract_epi32::<0>(all), _mm_extract_epi32::<1>(all), _mm_extract_epi32::<2>(all), _mm_extract_epi32::<3>(all)]
 }

@@ -11,13 +11,14 @@
 //!
 //! Knows slices only: no live bits, no floors beyond the sums to compare with.
 
-use thenar_index::codes::BLOCK_ROWS;
+use thenar_index::codes::{BLOCK_ROWS, Codes, Terms};
 
+use super::bars::{Least, Parts, Scale, TileBars};
 use super::portable;
-use super::{Level, Reach, RowTerms};
+use super::{Cuts, Level, PLACES_MAX, PROBES_MAX, Sieve};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512};
-use crate::certificate::Cut;
+use crate::certificate::{Cut, Cutter};
 use crate::simd::Simd;
 
 /// Blocks of the largest tile.
@@ -25,7 +26,8 @@ pub(in crate::engine::cpu) const TILE_BLOCKS: usize = 4;
 /// Probes that one call of a scan takes, at most.
 pub(super) const SCAN_PROBES: usize = 2;
 
-/// The indices of one group in one block.
+/// The indices of one group in one block. A path whose look-ups pass over the bits above those of an
+/// index may leave anything in them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
 #[repr(C, align(64))]
 pub(in crate::engine::cpu) struct IndexLine(pub(super) [u8; BLOCK_ROWS]);
@@ -34,56 +36,118 @@ impl IndexLine {
     pub(super) const ZERO: Self = Self([0; BLOCK_ROWS]);
 }
 
-/// What a scan found: a mask of the rows whose sum reached the least, and their sums, which are
-/// only written where a mask is not empty.
-#[derive(Debug)]
-#[repr(C, align(64))]
-pub(super) struct ScanHits {
-    pub(super) masks: [[u64; TILE_BLOCKS]; SCAN_PROBES],
-    pub(super) sums: [[[u16; BLOCK_ROWS]; TILE_BLOCKS]; SCAN_PROBES],
-}
+/// For each probe and block, the rows whose sums reach their least.
+pub(super) type ScanHits = [[u64; TILE_BLOCKS]; SCAN_PROBES];
 
-impl ScanHits {
-    pub(super) const EMPTY: Self =
-        Self { masks: [[0; TILE_BLOCKS]; SCAN_PROBES], sums: [[[0; BLOCK_ROWS]; TILE_BLOCKS]; SCAN_PROBES] };
-}
-
-/// The least sums that count, for each probe and block.
-pub(super) type Least = [[u16; TILE_BLOCKS]; SCAN_PROBES];
-
-/// One tile against one or two probes.
+/// One tile against a few probes.
 pub(super) struct ScanCall<'a> {
     /// Shape: `[groups, blocks]`.
     pub(super) indices: &'a [IndexLine],
     pub(super) blocks: usize,
-    /// For each probe, the bytes `[groups, 2^bits]`, in whole lines. One probe or two; the second is
-    /// not read where `probes` is 1.
+    /// For each probe, the bytes `[groups, 2^bits]`, in whole lines. Those from `probes` on are not
+    /// read.
     pub(super) tables: [&'a [IndexLine]; SCAN_PROBES],
     pub(super) probes: usize,
     pub(super) groups: usize,
-    pub(super) least: &'a Least,
+    /// Groups whose entries are added in bytes.
+    pub(super) together: usize,
+    pub(super) bars: &'a TileBars,
+    pub(super) least: [Least; SCAN_PROBES],
 }
 
-/// (signs, larges, dim, blocks, level, indices)
-pub(super) type Spread = unsafe fn(&[u8], &[u8], usize, usize, Level, &mut [IndexLine]);
-/// Whether any row reached any least.
+/// The planes of a tile's blocks, to be made into indices.
+pub(super) struct SpreadCall<'a> {
+    /// Shape: `[blocks, lines, 64]`, as [`thenar_index::codes::Codes`] has them.
+    pub(super) sign: &'a [u8],
+    /// Likewise; only read for [`Level::Two`].
+    pub(super) two: &'a [u8],
+    pub(super) level: Level,
+    /// Lines of a plane: an eighth of the dimension.
+    pub(super) lines: usize,
+    pub(super) blocks: usize,
+    /// Components of a group.
+    pub(super) dims: usize,
+    pub(super) groups: usize,
+}
+
+/// What a scan left, to be listed: rows of a tile for consecutive probes.
+pub(super) struct ListCall<'a> {
+    /// Of each probe and block, the rows that passed.
+    pub(super) found: &'a ScanHits,
+    pub(super) probes: usize,
+    /// Of each block, rows that pass whether they were found or not; no other rows count than the
+    /// live ones.
+    pub(super) odd: &'a [u64; TILE_BLOCKS],
+    pub(super) live: &'a [u64; TILE_BLOCKS],
+    pub(super) blocks: usize,
+    /// Number of the first probe, and place of the tile's first row in the piece.
+    pub(super) first_probe: usize,
+    pub(super) first_row: usize,
+}
+
+/// A row that passed the first look: the probe, and the row's place in the piece.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(transparent)]
+pub(super) struct Hit(pub(super) u32);
+
+impl Hit {
+    pub(super) fn new(probe: usize, row: usize) -> Self {
+        debug_assert!(probe < PROBES_MAX && row < PLACES_MAX);
+        Self((probe as u32) << 16 | row as u32)
+    }
+
+    pub(super) fn probe(self) -> usize {
+        (self.0 >> 16) as usize
+    }
+
+    pub(super) fn row(self) -> usize {
+        (self.0 & 0xffff) as usize
+    }
+}
+
+/// Places that a listing may write to behind the last hit.
+pub(super) const LIST_SLACK: usize = BLOCK_ROWS;
+
+/// Fine codes to be held against probes.
+pub(super) struct CloseCall<'a> {
+    /// Of a piece. Shape: `[rows, dim / 2]`.
+    pub(super) fine: &'a [u8],
+    /// Shape: `[rows]`.
+    pub(super) terms: &'a [Terms],
+    pub(super) sieve: &'a Sieve<'a>,
+    pub(super) cuts: &'a [Cuts],
+    pub(super) cutter: &'a Cutter,
+}
+
+pub(super) type Spread = unsafe fn(&SpreadCall<'_>, &mut [IndexLine]);
+/// (scale, level, terms of a block's rows, numbers along, numbers of length) to the odd rows, in the
+/// order of the rows; the numbers are in the path's own.
+pub(super) type Tell = unsafe fn(&Scale, Level, &[Terms; BLOCK_ROWS], &mut Parts, &mut Parts) -> u64;
+/// A scan of planes whose indices are not made before: for a few probes, which would read them no
+/// more often than they were written. The call has no indices.
+pub(super) type ScanPlanes = unsafe fn(&SpreadCall<'_>, &ScanCall<'_>, &mut ScanHits) -> bool;
+/// Whether any row reached its least.
 pub(super) type Scan = unsafe fn(&ScanCall<'_>, &mut ScanHits) -> bool;
-/// (sums of a block's rows, what they stand for, cut, rows) to a mask of the rows that reach it.
-pub(super) type Reaching = unsafe fn(&[u16; BLOCK_ROWS], Reach, Cut, &RowTerms) -> u64;
-/// (fine code of a row, probe in 8 bits) to the sum of products of nibbles and probe.
-pub(super) type Fine = unsafe fn(&[u8], &[i8]) -> i32;
+/// Writes hits, and says how many: by probe, rows ascending. There is room for all and
+/// [`LIST_SLACK`] more.
+pub(super) type List = unsafe fn(&ListCall<'_>, &mut [Hit]) -> usize;
+/// Moves those of the hits to the front whose fine codes reach their bars, and says how many.
+pub(super) type Close = unsafe fn(&CloseCall<'_>, &mut [Hit]) -> usize;
 
 /// The kernels of one path. Calling them is sound where the processor has the path, which
 /// [`CodeKernels::of`] is only asked for then.
 pub(in crate::engine::cpu) struct CodeKernels {
     /// Bits of an index.
     pub(super) bits: usize,
-    /// Groups are padded to a multiple of this: entries of so many are added in bytes.
-    pub(super) together: usize,
+    /// For each level: groups are padded to a multiple of this, and entries of so many are added in
+    /// bytes.
+    together: [usize; Level::ALL.len()],
     spread: Spread,
+    tell: Tell,
     scan: Scan,
-    reaching: Reaching,
-    fine: Fine,
+    scan_planes: Option<ScanPlanes>,
+    list: List,
+    close: Close,
 }
 
 impl CodeKernels {
@@ -92,29 +156,35 @@ impl CodeKernels {
         match path {
             #[cfg(target_arch = "x86_64")]
             Simd::Avx512Vbmi => &Self {
-                bits: 6,
-                together: 3,
+                bits: avx512::BITS,
+                together: avx512::TOGETHER,
                 spread: avx512::spread,
+                tell: avx512::tell,
                 scan: avx512::scan,
-                reaching: avx512::reaching,
-                fine: avx512::fine,
+                scan_planes: Some(avx512::scan_planes),
+                list: avx512::list,
+                close: avx512::close,
             },
             #[cfg(target_arch = "x86_64")]
             Simd::Avx512Bf16 | Simd::Avx512 | Simd::Avx2 => &Self {
-                bits: 4,
-                together: 3,
+                bits: avx2::BITS,
+                together: [avx2::TOGETHER; 2],
                 spread: avx2::spread,
+                tell: avx2::tell,
                 scan: avx2::scan,
-                reaching: avx2::reaching,
-                fine: avx2::fine,
+                scan_planes: None,
+                list: portable::list,
+                close: avx2::close,
             },
             _ => &Self {
-                bits: 8,
-                together: 1,
+                bits: portable::BITS,
+                together: [1; 2],
                 spread: portable::spread,
+                tell: portable::tell,
                 scan: portable::scan,
-                reaching: portable::reaching,
-                fine: portable::fine,
+                scan_planes: None,
+                list: portable::list,
+                close: portable::close,
             },
         }
     }
@@ -127,91 +197,130 @@ impl CodeKernels {
         }
     }
 
+    /// Groups whose entries are added in bytes.
+    pub(super) fn together(&self, level: Level) -> usize {
+        self.together[level as usize]
+    }
+
     /// Groups of a code of `dim` components, padded.
     pub(super) fn groups(&self, level: Level, dim: usize) -> usize {
-        dim.div_ceil(self.group_dims(level)).next_multiple_of(self.together)
+        dim.div_ceil(self.group_dims(level)).next_multiple_of(self.together(level))
     }
 
     /// The largest table entry: so many as are added in bytes must fit one, and all of a row 16
     /// bits.
     pub(super) fn entry_max(&self, level: Level, dim: usize) -> u8 {
-        let in_bytes = 255 / self.together;
+        let in_bytes = 255 / self.together(level);
         let in_sum = usize::from(u16::MAX - 1) / self.groups(level, dim);
         u8::try_from(in_bytes.min(in_sum)).unwrap_or(u8::MAX)
     }
 
-    /// Writes the indices of a tile.
-    pub(super) fn spread(
-        &self,
-        sign: &[u8],
-        two: &[u8],
-        dim: usize,
-        blocks: usize,
-        level: Level,
-        to: &mut [IndexLine],
-    ) {
-        assert!(to.len() >= self.groups(level, dim) * blocks);
+    fn planes<'a>(&self, codes: &Codes<'a>, dim: usize, level: Level) -> SpreadCall<'a> {
+        let (lines, blocks) = (dim / 8, codes.rows() / BLOCK_ROWS);
+        assert!(codes.sign.len() == blocks * lines * BLOCK_ROWS && codes.two.len() == codes.sign.len());
+        let (dims, groups) = (self.group_dims(level), self.groups(level, dim));
+        SpreadCall { sign: codes.sign, two: codes.two, level, lines, blocks, dims, groups }
+    }
+
+    /// Writes the indices of a tile: the blocks that `codes` are of.
+    pub(super) fn spread(&self, codes: &Codes<'_>, dim: usize, level: Level, to: &mut [IndexLine]) {
+        let call = self.planes(codes, dim, level);
+        assert!(to.len() >= call.groups * call.blocks);
         // SAFETY: the processor has this path, see `of`.
-        unsafe { (self.spread)(sign, two, dim, blocks, level, to) }
+        unsafe { (self.spread)(&call, to) }
+    }
+
+    /// Whether so many probes are scanned without indices.
+    pub(super) fn scans_planes(&self, probes: usize) -> bool {
+        self.scan_planes.is_some() && probes <= SCAN_PROBES
+    }
+
+    /// Sums the entries of a tile's rows, the blocks that `codes` are of, without indices.
+    pub(super) fn scan_planes(
+        &self,
+        codes: &Codes<'_>,
+        dim: usize,
+        level: Level,
+        call: &ScanCall<'_>,
+        hits: &mut ScanHits,
+    ) -> bool {
+        let planes = self.planes(codes, dim, level);
+        assert!((1..=SCAN_PROBES).contains(&call.probes) && (1..=TILE_BLOCKS).contains(&planes.blocks));
+        assert!(call.groups == planes.groups);
+        assert!(call.tables[..call.probes].iter().all(|tables| BLOCK_ROWS * tables.len() >= call.groups << self.bits));
+        let scan = self.scan_planes.expect("asked by `scans_planes`");
+        // SAFETY: the processor has this path, see `of`.
+        unsafe { scan(&planes, call, hits) }
+    }
+
+    /// Reads what tells a block's rows apart, and returns the odd ones.
+    #[inline]
+    pub(super) fn tell(
+        &self,
+        scale: &Scale,
+        level: Level,
+        terms: &[Terms; BLOCK_ROWS],
+        along: &mut Parts,
+        length: &mut Parts,
+    ) -> u64 {
+        // SAFETY: the processor has this path, see `of`.
+        unsafe { (self.tell)(scale, level, terms, along, length) }
     }
 
     /// Sums the entries of a tile's rows.
     #[inline]
     pub(super) fn scan(&self, call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
         assert!((1..=SCAN_PROBES).contains(&call.probes) && (1..=TILE_BLOCKS).contains(&call.blocks));
-        assert!(call.indices.len() >= call.groups * call.blocks && call.groups.is_multiple_of(self.together));
+        assert!(call.indices.len() >= call.groups * call.blocks && call.groups.is_multiple_of(call.together));
+        assert!(self.together.contains(&call.together));
         assert!(call.tables[..call.probes].iter().all(|tables| BLOCK_ROWS * tables.len() >= call.groups << self.bits));
         // SAFETY: the processor has this path, see `of`.
         unsafe { (self.scan)(call, hits) }
     }
 
-    /// Of a block, the rows whose bound of <q, c> reaches their bar.
+    /// Writes what a scan left to the front of `hits`, and says how many there are.
     #[inline]
-    pub(super) fn reaching(&self, sums: &[u16; BLOCK_ROWS], reach: Reach, cut: Cut, rows: &RowTerms) -> u64 {
+    pub(super) fn list(&self, call: &ListCall<'_>, hits: &mut [Hit]) -> usize {
+        assert!(hits.len() >= call.probes * call.blocks * BLOCK_ROWS + LIST_SLACK);
+        assert!(
+            call.first_row + call.blocks * BLOCK_ROWS <= PLACES_MAX && call.first_probe + call.probes <= PROBES_MAX
+        );
         // SAFETY: the processor has this path, see `of`.
-        unsafe { (self.reaching)(sums, reach, cut, rows) }
+        unsafe { (self.list)(call, hits) }
     }
 
-    /// The sum over components of nibble times probe.
+    /// Moves those of `hits` to the front whose fine codes reach their bars, and says how many.
     #[inline]
-    pub(super) fn fine(&self, code: &[u8], probe: &[i8]) -> i32 {
-        assert_eq!(2 * code.len(), probe.len());
+    pub(super) fn close(&self, call: &CloseCall<'_>, hits: &mut [Hit]) -> usize {
         // SAFETY: the processor has this path, see `of`.
-        unsafe { (self.fine)(code, probe) }
+        unsafe { (self.close)(call, hits) }
     }
 }
 
-/// The rows that reach their bars: the definition, in a shape that compilers vectorise.
+/// Hits whose fine codes reach their bars, by a path's sum of products of nibbles and probe.
 #[inline(always)]
-pub(super) fn reaching_rows(sums: &[u16; BLOCK_ROWS], reach: Reach, cut: Cut, rows: &RowTerms) -> u64 {
-    let mut reached = [false; BLOCK_ROWS];
-    for (r, reached) in reached.iter_mut().enumerate() {
-        let bar = cut.scaled_bar(rows.along[r], rows.across[r], rows.norm[r]);
-        *reached = reach.offset + reach.step * f32::from(sums[r]) >= bar;
+pub(super) fn close_by(call: &CloseCall<'_>, hits: &mut [Hit], dot: impl Fn(&[u8], &[i8]) -> i32) -> usize {
+    let mut kept = 0;
+    for at in 0..hits.len() {
+        let (probe, row) = (call.sieve.fine_probe(hits[at].probe()), hits[at].row());
+        let code_bytes = probe.integers.len() / 2;
+        let code = &call.fine[row * code_bytes..(row + 1) * code_bytes];
+        let reach = probe.reach(dot(code, &probe.integers), call.terms[row]);
+        let bar = |cut: Cut| cut.bar(call.cutter.leaning(call.terms[row].fine_cosine()));
+        if call.cuts[hits[at].probe()].cut.is_none_or(|cut| reach >= bar(cut)) {
+            hits[kept] = hits[at];
+            kept += 1;
+        }
     }
-    reached.iter().enumerate().fold(0, |mask, (r, reached)| mask | u64::from(*reached) << r)
+    kept
 }
 
-/// The indices of a tile, of so many bits and padded to groups of so many: the definition, in a shape
-/// that compilers vectorise.
+/// The indices of a tile: the definition, in a shape that compilers vectorise.
 #[inline(always)]
-pub(super) fn spread_bits(
-    (bits, together): (usize, usize),
-    sign: &[u8],
-    two: &[u8],
-    dim: usize,
-    blocks: usize,
-    level: Level,
-    to: &mut [IndexLine],
-) {
-    let dims = match level {
-        Level::Sign => bits,
-        Level::Two => bits / 2,
-    };
-    let groups = dim.div_ceil(dims).next_multiple_of(together);
-    let mask = (1_u16 << dims) - 1;
+pub(super) fn spread_bits(call: &SpreadCall<'_>, to: &mut [IndexLine]) {
     const NOTHING: [u8; BLOCK_ROWS] = [0; BLOCK_ROWS];
-    let lines = dim / 8;
+    let SpreadCall { dims, lines, .. } = *call;
+    let mask = (1_u16 << dims) - 1;
     let line = |plane: &'_ [u8], block: usize, at: usize| -> [u8; BLOCK_ROWS] {
         if at < lines {
             plane[(block * lines + at) * BLOCK_ROWS..][..BLOCK_ROWS].try_into().expect("a line")
@@ -219,16 +328,16 @@ pub(super) fn spread_bits(
             NOTHING
         }
     };
-    for (group, to) in to.chunks_exact_mut(blocks).take(groups).enumerate() {
+    for (group, to) in to.chunks_exact_mut(call.blocks).take(call.groups).enumerate() {
         let (at, shift) = (group * dims / 8, group * dims % 8);
         for (block, to) in to.iter_mut().enumerate() {
-            let (low, high) = (line(sign, block, at), line(sign, block, at + 1));
+            let (low, high) = (line(call.sign, block, at), line(call.sign, block, at + 1));
             for r in 0..BLOCK_ROWS {
                 let pair = u16::from(low[r]) | u16::from(high[r]) << 8;
                 to.0[r] = (pair >> shift & mask) as u8;
             }
-            if level == Level::Two {
-                let (low, high) = (line(two, block, at), line(two, block, at + 1));
+            if call.level == Level::Two {
+                let (low, high) = (line(call.two, block, at), line(call.two, block, at + 1));
                 for r in 0..BLOCK_ROWS {
                     let pair = u16::from(low[r]) | u16::from(high[r]) << 8;
                     to.0[r] |= ((pair >> shift & mask) << dims) as u8;

@@ -2,10 +2,11 @@
 //!
 //! A row goes through three looks, each at fewer rows and more bytes:
 //!
-//! 1. The *first look* at one [`Level`] of the code, by table look-ups, 64 rows at a time; it is
-//!    the one look that may be randomised.
-//! 2. The fine code against the probe in eight bits, deterministic.
+//! 1. The *first look* at one [`Level`] of the code, by table look-ups, 64 rows at a time.
+//! 2. The fine code against the probe in eight bits.
 //! 3. The row itself in f32, as in an exhaustive sift.
+//!
+//! The first two may be randomised.
 //!
 //! Every bound is `certificate`'s; this module makes the upper bounds of <q, u> that are held
 //! against its bars, and proves them where they are made: [`Tables::new`], [`FineProbe::new`].
@@ -16,6 +17,7 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod bars;
 pub(super) mod kernels;
 mod portable;
 #[cfg(test)]
@@ -27,9 +29,12 @@ use std::sync::atomic::Ordering;
 use thenar_index::codes::{BLOCK_ROWS, Codes, Terms};
 use zeroize::Zeroize;
 
-use self::kernels::{CodeKernels, IndexLine, SCAN_PROBES, ScanCall, ScanHits, TILE_BLOCKS};
+use self::bars::{Least, Scale, TileBars};
+use self::kernels::{
+    CloseCall, CodeKernels, Hit, IndexLine, LIST_SLACK, ListCall, SCAN_PROBES, ScanCall, ScanHits, TILE_BLOCKS,
+};
 use super::floors::Floor;
-use crate::certificate::{Certificate, Cut, Cutter, Leaning};
+use crate::certificate::{Certificate, Cut, Cutter};
 use crate::engine::BlockView;
 
 /// Of the largest range of a group's parts, what the entries of a table stretch over. What all
@@ -169,11 +174,11 @@ impl FineProbe {
         Self { integers, scale, sum, error: (square.sqrt() * (1.0 + 1e-9)) as f32 * (1.0 + f32::EPSILON) }
     }
 
-    /// At least <q, u> for a row's fine code.
+    /// At least <q, u> for a row's fine code, from the sum of products <k, n>.
     #[inline]
-    fn reach(&self, kernels: &CodeKernels, code: &[u8], terms: Terms) -> f32 {
-        let dot = 2 * kernels.fine(code, &self.integers) - 15 * self.sum;
-        self.scale * dot as f32 / (terms.fine_square() as f32).sqrt() + self.error
+    fn reach(&self, products: i32, terms: Terms) -> f32 {
+        let product = 2 * products - 15 * self.sum;
+        self.scale * product as f32 / (terms.fine_square() as f32).sqrt() + self.error
     }
 }
 
@@ -185,49 +190,31 @@ struct Prepared {
 }
 
 /// Rows that have passed the first look and wait for the second, at most, but for those of one
-/// more scan.
-const HITS_MAX: usize = 4096;
+/// more scan: their fine codes, which are asked for meanwhile, fit a core's own cache.
+const HITS_MAX: usize = 1024;
 /// Bytes of the tables of probes that take turns over the tiles of a piece: with the tiles' indices
 /// they stay in a core's own cache.
 const TABLES_BYTES: usize = 384 << 10;
 
-/// A row that passed the first look.
-#[derive(Debug, Clone, Copy)]
-struct Hit {
-    probe: u32,
-    /// Place in the piece.
-    row: u16,
-}
+/// Probes of one sift by codes, and places of a piece, at most: each has 16 bits in a hit.
+pub(super) const PROBES_MAX: usize = 1 << 16;
+const PLACES_MAX: usize = 1 << 16;
 
 /// A probe's cuts at the floor they were made for.
 #[derive(Debug, Clone, Copy)]
 struct Cuts {
     floor: f32,
-    /// For the first look; none while the floor is too low.
-    first: Option<Cut>,
-    fine: Option<Cut>,
+    /// None while the floor is too low.
+    cut: Option<Cut>,
 }
 
 /// What one thread sieves in. Kept between sifts.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct SieveBench {
     indices: Vec<IndexLine>,
     hits: Vec<Hit>,
     cuts: Vec<Cuts>,
-    found: Box<ScanHits>,
-    terms: Vec<TileTerms>,
-}
-
-impl Default for SieveBench {
-    fn default() -> Self {
-        Self {
-            indices: Vec::new(),
-            hits: Vec::new(),
-            cuts: Vec::new(),
-            found: Box::new(ScanHits::EMPTY),
-            terms: Vec::new(),
-        }
-    }
+    tiles: Vec<TileTerms>,
 }
 
 impl SieveBench {
@@ -235,8 +222,7 @@ impl SieveBench {
         self.indices.capacity() * size_of::<IndexLine>()
             + self.hits.capacity() * size_of::<Hit>()
             + self.cuts.capacity() * size_of::<Cuts>()
-            + size_of::<ScanHits>()
-            + self.terms.capacity() * size_of::<TileTerms>()
+            + self.tiles.capacity() * size_of::<TileTerms>()
     }
 
     /// Overwrites the copies of codes.
@@ -255,11 +241,10 @@ impl SieveBench {
             self.wipe();
             self.indices.resize(lines, IndexLine::ZERO);
         }
-        if self.terms.len() < tiles {
-            self.terms.resize_with(tiles, || TileTerms::EMPTY);
+        if self.tiles.len() < tiles {
+            self.tiles.resize_with(tiles, || TileTerms::EMPTY);
         }
-        self.hits.clear();
-        self.hits.reserve(HITS_MAX + SCAN_PROBES * TILE_ROWS);
+        self.hits.resize(HITS_MAX + SCAN_PROBES * TILE_ROWS + LIST_SLACK, Hit(0));
         self.cuts.clear();
         self.cuts.resize(sieve.prepared.len(), sieve.cuts(f32::NEG_INFINITY));
     }
@@ -273,49 +258,16 @@ impl SieveBench {
 /// Rows of a tile.
 pub(super) const TILE_ROWS: usize = TILE_BLOCKS * BLOCK_ROWS;
 
-/// A tile's rows as the first look needs them. With n the length of a row's code, the bar of
-/// <q, c> is n times that of <q, u>.
+/// A tile's rows as the first look needs them.
 #[derive(Debug)]
 struct TileTerms {
     /// Of each block, the live rows.
     live: [u64; TILE_BLOCKS],
-    /// Of each block, over its live rows, how the one of the smallest cosine leans, and the
-    /// shortest and longest code.
-    least: [Leaning; TILE_BLOCKS],
-    shortest: [f32; TILE_BLOCKS],
-    longest: [f32; TILE_BLOCKS],
-    /// Of each row.
-    rows: [RowTerms; TILE_BLOCKS],
+    bars: TileBars,
 }
 
 impl TileTerms {
-    const EMPTY: Self = Self {
-        live: [0; TILE_BLOCKS],
-        least: [UPRIGHT; TILE_BLOCKS],
-        shortest: [f32::INFINITY; TILE_BLOCKS],
-        longest: [0.0; TILE_BLOCKS],
-        rows: [RowTerms::EMPTY; TILE_BLOCKS],
-    };
-}
-
-/// The rows of a block, each with the length n of its code: its leaning times n, and n.
-#[derive(Debug)]
-#[repr(C, align(64))]
-struct RowTerms {
-    along: [f32; BLOCK_ROWS],
-    across: [f32; BLOCK_ROWS],
-    norm: [f32; BLOCK_ROWS],
-}
-
-impl RowTerms {
-    const EMPTY: Self = Self { along: [0.0; BLOCK_ROWS], across: [0.0; BLOCK_ROWS], norm: [0.0; BLOCK_ROWS] };
-}
-
-/// How a sum of entries bounds <q, c>: offset + step * sum.
-#[derive(Debug, Clone, Copy)]
-struct Reach {
-    offset: f32,
-    step: f32,
+    const EMPTY: Self = Self { live: [0; TILE_BLOCKS], bars: TileBars::EMPTY };
 }
 
 /// One tile of a piece, ready to be scanned.
@@ -329,9 +281,6 @@ struct Tile<'a> {
     indices: &'a [IndexLine],
 }
 
-/// The leaning that no bar is higher for.
-const UPRIGHT: Leaning = Leaning { along: 1.0, across: 0.0 };
-
 /// One sift by codes, as all its threads see it.
 pub(super) struct Sieve<'a> {
     kernels: &'static CodeKernels,
@@ -340,18 +289,21 @@ pub(super) struct Sieve<'a> {
     probes: &'a [f32],
     prepared: Vec<Prepared>,
     certificate: Certificate,
-    first: Cutter,
-    fine: Cutter,
+    cutter: Cutter,
+    scales: [Scale; Level::ALL.len()],
 }
 
 impl<'a> Sieve<'a> {
-    /// Under a randomised certificate each level has half of the miss probability: which one looks
-    /// at a row is decided by how fast they are, and a row must be safe whichever it is.
+    /// Under a randomised certificate each of the three codes has a third of the miss probability:
+    /// which of them look at a row is decided by how fast they are, and a row must be safe
+    /// whichever do.
     pub(super) fn new(kernels: &'static CodeKernels, dim: usize, probes: &'a [f32], certificate: Certificate) -> Self {
+        assert!(probes.len() / dim <= PROBES_MAX, "more probes than fit a hit");
         let each = match certificate {
             Certificate::Deterministic => Certificate::Deterministic,
             Certificate::Randomised { miss_probability } => {
-                Certificate::Randomised { miss_probability: miss_probability / Level::ALL.len() as f64 }
+                let codes = Level::ALL.len() + 1;
+                Certificate::Randomised { miss_probability: miss_probability / codes as f64 }
             }
         };
         Self {
@@ -360,8 +312,8 @@ impl<'a> Sieve<'a> {
             probes,
             prepared: (0..probes.len() / dim).map(|_| Prepared::default()).collect(),
             certificate,
-            first: Cutter::new(each, dim),
-            fine: Cutter::new(Certificate::Deterministic, dim),
+            cutter: Cutter::new(each, dim),
+            scales: Level::ALL.map(|level| Scale::new(level, dim)),
         }
     }
 
@@ -394,14 +346,15 @@ impl<'a> Sieve<'a> {
     }
 
     fn cuts(&self, floor: f32) -> Cuts {
-        Cuts { floor, first: self.first.cut(floor.into()), fine: self.fine.cut(floor.into()) }
+        Cuts { floor, cut: self.cutter.cut(floor.into()) }
     }
 
     /// Compares `count` coded rows (whole blocks, few tiles) from row `first` of `block` on with every
     /// probe, and hands (probe, offset in the block) of each live row that passes two looks to
     /// `pass`. Returns the rows that passed the first, over all probes.
     ///
-    /// `bench` has begun with this sieve and that many rows. Probes take turns in groups whose tables fit a core's own cache, each over all tiles.
+    /// `bench` has begun with this sieve and that many rows. Probes take turns in groups whose tables
+    /// fit a core's own cache, each over all tiles.
     pub(super) fn piece(
         &self,
         level: Level,
@@ -413,15 +366,17 @@ impl<'a> Sieve<'a> {
     ) -> usize {
         let codes = block.codes.blocks(self.dim, first / BLOCK_ROWS, count / BLOCK_ROWS);
         let groups = self.kernels.groups(level, self.dim);
-        let tiles = count.div_ceil(TILE_ROWS);
+        let tiles_count = count.div_ceil(TILE_ROWS);
         let tile_lines = groups * TILE_BLOCKS;
-        let SieveBench { indices, hits, cuts, found, terms } = bench;
-        for (t, (terms, indices)) in terms.iter_mut().zip(indices.chunks_exact_mut(tile_lines)).take(tiles).enumerate()
-        {
-            let blocks = TILE_BLOCKS.min(count / BLOCK_ROWS - t * TILE_BLOCKS);
-            let codes = codes.blocks(self.dim, t * TILE_BLOCKS, blocks);
+        let SieveBench { indices, hits, cuts, tiles } = bench;
+        let blocks_of = |t: usize| TILE_BLOCKS.min(count / BLOCK_ROWS - t * TILE_BLOCKS);
+        let tiles = &mut tiles[..tiles_count];
+        for (t, (terms, indices)) in tiles.iter_mut().zip(indices.chunks_exact_mut(tile_lines)).enumerate() {
+            let codes = codes.blocks(self.dim, t * TILE_BLOCKS, blocks_of(t));
             self.read_terms(level, block, first + t * TILE_ROWS, &codes, terms);
-            self.kernels.spread(codes.sign, codes.two, self.dim, blocks, level, indices);
+            if !self.kernels.scans_planes(floors.len()) {
+                self.kernels.spread(&codes, self.dim, level, indices);
+            }
         }
         for (floor, cuts) in floors.iter().zip(cuts.iter_mut()) {
             let floor = floor.threshold();
@@ -430,30 +385,32 @@ impl<'a> Sieve<'a> {
             }
         }
         let together = (TABLES_BYTES / (groups << self.kernels.bits)).next_multiple_of(SCAN_PROBES);
-        let mut passed = 0;
+        let (mut passed, mut waiting) = (0, 0);
         for from in (0..floors.len()).step_by(together) {
-            let probes = from..floors.len().min(from + together);
-            for (t, (terms, indices)) in terms.iter().zip(indices.chunks_exact(tile_lines)).take(tiles).enumerate() {
-                let blocks = TILE_BLOCKS.min(count / BLOCK_ROWS - t * TILE_BLOCKS);
-                let tile =
-                    Tile { level, groups, blocks, at: t * TILE_ROWS, terms, indices: &indices[..groups * blocks] };
-                for at in probes.clone().step_by(SCAN_PROBES) {
-                    passed += self.first_look(&tile, at, probes.end, &codes, cuts, found, hits);
+            let end = floors.len().min(from + together);
+            for (t, (terms, indices)) in tiles.iter().zip(indices.chunks_exact(tile_lines)).enumerate() {
+                let blocks = blocks_of(t);
+                let indices = &indices[..groups * blocks];
+                let tile = Tile { level, groups, blocks, at: t * TILE_ROWS, terms, indices };
+                for at in (from..end).step_by(SCAN_PROBES) {
                     // Those of one more call always fit.
-                    if hits.len() >= HITS_MAX {
-                        self.second_look(hits, &codes, cuts, |probe, row| pass(probe, first + row));
+                    waiting += self.first_look(&tile, at, end, &codes, cuts, &mut hits[waiting..]);
+                    if waiting >= HITS_MAX {
+                        passed += waiting;
+                        self.second_look(&mut hits[..waiting], &codes, cuts, |probe, row| pass(probe, first + row));
+                        waiting = 0;
                     }
                 }
             }
-            self.second_look(hits, &codes, cuts, |probe, row| pass(probe, first + row));
         }
+        passed += waiting;
+        self.second_look(&mut hits[..waiting], &codes, cuts, |probe, row| pass(probe, first + row));
         passed
     }
 
     /// Scans a tile for the probes from `at` on, [`SCAN_PROBES`] at most and none from `end` on, and
-    /// adds what passes to `hits`. Returns how many did.
+    /// writes what passes to `hits`. Returns how many did.
     #[inline]
-    #[expect(clippy::too_many_arguments, reason = "the parts of a bench are borrowed one by one")]
     fn first_look(
         &self,
         tile: &Tile<'_>,
@@ -461,126 +418,105 @@ impl<'a> Sieve<'a> {
         end: usize,
         codes: &Codes<'_>,
         cuts: &[Cuts],
-        found: &mut ScanHits,
-        hits: &mut Vec<Hit>,
+        hits: &mut [Hit],
     ) -> usize {
         let probes = SCAN_PROBES.min(end - at);
-        let tables: [&Tables; SCAN_PROBES] = std::array::from_fn(|p| self.tables(tile.level, at + p.min(probes - 1)));
-        let least = std::array::from_fn(|p| match cuts.get(at + p) {
-            Some(cuts) => tile.terms.least(cuts.first, tables[p]),
-            None => [u16::MAX; TILE_BLOCKS],
-        });
+        let first = self.tables(tile.level, at);
+        let mut entries = [&*first.entries; SCAN_PROBES];
+        let mut least = [Least::NONE; SCAN_PROBES];
+        let scale = &self.scales[tile.level as usize];
+        for p in 0..probes {
+            let tables = self.tables(tile.level, at + p);
+            entries[p] = &tables.entries;
+            least[p] = Least::new(scale, &self.cutter, cuts[at + p].cut, (tables.offset, tables.step));
+        }
         let call = ScanCall {
             indices: tile.indices,
             blocks: tile.blocks,
-            tables: tables.map(|tables| &*tables.entries),
+            tables: entries,
             probes,
             groups: tile.groups,
-            least: &least,
+            together: self.kernels.together(tile.level),
+            bars: &tile.terms.bars,
+            least,
         };
-        if !self.kernels.scan(&call, found) {
+        let mut found: ScanHits = Default::default();
+        let any = if self.kernels.scans_planes(cuts.len()) {
+            let codes = codes.blocks(self.dim, tile.at / BLOCK_ROWS, tile.blocks);
+            self.kernels.scan_planes(&codes, self.dim, tile.level, &call, &mut found)
+        } else {
+            self.kernels.scan(&call, &mut found)
+        };
+        let odd = &tile.terms.bars.odd;
+        if !any && *odd == [0; TILE_BLOCKS] {
             return 0;
         }
-        let before = hits.len();
-        for p in 0..probes {
-            for b in 0..tile.blocks {
-                let mut mask = found.masks[p][b] & tile.terms.live[b];
-                if mask != 0
-                    && let Some(cut) = cuts[at + p].first
-                {
-                    let reach = Reach { offset: tables[p].offset, step: tables[p].step };
-                    mask &= self.kernels.reaching(&found.sums[p][b], reach, cut, &tile.terms.rows[b]);
-                }
-                while mask != 0 {
-                    let row = tile.at + b * BLOCK_ROWS + mask.trailing_zeros() as usize;
-                    mask &= mask - 1;
-                    prefetch(&codes.fine[row * self.dim / 2..(row + 1) * self.dim / 2]);
-                    #[expect(clippy::cast_possible_truncation, reason = "a batch and a piece are small")]
-                    hits.push(Hit { probe: (at + p) as u32, row: row as u16 });
-                }
+        let call = ListCall {
+            found: &found,
+            probes,
+            odd,
+            live: &tile.terms.live,
+            blocks: tile.blocks,
+            first_probe: at,
+            first_row: tile.at,
+        };
+        self.kernels.list(&call, hits)
+    }
+
+    /// Looks at the fine codes of the rows that wait, and hands on (probe, place in the piece) of those
+    /// that pass.
+    fn second_look(&self, hits: &mut [Hit], codes: &Codes<'_>, cuts: &[Cuts], mut pass: impl FnMut(usize, usize)) {
+        let passed = self.closer(hits, codes, cuts, &self.cutter);
+        hits[..passed].iter().for_each(|hit| pass(hit.probe(), hit.row()));
+    }
+
+    /// Hands those of the coded rows at `offsets`, ascending, to `pass` whose fine codes pass a second
+    /// look at the floor of `probe`, which is deterministic here. `bench` has begun with this sieve.
+    pub(super) fn look_closer(
+        &self,
+        probe: usize,
+        codes: &Codes<'_>,
+        offsets: impl Iterator<Item = usize>,
+        floor: &Floor,
+        bench: &mut SieveBench,
+        mut pass: impl FnMut(usize),
+    ) {
+        let cutter = Cutter::new(Certificate::Deterministic, self.dim);
+        let SieveBench { hits, cuts, .. } = bench;
+        let mut offsets = offsets.peekable();
+        while let Some(offset) = offsets.peek() {
+            // A stretch of rows whose places fit a hit.
+            let first = offset / BLOCK_ROWS;
+            let blocks = (codes.rows() / BLOCK_ROWS - first).min(PLACES_MAX / BLOCK_ROWS);
+            let mut waiting = 0;
+            let within = |offset: &usize| *offset < (first + blocks) * BLOCK_ROWS;
+            while waiting < HITS_MAX
+                && let Some(offset) = offsets.next_if(within)
+            {
+                hits[waiting] = Hit::new(probe, offset - first * BLOCK_ROWS);
+                waiting += 1;
             }
-        }
-        hits.len() - before
-    }
-
-    /// Looks at the fine codes of the rows that wait, hands on (probe, place in the piece) of those
-    /// that pass, and leaves none waiting.
-    fn second_look(&self, hits: &mut Vec<Hit>, codes: &Codes<'_>, cuts: &[Cuts], mut pass: impl FnMut(usize, usize)) {
-        for hit in hits.drain(..) {
-            let (probe, row) = (hit.probe as usize, usize::from(hit.row));
-            if self.passes_fine(probe, codes, row, cuts[probe].fine) {
-                pass(probe, row);
-            }
+            let floor = floor.threshold();
+            cuts[probe] = Cuts { floor, cut: cutter.cut(floor.into()) };
+            let passed = self.closer(&mut hits[..waiting], &codes.blocks(self.dim, first, blocks), cuts, &cutter);
+            hits[..passed].iter().for_each(|hit| pass(first * BLOCK_ROWS + hit.row()));
         }
     }
 
-    /// Whether a row passes the second look alone.
-    pub(super) fn passes_fine_alone(&self, probe: usize, codes: &Codes<'_>, row: usize, floor: &Floor) -> bool {
-        self.passes_fine(probe, codes, row, self.fine.cut(floor.threshold().into()))
-    }
-
-    #[inline]
-    fn passes_fine(&self, probe: usize, codes: &Codes<'_>, row: usize, cut: Option<Cut>) -> bool {
-        let Some(cut) = cut else { return true };
-        let terms = codes.terms[row];
-        let code = &codes.fine[row * self.dim / 2..(row + 1) * self.dim / 2];
-        self.fine_probe(probe).reach(self.kernels, code, terms) >= cut.bar(self.fine.leaning(terms.fine_cosine()))
+    /// Moves those of `hits` to the front that pass the second look, and returns how many they are.
+    fn closer(&self, hits: &mut [Hit], codes: &Codes<'_>, cuts: &[Cuts], cutter: &Cutter) -> usize {
+        let call = CloseCall { fine: codes.fine, terms: codes.terms, sieve: self, cuts, cutter };
+        self.kernels.close(&call, hits)
     }
 
     fn read_terms(&self, level: Level, block: &BlockView<'_>, first: usize, codes: &Codes<'_>, tile: &mut TileTerms) {
-        tile.live = [0; TILE_BLOCKS];
+        let scale = &self.scales[level as usize];
+        let TileTerms { live, bars } = tile;
+        *live = [0; TILE_BLOCKS];
         for (b, terms) in codes.terms.as_chunks::<BLOCK_ROWS>().0.iter().enumerate() {
-            let live = block.live[first / BLOCK_ROWS + b].load(Ordering::Acquire);
-            let (mut cosine, mut shortest, mut longest) = (1.0_f32, f32::INFINITY, 0.0_f32);
-            for (r, terms) in terms.iter().enumerate() {
-                let norm = level.norm(*terms, self.dim);
-                let row_cosine = level.cosine(*terms);
-                let leaning = self.first.leaning(row_cosine);
-                tile.rows[b].along[r] = leaning.along * norm;
-                tile.rows[b].across[r] = leaning.across * norm;
-                tile.rows[b].norm[r] = norm;
-                if live >> r & 1 == 1 {
-                    cosine = cosine.min(row_cosine);
-                    shortest = shortest.min(norm);
-                    longest = longest.max(norm);
-                }
-            }
-            tile.live[b] = live;
-            tile.least[b] = self.first.leaning(cosine);
-            tile.shortest[b] = shortest;
-            tile.longest[b] = longest;
+            live[b] = block.live[first / BLOCK_ROWS + b].load(Ordering::Acquire);
+            bars.odd[b] = self.kernels.tell(scale, level, terms, &mut bars.along[b], &mut bars.length[b]) & live[b];
         }
+        bars.odd[codes.rows() / BLOCK_ROWS..].fill(0);
     }
-}
-
-impl TileTerms {
-    /// For each block a sum that every row reaches that passes the first look: the bar of the
-    /// smallest cosine is at most every row's, and times the length that makes it smaller it is at
-    /// most every row's bar of <q, c>.
-    #[inline]
-    fn least(&self, cut: Option<Cut>, tables: &Tables) -> [u16; TILE_BLOCKS] {
-        let Some(cut) = cut else { return [0; TILE_BLOCKS] };
-        let inverse = 1.0 / tables.step;
-        std::array::from_fn(|b| {
-            if self.live[b] == 0 {
-                return u16::MAX;
-            }
-            let bar = cut.bar(self.least[b]);
-            let bar = if bar >= 0.0 { bar * self.shortest[b] } else { bar * self.longest[b] };
-            // The cast saturates. Rounding down, and one less for the arithmetic.
-            ((bar - tables.offset) * inverse - 1.0) as u16
-        })
-    }
-}
-
-/// Asks for a fine code that is read soon.
-#[inline]
-fn prefetch(code: &[u8]) {
-    #[cfg(target_arch = "x86_64")]
-    for line in code.chunks(64) {
-        // SAFETY: prefetching needs SSE, which every x86-64 processor has, and reads nothing.
-        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(line.as_ptr().cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = code;
 }

@@ -1,17 +1,28 @@
 //! Code kernels in plain Rust, for every processor: the twin that the others are held against.
 
-use thenar_index::codes::BLOCK_ROWS;
+use thenar_index::codes::{BLOCK_ROWS, Terms};
 
 use super::Level;
-use super::kernels::{IndexLine, ScanCall, ScanHits, reaching_rows, spread_bits};
-use super::{Reach, RowTerms};
-use crate::certificate::Cut;
+use super::bars::{Parts, Scale, tell_rows};
+use super::kernels::{CloseCall, Hit, IndexLine, ListCall, ScanCall, ScanHits, SpreadCall, close_by, spread_bits};
 
 /// Bits of an index on this path: a table look-up of a byte costs as much as one of a nibble.
-const BITS: usize = 8;
+pub(super) const BITS: usize = 8;
 
-pub(super) fn spread(sign: &[u8], two: &[u8], dim: usize, blocks: usize, level: Level, to: &mut [IndexLine]) {
-    spread_bits((BITS, 1), sign, two, dim, blocks, level, to);
+/// See [`super::kernels::Spread`].
+pub(super) fn spread(call: &SpreadCall<'_>, to: &mut [IndexLine]) {
+    spread_bits(call, to);
+}
+
+/// See [`super::kernels::Tell`].
+pub(super) fn tell(
+    scale: &Scale,
+    level: Level,
+    terms: &[Terms; BLOCK_ROWS],
+    along: &mut Parts,
+    length: &mut Parts,
+) -> u64 {
+    tell_rows(scale, level, terms, along, length)
 }
 
 /// See [`super::kernels::Scan`].
@@ -22,9 +33,9 @@ pub(super) fn scan(call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
 /// A scan with indices of `bits` bits.
 pub(super) fn scan_with(bits: usize, call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
     let mut any = false;
-    for p in 0..call.probes {
+    for (p, hits) in hits.iter_mut().enumerate().take(call.probes) {
         let tables = &bytemuck::cast_slice::<IndexLine, u8>(call.tables[p])[..call.groups << bits];
-        for block in 0..call.blocks {
+        for (block, mask) in hits.iter_mut().enumerate().take(call.blocks) {
             let mut sums = [0_u16; BLOCK_ROWS];
             for (group, table) in tables.chunks_exact(1 << bits).enumerate() {
                 let indices = &call.indices[group * call.blocks + block].0;
@@ -32,23 +43,39 @@ pub(super) fn scan_with(bits: usize, call: &ScanCall<'_>, hits: &mut ScanHits) -
                     *sum += u16::from(table[usize::from(*index)]);
                 }
             }
-            let least = call.least[p][block];
-            let mask = (0..BLOCK_ROWS).fold(0, |mask, r| mask | u64::from(sums[r] >= least) << r);
-            hits.masks[p][block] = mask;
-            hits.sums[p][block] = sums;
-            any |= mask != 0;
+            let (along, length) = (&call.bars.along[block].0, &call.bars.length[block].0);
+            let reaches = |r: usize| sums[r] >= call.least[p].of(along[r], length[r]);
+            *mask = (0..BLOCK_ROWS).fold(0, |mask, r| mask | u64::from(reaches(r)) << r);
+            any |= *mask != 0;
         }
     }
     any
 }
 
-/// See [`super::kernels::Reaching`].
-pub(super) fn reaching(sums: &[u16; BLOCK_ROWS], reach: Reach, cut: Cut, rows: &RowTerms) -> u64 {
-    reaching_rows(sums, reach, cut, rows)
+/// See [`super::kernels::List`].
+pub(super) fn list(call: &ListCall<'_>, hits: &mut [Hit]) -> usize {
+    let mut listed = 0;
+    for probe in 0..call.probes {
+        for block in 0..call.blocks {
+            let mut mask = (call.found[probe][block] | call.odd[block]) & call.live[block];
+            let first = Hit::new(call.first_probe + probe, call.first_row + block * BLOCK_ROWS);
+            while mask != 0 {
+                hits[listed] = Hit(first.0 + mask.trailing_zeros());
+                mask &= mask - 1;
+                listed += 1;
+            }
+        }
+    }
+    listed
 }
 
-/// See [`super::kernels::Fine`].
-pub(super) fn fine(code: &[u8], probe: &[i8]) -> i32 {
+/// See [`super::kernels::Close`].
+pub(super) fn close(call: &CloseCall<'_>, hits: &mut [Hit]) -> usize {
+    close_by(call, hits, fine)
+}
+
+/// The sum of products of a row's nibbles and a probe's integers.
+fn fine(code: &[u8], probe: &[i8]) -> i32 {
     let (low, high) = probe.split_at(code.len());
     code.iter()
         .zip(low.iter().zip(high))

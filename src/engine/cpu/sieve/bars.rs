@@ -1,0 +1,178 @@
+//! The bars of the first look in whole steps, so that integers tell which rows pass.
+//!
+//! A row of length n and cosine c' with its code passes the first look where
+//!
+//! ```text
+//! offset + step * sum >= n b(c' - loss),   b(x) = along x - across sqrt(1 - x²) - slack
+//! ```
+//!
+//! (`Tables`, [`Cut::bar`], [`Cutter::loss`]; b rises.) That is one bar for each row and probe.
+//! b is convex, so it lies above each of its tangents. With the tangent at the level's usual cosine,
+//! of slope beta, and gamma its value at a reference r - loss below nearly all rows,
+//!
+//! ```text
+//! n b(c' - loss) >= gamma n + beta n (c' - r)                                                 (1)
+//! ```
+//!
+//! After a random rotation cosines are close to the usual one, so little is lost: a ten thousandth
+//! where c' is a hundredth off. The terms n (c' - r) and n belong to the row and are kept as whole
+//! numbers of 16 bits, [`TileBars`]; gamma and beta belong to the probe, [`Least`]. The least sum
+//! that counts takes three multiplications in 16 bits. Rows below the reference are *odd*: they
+//! always pass.
+//!
+//! Each number is rounded so that the least sum is never above the one of (1).
+
+use thenar_index::codes::{self, BLOCK_ROWS, Terms};
+
+use super::Level;
+use super::kernels::TILE_BLOCKS;
+use crate::certificate::{Cut, Cutter};
+
+/// Of each row of a block, a whole number; in the order in which a path's scan has the rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub(super) struct Parts(pub(super) [u16; BLOCK_ROWS]);
+
+impl Parts {
+    pub(super) const ZERO: Self = Self([0; BLOCK_ROWS]);
+}
+
+/// How the bars of a tile's rows differ.
+#[derive(Debug)]
+pub(super) struct TileBars {
+    /// Of each block, the rows that always pass.
+    pub(super) odd: [u64; TILE_BLOCKS],
+    /// n (c' - r) in units of [`Scale::along_unit`], rounded down.
+    pub(super) along: [Parts; TILE_BLOCKS],
+    /// n - [`Scale::length_base`] in units of [`Scale::length_unit`], rounded down. Zero for signs,
+    /// which are all of one length.
+    pub(super) length: [Parts; TILE_BLOCKS],
+}
+
+impl TileBars {
+    pub(super) const EMPTY: Self =
+        Self { odd: [0; TILE_BLOCKS], along: [Parts::ZERO; TILE_BLOCKS], length: [Parts::ZERO; TILE_BLOCKS] };
+}
+
+/// What the whole numbers of a level stand for.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Scale {
+    pub(super) dim: usize,
+    /// The usual cosine of a row with its code.
+    usual: f32,
+    /// The reference r, in parts as [`Terms`] has them, and as a cosine.
+    pub(super) reference_parts: u16,
+    pub(super) reference: f32,
+    pub(super) along_unit: f32,
+    pub(super) length_base: f32,
+    pub(super) length_unit: f32,
+}
+
+impl Scale {
+    pub(super) fn new(level: Level, dim: usize) -> Self {
+        let root = (dim as f32).sqrt();
+        let usual = match level {
+            // The mean magnitude of a normal variable, and what four levels keep of one.
+            Level::Sign => 0.798,
+            Level::Two => 0.939,
+        };
+        // Cosines deviate by about 0.2 / root.
+        let reference = (usual - 2.5 / root).max(0.0);
+        let reference_parts = (reference * 65_536.0) as u16;
+        let reference = codes::cosine(reference_parts);
+        let along_unit = match level {
+            // Parts of a cosine times the one length: no rounding at all.
+            Level::Sign => root * codes::cosine(1),
+            // n is at most three times the root, and (1 - r) is under a quarter for 200 components and
+            // more: what is larger is cut off, which is downwards.
+            Level::Two => 0.75 * root / f32::from(u16::MAX),
+        };
+        Self {
+            dim,
+            usual,
+            reference_parts,
+            reference,
+            along_unit,
+            length_base: root,
+            length_unit: 2.0 * root / f32::from(u16::MAX),
+        }
+    }
+}
+
+/// The numbers of a block's rows, in their order, and the odd ones: the definition, in a shape that
+/// compilers vectorise.
+#[inline(always)]
+pub(super) fn tell_rows(
+    scale: &Scale,
+    level: Level,
+    terms: &[Terms; BLOCK_ROWS],
+    along: &mut Parts,
+    length: &mut Parts,
+) -> u64 {
+    let mut odd = 0;
+    for (r, terms) in terms.iter().enumerate() {
+        let cosine = level.cosine(*terms);
+        odd |= u64::from(cosine < scale.reference) << r;
+        let n = level.norm(*terms, scale.dim);
+        // The casts saturate, and round down.
+        along.0[r] = ((cosine - scale.reference) * n / scale.along_unit) as u16;
+        length.0[r] = match level {
+            Level::Sign => 0,
+            Level::Two => ((n - scale.length_base) / scale.length_unit) as u16,
+        };
+    }
+    odd
+}
+
+/// The least sum of a probe that counts, for a row of certain numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Least {
+    pub(super) base: u16,
+    /// What the row's numbers are multiplied by, in parts of 65,536; one of the last two is zero.
+    pub(super) along: u16,
+    pub(super) longer: u16,
+    pub(super) shorter: u16,
+}
+
+impl Least {
+    /// Every row passes.
+    pub(super) const NONE: Self = Self { base: 0, along: 0, longer: 0, shorter: 0 };
+
+    /// For a probe whose sums stand for offset + step * sum.
+    ///
+    /// Four steps are taken off: one for rounding down `base`; one for what rounding down by
+    /// [`Least::of`] takes off a subtrahend; one for the length's rounding where gamma is
+    /// negative, |gamma| units, far less than a step; and one for f32 arithmetic on values of a
+    /// few ten thousand steps at most and for the row's numbers, which are right to some parts in
+    /// 10^7 before they are rounded down.
+    pub(super) fn new(scale: &Scale, cutter: &Cutter, cut: Option<Cut>, (offset, step): (f32, f32)) -> Self {
+        let Some(cut) = cut else { return Self::NONE };
+        let (value, slope) = cut.tangent(scale.usual);
+        let gamma = value + slope * (scale.reference - cutter.loss() - scale.usual);
+        let base = (gamma * scale.length_base - offset) / step - 4.0;
+        let parts = |value: f32| value / step * 65_536.0;
+        let most = f32::from(u16::MAX);
+        let shorter = parts(-gamma * scale.length_unit).max(0.0).ceil();
+        if base.is_nan() || base < 0.0 || shorter > most {
+            return Self::NONE;
+        }
+        // The casts saturate, and round down.
+        Self {
+            base: base as u16,
+            along: parts(slope * scale.along_unit) as u16,
+            longer: parts(gamma * scale.length_unit) as u16,
+            shorter: shorter as u16,
+        }
+    }
+
+    /// The least sum: the definition. Saturating at the top is downwards, and at zero everything
+    /// passes.
+    #[inline(always)]
+    pub(super) fn of(self, along: u16, length: u16) -> u16 {
+        let times = |part: u16, factor: u16| ((u32::from(part) * u32::from(factor)) >> 16) as u16;
+        self.base
+            .saturating_add(times(along, self.along))
+            .saturating_add(times(length, self.longer))
+            .saturating_sub(times(length, self.shorter))
+    }
+}
