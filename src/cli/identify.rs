@@ -114,7 +114,7 @@ impl RowSet {
     }
 }
 
-fn score(text: &str) -> Result<f64, String> {
+pub(super) fn score(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(score) if (-1.0..=1.0).contains(&score) => Ok(score),
         _ => Err("a score is a number from -1 to 1".to_owned()),
