@@ -57,6 +57,9 @@ pub enum AuditError {
     /// There is no template to make a probe of.
     #[error("the gallery is empty: there is no template to make a probe of")]
     EmptyGallery,
+    /// There is nothing to compare.
+    #[error("there are no probes: an audit of none would prove nothing")]
+    NoProbes,
     /// Somebody wanted it to stop.
     #[error("interrupted")]
     Interrupted,

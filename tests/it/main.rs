@@ -15,6 +15,7 @@ mod disk_full;
 mod drain;
 mod exact_search;
 mod exact_wire;
+mod filters;
 mod freshness;
 mod harness;
 mod import;

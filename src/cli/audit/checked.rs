@@ -67,6 +67,9 @@ fn audit_opened(
         Source::File(file) => usize::try_from(file.rows()).unwrap_or(usize::MAX),
         Source::Sampled(_) => args.probes as usize,
     };
+    if total == 0 {
+        return Err(AuditError::NoProbes.into());
+    }
     let mut survivors = Survivors::default();
     let mut answer = |searches: &[&crate::search::Search]| {
         opened.gallery.search(searches, &mut survivors).map(|(answers, _)| answers)
@@ -230,6 +233,9 @@ impl Told<'_> {
                 disagreement.probe, disagreement.certificate, disagreement.difference
             ))?;
         }
+        if report.probes == 0 {
+            return Ok(());
+        }
         let wrong: u64 = report.lines.iter().map(|line| line.disagreements).sum();
         if wrong > 0 {
             return say(format_args!("{} answers are NOT those of FAISS's exhaustive search.", grouped(wrong)));
@@ -274,8 +280,8 @@ impl Told<'_> {
             "dim": self.snapshot_dim,
             "probes": report.probes,
             "probes_file": probes_file,
-            "noise": self.args.noise,
-            "seed": self.args.seed,
+            "noise": self.args.probes_file.is_none().then_some(self.args.noise),
+            "seed": self.args.probes_file.is_none().then_some(self.args.seed),
             "k": self.args.k,
             "engine": engine.kind,
             "adapter": engine.adapter,
