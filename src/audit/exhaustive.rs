@@ -119,7 +119,8 @@ pub fn search(
         let mut still_open = Vec::new();
         for some in open.chunks((RESULTS_MAX / depth).max(1)) {
             let mut pass = Pass::new(snapshot, probes, some, k, depth, &[])?;
-            pass.read(look)?;
+            // The rows of this reading are counted already.
+            pass.read(&mut |_| look(rows))?;
             for (best, &at) in pass.best.into_iter().zip(some) {
                 if !best.is_complete(k) {
                     still_open.push(at);

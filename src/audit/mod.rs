@@ -183,9 +183,16 @@ impl<'a> Audit<'a> {
         (LISTED_A_PASS_MAX / self.asked.k).clamp(1, PROBES_A_PASS_MAX)
     }
 
+    /// Comparisons of a probe with a template that an audit of so many probes comes to.
+    #[must_use]
+    pub fn comparisons(&self, probes: usize, templates: u64) -> u64 {
+        (self.report.lines.len() as u64 + 1) * probes as u64 * templates
+    }
+
     /// Answers `probes` both ways over `snapshot`, which must be what `answer` searches, and
-    /// compares. `look` is told the rows FAISS has, and says whether to go on; a pass that was
-    /// broken off counts for nothing.
+    /// compares. `look` is told the comparisons of a probe with a template so far, by Thenar (one way
+    /// or another) and by FAISS, of [`Audit::comparisons`]; it says whether to go on. A pass that was broken
+    /// off counts for nothing.
     ///
     /// # Errors
     /// [`AuditError`] where one of the two fails, or `look` says to stop.
@@ -196,6 +203,8 @@ impl<'a> Audit<'a> {
         look: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<(), AuditError> {
         assert!(probes.len() <= self.probes_a_pass(), "a pass of bounded size");
+        let live = snapshot.live();
+        let mut done = 0;
         let mut answered = Vec::with_capacity(self.report.lines.len());
         for line in &self.report.lines {
             let searches: Vec<Search> = probes.iter().map(|probe| self.asked.search(line, probe)).collect();
@@ -203,7 +212,8 @@ impl<'a> Audit<'a> {
             let mut answers = Vec::with_capacity(searches.len());
             for batch in searches.chunks(self.asked.batch) {
                 answers.extend((self.answer)(&batch.iter().collect::<Vec<_>>())?);
-                if look(0).is_break() {
+                done += live * batch.len() as u64;
+                if look(done).is_break() {
                     return Err(AuditError::Interrupted);
                 }
             }
@@ -218,7 +228,8 @@ impl<'a> Audit<'a> {
         }
         let started = Instant::now();
         // One more than is listed: whoever is missing is among them.
-        let seen = exhaustive::search(snapshot, probes, self.asked.k + 1, &named, look)?;
+        let mut look = |rows: u64| look(done + rows * probes.len() as u64);
+        let seen = exhaustive::search(snapshot, probes, self.asked.k + 1, &named, &mut look)?;
         self.report.faiss += started.elapsed();
         self.report.templates = seen.rows;
 

@@ -114,6 +114,7 @@ mod with_faiss {
         assert_eq!(told["agrees"], true);
         assert_eq!(told["templates"], live);
         assert_eq!(told["probes"], 200);
+        assert!(told["faiss"].as_str().unwrap().contains("OMP_WAIT_POLICY passive"), "{said}");
         let lines = told["searches"].as_array().unwrap();
         let kinds: Vec<_> =
             lines.iter().map(|l| (l["certificate"].as_str().unwrap(), !l["threshold"].is_null())).collect();

@@ -1,7 +1,9 @@
 //! The audit itself: opens the folder, makes or reads the probes, and tells what came of it.
 
 use std::ops::ControlFlow;
+use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
+use std::process::Command;
 
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
@@ -22,12 +24,29 @@ use crate::palm::{Embedding, Purpose};
 use crate::search::Probe;
 use crate::server::{self, Opened, ServerError};
 
-/// The variable that keeps FAISS's threads from taking the cores from one another.
+/// Whether OpenMP's threads spin between two of FAISS's parallel loops.
 const WAIT_POLICY: &str = "OMP_WAIT_POLICY";
 
 pub(super) async fn run(args: AuditArgs) -> Result<Outcome, CliError> {
+    start_without_spinning();
     let interrupted = interrupt::watch(interrupt::Again::Ends)?;
     import::blocking(move || audit(args, &interrupted)).await
+}
+
+/// Starts this program anew with OpenMP's threads told to sleep while they have nothing to do, unless
+/// whoever started it said how they are to wait. Threads that spin take the cores from those of the
+/// BLAS, and FAISS is several times slower; OpenMP reads the variable before `main` could set it.
+fn start_without_spinning() {
+    if std::env::var_os(WAIT_POLICY).is_some() {
+        return;
+    }
+    if let Ok(program) = std::env::current_exe() {
+        let mut again = Command::new(program);
+        again.args(std::env::args_os().skip(1)).env(WAIT_POLICY, "passive");
+        // Returns only where it failed; slower is better than not at all.
+        let error = again.exec();
+        tracing::warn!(%error, "FAISS will be slow");
+    }
 }
 
 fn audit(mut args: AuditArgs, interrupted: &CancellationToken) -> Result<Outcome, CliError> {
@@ -82,12 +101,13 @@ fn audit_opened(
     }
 
     let live = snapshot.live();
-    let progress = Progress::new("comparing", live * total.div_ceil(pass) as u64, "rows");
+    let progress = Progress::new("comparing", audit.comparisons(total, live), "comparisons");
     let mut stopped = false;
-    for (done, first) in (0_u64..).zip((0..total).step_by(pass)) {
+    for first in (0..total).step_by(pass) {
+        let before = audit.comparisons(first, live);
         let probes = source.probes(&snapshot, rotation, first, total.min(first + pass))?;
-        let mut look = |rows: u64| {
-            progress.set(done * live + rows);
+        let mut look = |done: u64| {
+            progress.set(before + done);
             if interrupted.is_cancelled() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         };
         match audit.pass(&snapshot, &probes, &mut look) {
