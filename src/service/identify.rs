@@ -150,7 +150,7 @@ impl Service {
         };
         let probes = self.rotated(identify.samples)?;
         let allowed = match identify.only {
-            Some(only) => Some(Arc::new(self.numbers_of(only).await?)),
+            Some(only) => Some(self.numbers_of(only).await?),
             None => None,
         };
         let search = Search {
@@ -233,9 +233,22 @@ impl Service {
 
     /// The numbers of those who are enrolled now. A number is never given out twice, so that whoever
     /// is forgotten before the search is simply not found, and nobody else in their stead.
-    async fn numbers_of(&self, only: SubjectFilter) -> Result<RoaringBitmap, ServiceError> {
-        let numbers = self.read(move |registry| registry.subject_numbers(only.ids())).await?;
-        Ok(numbers.into_iter().filter_map(|number| u32::try_from(number.0).ok()).collect())
+    async fn numbers_of(&self, only: SubjectFilter) -> Result<Arc<RoaringBitmap>, ServiceError> {
+        // Before the registry is asked, so that it can only know more.
+        let lsn = self.parts.gallery.lsn();
+        if let Some(numbers) = self.filters.recall(&only, lsn) {
+            return Ok(numbers);
+        }
+        let (only, numbers) = self
+            .read(move |registry| {
+                let numbers = registry.subject_numbers(only.ids())?;
+                Ok((only, numbers))
+            })
+            .await?;
+        let numbers: RoaringBitmap = numbers.into_iter().filter_map(|number| u32::try_from(number.0).ok()).collect();
+        let numbers = Arc::new(numbers);
+        self.filters.remember(only, lsn, Arc::clone(&numbers));
+        Ok(numbers)
     }
 
     fn next_search_id(&self) -> String {

@@ -161,7 +161,8 @@ async fn a_filter_follows_enrolments_and_deletions_from_one_call_to_the_next() {
     // "guest" comes and goes under one id; each time it is another person.
     let mut found = async |probe: &Palm| {
         let mut request = identify_request(std::slice::from_ref(probe), 1, Some(0.9));
-        request.only = filter(["crowd-7", "guest", "crowd-9"]);
+        // Long enough to be remembered between calls.
+        request.only = filter((0..150).map(|number| format!("crowd-{number}")).chain(["guest".into()]));
         let answer = gate.identification.identify(request).await.unwrap().into_inner();
         answer.candidates.first().map(|c| c.subject_id.clone())
     };
