@@ -307,12 +307,11 @@ impl Sampler {
         let mut places: Vec<u64> = (0..count).map(|_| rng.random_range(0..live)).collect();
         places.sort_unstable();
         let mut rows = Vec::with_capacity(count);
-        let mut place = 0;
-        for row in (0..snapshot.rows_end()).map(Row).filter(|row| snapshot.is_live(*row)) {
+        let live_rows = (0..snapshot.rows_end()).map(Row).filter(|row| snapshot.is_live(*row));
+        for (place, row) in (0_u64..).zip(live_rows) {
             while places.get(rows.len()) == Some(&place) {
                 rows.push(row);
             }
-            place += 1;
         }
         Ok(Self { rows, noise, draws: StandardGallery::new(seed, snapshot.dim()) })
     }

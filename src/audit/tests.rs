@@ -61,9 +61,9 @@ impl Fixture {
         let probe = |number: u32| {
             let mut vector = vec![0.0; DIM];
             if number.is_multiple_of(4) {
-                gallery.stranger(number, &mut vector)
+                gallery.stranger(number, &mut vector);
             } else {
-                gallery.mate(3 * number, 0, &mut vector)
+                gallery.mate(3 * number, 0, &mut vector);
             }
             let hand = [Hand::Unspecified, Hand::Left, Hand::Right][number as usize % 3];
             Probe { hand, vector: vector.into() }

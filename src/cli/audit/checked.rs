@@ -52,7 +52,7 @@ fn start_without_spinning() {
 fn audit(mut args: AuditArgs, interrupted: &CancellationToken) -> Result<Outcome, CliError> {
     let config = std::mem::take(&mut args.over).config(args.config.as_deref(), |_| {})?;
     // What is wrong is said; a line about everything else would tear the progress bar.
-    serve::log(&LogConfig { level: "warn".to_owned(), ..config.log.clone() });
+    serve::log(&LogConfig { level: "warn".to_owned(), json: config.log.json });
     let file = args.probes_file.as_deref().map(EmbeddingsFile::open).transpose()?;
     faiss::set_threads(config.engine.threads);
     let opened = server::open_existing(&config, CancellationToken::new()).map_err(|error| match error {
@@ -80,7 +80,7 @@ fn audit_opened(
             return Err(CliError::OtherDimension { path: file.path().to_owned(), found: file.dim(), expected });
         }
         Some(file) => Source::File(file),
-        None => Source::Sampled(Sampler::new(&snapshot, args.probes as usize, args.noise, args.seed)?),
+        None => Source::Sampled(Box::new(Sampler::new(&snapshot, args.probes as usize, args.noise, args.seed)?)),
     };
     let total = match &source {
         Source::File(file) => usize::try_from(file.rows()).unwrap_or(usize::MAX),
@@ -153,7 +153,7 @@ fn asked(args: &AuditArgs, config: &Config) -> Asked {
 
 /// Where probes come from.
 enum Source<'a> {
-    Sampled(Sampler),
+    Sampled(Box<Sampler>),
     File(&'a EmbeddingsFile),
 }
 

@@ -121,7 +121,7 @@ mod tests {
             &["--threshold", "1.5"],
             &["--probes", "3", "--probes-file", "a.npy"],
         ] {
-            assert_eq!(parsed(bad).err().expect("refused").exit_code(), 2, "{bad:?}");
+            assert_eq!(parsed(bad).expect_err("refused").exit_code(), 2, "{bad:?}");
         }
     }
 
