@@ -5,7 +5,7 @@
 //! are compared subject by subject.
 //!
 //! - [`exhaustive`]: FAISS's scores, and the ranking of subjects that follows from them.
-//! - [`compare`]: what is a difference and what is rounding.
+//! - [`mod@compare`]: what is a difference and what is rounding.
 //! - [`faiss`]: FAISS itself.
 //!
 //! Knows snapshots, probes and answers. Does not know data folders, keys, files of embeddings or
