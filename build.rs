@@ -1,5 +1,6 @@
 //! Build steps: the protocol is compiled (without protoc) and the shaders are validated, so that a
-//! bad one fails the build.
+//! bad one fails the build. With the feature `faiss`, the few lines of C++ that ask FAISS and its BLAS
+//! what they are; the crate `faiss` compiles and links FAISS itself.
 
 #[path = "build/shaders.rs"]
 mod shaders;
@@ -17,6 +18,11 @@ const PROTOS: [&str; 4] = [
 
 fn main() -> Result<(), Box<dyn Error>> {
     shaders::validate();
+    #[cfg(feature = "faiss")]
+    {
+        println!("cargo:rerun-if-changed=src/audit/faiss_facts.cpp");
+        cc::Build::new().cpp(true).file("src/audit/faiss_facts.cpp").compile("thenar_faiss_facts");
+    }
     compile_protos()
 }
 

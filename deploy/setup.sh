@@ -30,10 +30,10 @@ compiles_openblas() { echo 'int main(void){return 0;}' | cc -x c - -lopenblas -o
 have_venv() { python3 -c 'import ensurepip, venv'; }
 
 need "a C compiler (SQLite)" gcc command -v cc
-need "a C++ compiler (FAISS, in the benchmarks)" g++ command -v c++
-need "cmake (FAISS, in the benchmarks)" cmake command -v cmake
+need "a C++ compiler (FAISS, in benchmarks and audits)" g++ command -v c++
+need "cmake (FAISS, in benchmarks and audits)" cmake command -v cmake
 need "make" make command -v make
-need "OpenBLAS (FAISS, in the benchmarks)" libopenblas-dev compiles_openblas
+need "OpenBLAS (FAISS, in benchmarks and audits)" libopenblas-dev compiles_openblas
 need "the Vulkan loader (GPU engine)" libvulkan1 have_file '/usr/lib*/*/libvulkan.so.1'
 need "a software Vulkan driver, lavapipe (GPU engine's tests)" mesa-vulkan-drivers have_file '/usr/share/vulkan/icd.d/lvp_icd*.json'
 need "Python 3 (client test)" python3 command -v python3

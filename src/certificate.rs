@@ -106,6 +106,33 @@ impl Certificate {
     }
 }
 
+impl std::fmt::Display for Certificate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Deterministic => f.write_str("deterministic"),
+            Self::Randomised { miss_probability } => write!(f, "randomised:{miss_probability:e}"),
+        }
+    }
+}
+
+impl std::str::FromStr for Certificate {
+    type Err = crate::palm::Invalid;
+
+    /// `deterministic`, `randomised` (of [`MISS_PROBABILITY_DEFAULT`]) or `randomised:P`.
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let bad = |problem: String| crate::palm::Invalid::new("certificate", problem);
+        match text.split_once(':') {
+            None if text == "deterministic" => Ok(Self::Deterministic),
+            None if text == "randomised" => Ok(Self::Randomised { miss_probability: MISS_PROBABILITY_DEFAULT }),
+            Some(("randomised", probability)) => {
+                let probability = probability.parse().map_err(|_| bad(format!("{probability:?} is not a number")))?;
+                Self::randomised(probability).map_err(|e| e.within("certificate"))
+            }
+            _ => Err(bad(format!("{text:?} is not deterministic, randomised or randomised:P"))),
+        }
+    }
+}
+
 /// Turns floors into cuts, for rows of one dimension under one certificate.
 #[derive(Debug, Clone, Copy)]
 pub struct Cutter {

@@ -3,6 +3,8 @@
 //! ARCHITECTURE.md tells which room is which. Dependencies point down only.
 
 pub mod api;
+#[cfg(feature = "faiss")]
+pub mod audit;
 pub mod batch;
 pub mod certificate;
 pub mod cli;

@@ -31,6 +31,7 @@ fn main() -> ExitCode {
             Command::Forget(args) => cli::conclude(cli::forget::run(args).await),
             Command::Demo(args) => cli::conclude(cli::demo::run(args).await),
             Command::Status(args) => cli::conclude(cli::status::run(args).await),
+            Command::Audit(args) => cli::conclude(cli::audit::run(args).await),
             Command::Serve(args) => cli::conclude_local(cli::serve::run(args).await),
             Command::Keys(args) => cli::conclude_local(cli::keys::run(args)),
             Command::VerifyIndex(args) => cli::conclude_local(cli::verify_index::run(args)),

@@ -3,6 +3,7 @@
 //! Pure values: nothing here does I/O or knows a transport, a file or a GPU. A value that
 //! exists is valid; the constructors are the only door, and they name the field and the limit.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use half::f16;
@@ -23,6 +24,9 @@ pub const TEMPLATES_PER_SUBJECT_MAX: usize = 16;
 pub const PROBES_MAX: usize = 4;
 /// Candidates one identification may ask for.
 pub const CANDIDATES_MAX: u32 = 100;
+/// Subjects one identification may be confined to: as many ids of the longest kind, with the largest
+/// probes, still fit a message.
+pub const FILTER_SUBJECTS_MAX: usize = 3000;
 
 /// A value at the edge that Thenar does not take. Never carries biometric data: only the
 /// field's name, its place and the limit it broke.
@@ -109,6 +113,44 @@ client_name!(
     /// A place that uses the service: a store, a stadium, an office.
     VenueId, "venue_id", NAME_BYTES_MAX
 );
+
+/// The only subjects that may be found: 1 to [`FILTER_SUBJECTS_MAX`] different ones, enrolled or not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SubjectFilter(Box<[SubjectId]>);
+
+impl SubjectFilter {
+    /// Checks the ids and how many they are.
+    ///
+    /// # Errors
+    /// [`Invalid`] where there are none or too many, one is none, or one is there twice.
+    pub fn new<S: AsRef<str>>(ids: &[S]) -> Result<Self, Invalid> {
+        let field = "subject_ids";
+        if ids.is_empty() {
+            let problem = "is empty, so that nobody could be found; leave the filter out to search for everybody";
+            return Err(Invalid::new(field, problem));
+        }
+        if ids.len() > FILTER_SUBJECTS_MAX {
+            let problem = format!("has {} subjects, the limit is {FILTER_SUBJECTS_MAX}", ids.len());
+            return Err(Invalid::new(field, problem));
+        }
+        let mut first_at = HashMap::with_capacity(ids.len());
+        let checked = ids.iter().enumerate().map(|(at, id)| {
+            let id = id.as_ref();
+            let place = format!("{field}[{at}]");
+            if let Some(first) = first_at.insert(id, at) {
+                return Err(Invalid::new(place, format!("is the same as {field}[{first}]")));
+            }
+            SubjectId::new(id).map_err(|invalid| Invalid::new(place, invalid.problem))
+        });
+        Ok(Self(checked.collect::<Result<_, _>>()?))
+    }
+
+    /// The ids, in the order given.
+    #[must_use]
+    pub fn ids(&self) -> &[SubjectId] {
+        &self.0
+    }
+}
 
 /// Which hand a palm belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -263,4 +305,24 @@ pub fn checked_dim(dim: usize) -> Result<usize, Invalid> {
         return Err(Invalid::new("dim", format!("{dim} is not a multiple of {DIM_STEP} from {DIM_STEP} to {DIM_MAX}")));
     }
     Ok(dim)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_filter_has_one_to_three_thousand_different_ids() {
+        let ids: Vec<String> = (0..=FILTER_SUBJECTS_MAX).map(|number| format!("s{number}")).collect();
+        let filter = SubjectFilter::new(&ids[1..]).unwrap();
+        assert_eq!(filter.ids().len(), FILTER_SUBJECTS_MAX);
+        assert_eq!(filter.ids()[0].as_str(), "s1");
+        let problem = |ids: &[&str]| SubjectFilter::new(ids).unwrap_err().to_string();
+        assert!(problem(&[]).starts_with("subject_ids: is empty"));
+        assert!(SubjectFilter::new(&ids).unwrap_err().to_string().contains("3001 subjects, the limit is 3000"));
+        assert_eq!(problem(&["a", "b", "c", "b"]), "subject_ids[3]: is the same as subject_ids[1]");
+        assert_eq!(problem(&["a", ""]), "subject_ids[1]: is empty");
+        assert!(problem(&["a", "two words"]).starts_with("subject_ids[1]: holds ' '"));
+        assert!(problem(&[&"x".repeat(65)]).starts_with("subject_ids[0]: has 65 bytes, the limit is 64"));
+    }
 }

@@ -81,6 +81,8 @@ pub struct Opened {
     pub service: Arc<Service>,
     /// What they search.
     pub gallery: Arc<Gallery>,
+    /// How embeddings are rotated before they are searched for.
+    pub rotation: Arc<Rotation>,
     search: SearchThread,
     writer: WriterThread,
     mender: std::thread::JoinHandle<()>,
@@ -90,7 +92,7 @@ pub struct Opened {
 impl Opened {
     /// Answers what was admitted, checkpoints, and lets go of the folder.
     pub fn close(self) {
-        let Self { service, gallery, search, writer, mender, _folder } = self;
+        let Self { service, gallery, rotation: _, search, writer, mender, _folder } = self;
         // A connection that was cut off may still hold the service, for as long as its client likes.
         service.close();
         drop(service);
@@ -109,8 +111,24 @@ impl Opened {
 /// # Errors
 /// [`ServerError`] with what is missing or wrong.
 pub fn open(config: &Config, draining: CancellationToken) -> Result<Opened, ServerError> {
+    open_taken(config, draining, DataFolder::take)
+}
+
+/// As [`open`], but refuses a folder that holds no gallery instead of making one.
+///
+/// # Errors
+/// As [`open`], and [`FolderError::Empty`].
+pub fn open_existing(config: &Config, draining: CancellationToken) -> Result<Opened, ServerError> {
+    open_taken(config, draining, DataFolder::take_existing)
+}
+
+fn open_taken(
+    config: &Config,
+    draining: CancellationToken,
+    take: fn(&Path) -> Result<DataFolder, FolderError>,
+) -> Result<Opened, ServerError> {
     let vault = Arc::new(Vault::new(MasterKey::load(&key_source(config.key_file.as_deref()))?));
-    let folder = DataFolder::take(&config.data)?;
+    let folder = take(&config.data)?;
     let registry = SqliteRegistry::open(&folder.registry())?;
     let dim = match (registry.identity()?, config.dim) {
         (Some(identity), None) => identity.dim,
@@ -135,6 +153,7 @@ pub fn open(config: &Config, draining: CancellationToken) -> Result<Opened, Serv
     };
     let gallery = Arc::new(Gallery::open(setup, engine, standby)?);
     let rotation = rotation.join().map_err(|_| ServerError::Thread(io::Error::other("the rotation panicked")))??;
+    let rotation = Arc::new(rotation);
 
     let searcher = GallerySearcher { gallery: Arc::clone(&gallery), survivors: Survivors::default() };
     let (batcher, search) = Batcher::start(config.batch, searcher).map_err(ServerError::Thread)?;
@@ -153,7 +172,7 @@ pub fn open(config: &Config, draining: CancellationToken) -> Result<Opened, Serv
         gallery: Arc::clone(&gallery),
         batcher,
         writer,
-        rotation: Arc::new(rotation),
+        rotation: Arc::clone(&rotation),
         sealer,
         digester: vault.request_digester(),
         policies: config.policies.clone(),
@@ -171,7 +190,7 @@ pub fn open(config: &Config, draining: CancellationToken) -> Result<Opened, Serv
         replayed = status.opened.replayed,
         "the gallery is open"
     );
-    Ok(Opened { service, gallery, search, writer: writer_thread, mender, _folder: folder })
+    Ok(Opened { service, gallery, rotation, search, writer: writer_thread, mender, _folder: folder })
 }
 
 /// Where the master key is: the file that is named, else systemd's credential where systemd started

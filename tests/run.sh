@@ -39,14 +39,23 @@ counted() { # NAME SUMMARY_PATTERN COMMAND...: a runner that counts its own test
     passed=$((passed + ok)) failed=$((failed + bad)) skipped=$((skipped + skip))
     printf -- '-- %s: %d passed, %d failed, %d skipped in %d s\n' "$name" "$ok" "$bad" "$skip" $((SECONDS - started))
 }
-docs() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --document-private-items --quiet; }
+audit_without_faiss() { # bad usage, and the command that helps
+    local said code
+    said=$(target/debug/thenar audit --data target/nowhere 2>&1)
+    code=$?
+    ((code == 2)) && grep -q -- '--features faiss' <<<"$said"
+}
+docs() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --features thenar/faiss --no-deps --document-private-items --quiet; }
 
 stage "format" cargo fmt --all --check
-stage "lints" cargo clippy --workspace --all-targets --quiet -- -D warnings
+# With FAISS, which the benchmarks compile anyway: the audit is tested too. The server binary is the one
+# that people build, without.
+stage "lints" cargo clippy --workspace --features thenar/faiss --all-targets --quiet -- -D warnings
 stage "documentation" docs
-counted "tests" 'tests run:' cargo nextest run --workspace --no-fail-fast
-stage "documentation examples" cargo test --workspace --doc --quiet
+counted "tests" 'tests run:' cargo nextest run --workspace --features thenar/faiss --no-fail-fast
+stage "documentation examples" cargo test --workspace --features thenar/faiss --doc --quiet
 stage "server binary" cargo build --quiet
+stage "an audit without FAISS says how to get it" audit_without_faiss
 counted "Python client" '^=+ .* in [0-9.]+s' .venv/bin/python -m pytest tests/python
 stage "benchmarks, smoke size" benches/smoke.sh
 

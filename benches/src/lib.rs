@@ -8,7 +8,7 @@
 //! - `harness`: a real server under load: bulk enrolment and gates.
 //!
 //! Each has `--smoke`, which takes seconds, checks answers, and is part of the tests
-//! (`benches/smoke.sh`). The only crate that compiles C++. Does not know how the server's
+//! (`benches/smoke.sh`). Does not know how the server's
 //! transports work beyond being their client.
 
 pub mod facts;

@@ -117,6 +117,15 @@ pub(crate) fn is_uncoded(pages: &Pages, block: u32, writer: &Writer) -> bool {
     planes.into_iter().all(crate::format::is_zero) && pages.block_sum(block, writer) == 0
 }
 
+/// What is wrong with the codes of a block.
+pub(crate) struct CodesFault {
+    /// Where, and how.
+    pub(crate) fault: Fault,
+    /// Whether an erasure that was cut short can have left them so: a row is erased, and the checksum
+    /// is not that of the codes or the erased row still has some.
+    pub(crate) may_be_cut: bool,
+}
+
 /// Checks the codes of a block whose rows are all whole or erased, `gone` having a bit for each
 /// erased one.
 pub(crate) fn check_codes(
@@ -126,10 +135,15 @@ pub(crate) fn check_codes(
     gone: u64,
     depth: Depth,
     writer: &Writer,
-) -> Result<(), Fault> {
+) -> Result<(), CodesFault> {
     let (layout, codes) = (pages.layout(), pages.block_codes(block, writer));
     let (expected, found) = (codes_sum(identity, block, &codes), pages.block_sum(block, writer));
     let sum_fault = Fault { offset: layout.sum_at(block) as u64, kind: DamageKind::CodesChecksum, expected, found };
+    // A power cut can leave a row erased and its codes, with their old checksum, in place.
+    let is_left = |lane: usize| gone >> lane & 1 == 1 && !codes.is_clear(layout.dim, lane);
+    let is_any_left = (0..BLOCK_ROWS).any(is_left);
+    let may_be_cut = gone != 0 && (expected != found || is_any_left);
+    let wrong = |fault| Err(CodesFault { fault, may_be_cut });
     if depth == Depth::Bytes {
         let mut made = OwnedCodes::of(pages.block_rows(block, writer), layout.dim);
         let areas = [
@@ -145,22 +159,10 @@ pub(crate) fn check_codes(
         });
         made.wipe();
         return match differs {
-            Some(fault) => Err(fault),
-            None if expected != found => Err(sum_fault),
+            Some(fault) => wrong(fault),
+            None if expected != found => wrong(sum_fault),
             None => Ok(()),
         };
     }
-    if expected != found {
-        return Err(sum_fault);
-    }
-    // A power cut can leave a row erased and its codes, with their old checksum, in place.
-    let mut rest = gone;
-    while rest != 0 {
-        let lane = rest.trailing_zeros();
-        if !codes.is_clear(layout.dim, lane as usize) {
-            return Err(sum_fault);
-        }
-        rest &= rest - 1;
-    }
-    Ok(())
+    if expected != found || is_any_left { wrong(sum_fault) } else { Ok(()) }
 }

@@ -183,12 +183,12 @@ impl Scan {
             }
             return;
         }
-        let Err(fault) = check_codes(pages, entry.identity, block, gone, depth, writer) else { return };
-        if gone != 0 {
+        let Err(wrong) = check_codes(pages, entry.identity, block, gone, depth, writer) else { return };
+        if wrong.may_be_cut {
             self.half_coded.push(block);
         } else {
             self.miscoded.push(block);
-            self.first_code_fault.get_or_insert(fault);
+            self.first_code_fault.get_or_insert(wrong.fault);
         }
     }
 }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tonic::metadata::MetadataMap;
 
 use crate::gate::Decision;
-use crate::palm::{Hand, Invalid, Purpose, RequestId, SubjectId, VenueId};
+use crate::palm::{Hand, Invalid, Purpose, RequestId, SubjectFilter, SubjectId, VenueId};
 use crate::registry::SubjectRecord;
 use crate::search::Certificate;
 use crate::service::{Enrol, Identification, Identify, Sample, ServiceError, Verify};
@@ -80,6 +80,10 @@ pub(super) fn identify(
         max_candidates: request.max_candidates,
         threshold: request.threshold,
         certificate: request.certificate.map(certificate).transpose()?,
+        only: request
+            .only
+            .map(|only| SubjectFilter::new(&only.subject_ids).map_err(|e| e.within("only")))
+            .transpose()?,
         arrived,
         deadline,
     })

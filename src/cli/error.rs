@@ -1,6 +1,6 @@
 //! Why a client command could not run, in words for the person who typed it.
 //!
-//! One enum for the client commands, and for `import` into a folder. Errors of single rows or subjects are not here: those are
+//! One enum for the client commands, and for `import` and `audit` of a folder. Errors of single rows or subjects are not here: those are
 //! results, reported while the rest goes on.
 
 use std::path::PathBuf;
@@ -132,6 +132,16 @@ pub enum CliError {
     /// The data folder cannot be opened.
     #[error(transparent)]
     Folder(Box<ServerError>),
+    /// The audit did not get to its end.
+    #[cfg(feature = "faiss")]
+    #[error(transparent)]
+    Audit(#[from] crate::audit::AuditError),
+    /// There is no FAISS in this program.
+    #[error(
+        "this thenar was built without FAISS, which an audit holds answers against; build one with it: \
+         cargo build --release --features faiss (needs cmake, a C++ compiler and OpenBLAS)"
+    )]
+    WithoutFaiss,
     /// `thenar demo --keep` on a folder with something in it.
     #[error("{} is not empty; --keep takes a folder that is new or empty", path.display())]
     NotEmpty {
@@ -164,6 +174,7 @@ impl CliError {
             | Self::NeedsConsent
             | Self::Value { .. }
             | Self::NoSuchRow { .. }
+            | Self::WithoutFaiss
             | Self::NotEmpty { .. } => 2,
             Self::Unreachable { .. }
             | Self::Refused { .. }
@@ -179,6 +190,8 @@ impl CliError {
             | Self::Folder(_)
             | Self::DemoServer { .. }
             | Self::DemoInterrupted { .. } => 1,
+            #[cfg(feature = "faiss")]
+            Self::Audit(_) => 1,
         }
     }
 

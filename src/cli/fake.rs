@@ -142,7 +142,9 @@ impl Held {
         self.searches += 1;
         let mut scored: Vec<(f64, &String, i32)> = Vec::new();
         let ghosts = self.keep_ghosts.then_some(&self.ghosts).into_iter().flatten();
-        for (subject, templates) in self.subjects.iter().chain(ghosts) {
+        let may_be_found =
+            |subject: &String| request.only.as_ref().is_none_or(|only| only.subject_ids.contains(subject));
+        for (subject, templates) in self.subjects.iter().chain(ghosts).filter(|(subject, _)| may_be_found(subject)) {
             let (mut sum, mut compared, mut best_hand) = (0.0, 0, 0);
             for probe in &request.probes {
                 let Some(probe_values) = values(probe).filter(|values| values.len() == self.dim) else {

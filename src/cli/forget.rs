@@ -3,7 +3,7 @@
 //! Asks before it does, does one subject after another, and goes on where one is unknown.
 
 use std::io::{IsTerminal as _, Write as _};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 use serde::Serialize;
@@ -147,19 +147,26 @@ async fn forget(
     Ok(Outcome::done_if(done))
 }
 
+/// The subjects of a file, one a line, each with where it stands.
+///
+/// # Errors
+/// [`CliError::File`] where it cannot be read.
+pub(super) fn listed_in(path: &Path) -> Result<Vec<(String, String)>, CliError> {
+    let text = std::fs::read_to_string(path).map_err(|source| CliError::File {
+        action: "read",
+        path: path.to_owned(),
+        source,
+    })?;
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    Ok(lines.map(|(at, line)| (format!("{} line {}", path.display(), at + 1), line.trim().to_owned())).collect())
+}
+
 /// The requests in order, every name checked before the first is sent.
 fn requests(args: &ForgetArgs) -> Result<Vec<ForgetRequest>, CliError> {
     let mut subjects: Vec<(String, String)> =
         args.subjects.iter().map(|subject| ("SUBJECT_ID".to_owned(), subject.clone())).collect();
     if let Some(path) = &args.from_file {
-        let text = std::fs::read_to_string(path).map_err(|source| CliError::File {
-            action: "read",
-            path: path.clone(),
-            source,
-        })?;
-        for (at, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
-            subjects.push((format!("{} line {}", path.display(), at + 1), line.trim().to_owned()));
-        }
+        subjects.extend(listed_in(path)?);
     }
     let several = subjects.len() > 1;
     subjects

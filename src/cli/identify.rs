@@ -17,10 +17,11 @@ use tonic::{Code, Status};
 use super::connect::{self, ServerArgs};
 use super::embeddings::{EmbeddingRows, EmbeddingsFile};
 use super::error::{CliError, code_name};
+use super::forget::listed_in;
 use super::import::roster::RosterError;
 use super::sample::{decision_word, hand_word, milliseconds, sample};
 use super::{Outcome, table};
-use crate::palm::{CANDIDATES_MAX, Hand, Invalid, VenueId};
+use crate::palm::{CANDIDATES_MAX, Hand, Invalid, SubjectFilter, SubjectId, VenueId};
 use crate::wire::{self, IdentifyRequest, IdentifyResponse, certificate, identify_stream_response};
 
 /// Searches under way at a time; the protocol lets a stream have 64.
@@ -58,6 +59,10 @@ pub struct IdentifyArgs {
     /// Hands: a CSV file with a column hand (left, right or empty), one line a row of the array.
     #[arg(long, value_name = "FILE.csv")]
     pub hands: Option<PathBuf>,
+    /// Find only these subjects, 3,000 at most: ids with commas between them, or @FILE with one a line.
+    /// Ids that are not enrolled find nobody.
+    #[arg(long, value_name = "ID,...|@FILE")]
+    pub only: Option<String>,
     /// Print one JSON object a line: row, decision, threshold, gallery_size, candidates
     /// (rank, subject_id, score, hand, template_id, probes_compared), certificate, search_id, ms
     /// and server_ms; or row, error (code, message) and ms.
@@ -114,7 +119,7 @@ impl RowSet {
     }
 }
 
-fn score(text: &str) -> Result<f64, String> {
+pub(super) fn score(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(score) if (-1.0..=1.0).contains(&score) => Ok(score),
         _ => Err("a score is a number from -1 to 1".to_owned()),
@@ -257,6 +262,7 @@ async fn search(args: &IdentifyArgs, mut emit: impl FnMut(Answer) -> std::io::Re
     let server = args.server.resolve()?;
     let venue =
         VenueId::new(&args.venue).map_err(|invalid| CliError::Value { origin: "--venue".to_owned(), invalid })?;
+    let only = args.only.as_deref().map(only).transpose()?;
     let embeddings = EmbeddingsFile::open(&args.embeddings)?;
     let hands = args.hands.as_deref().map(|path| read_hands(path, &embeddings)).transpose()?;
     let ranges = args.rows.clone().map_or_else(|| std::iter::once(0..embeddings.rows()).collect(), |rows| rows.0);
@@ -288,6 +294,7 @@ async fn search(args: &IdentifyArgs, mut emit: impl FnMut(Answer) -> std::io::Re
                 max_candidates: args.max_candidates,
                 threshold: args.threshold,
                 certificate: None,
+                only: only.clone(),
             };
             let search = UnderWay { place: asked, row, sent: Instant::now(), attempts: 1, request: request.clone() };
             under_way.insert(request.request_id.clone(), search);
@@ -333,6 +340,20 @@ async fn search(args: &IdentifyArgs, mut emit: impl FnMut(Answer) -> std::io::Re
             emit(answer)?;
         }
     }
+}
+
+/// The subjects that `--only` names, checked here so that a bad one is bad usage.
+fn only(text: &str) -> Result<wire::SubjectFilter, CliError> {
+    let named = match text.strip_prefix('@') {
+        Some(path) => listed_in(Path::new(path))?,
+        None => text.split(',').map(|id| ("--only".to_owned(), id.trim().to_owned())).collect(),
+    };
+    for (origin, id) in &named {
+        SubjectId::new(id).map_err(|invalid| CliError::Value { origin: origin.clone(), invalid })?;
+    }
+    let subject_ids: Vec<String> = named.into_iter().map(|(_, id)| id).collect();
+    SubjectFilter::new(&subject_ids).map_err(|invalid| CliError::Value { origin: "--only".to_owned(), invalid })?;
+    Ok(wire::SubjectFilter { subject_ids })
 }
 
 /// Rows of an array in any order, cheap where they ascend.
@@ -414,6 +435,7 @@ mod tests {
             threshold: None,
             rows: None,
             hands: None,
+            only: None,
             json: true,
             server: fake.args(),
         };
@@ -484,6 +506,37 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn only_the_subjects_named_are_found() {
+        let fake = gallery().await;
+        let found = async |only: &str| {
+            let answers = asked(&fake, 20, |args| args.only = Some(only.to_owned())).await.unwrap();
+            let found = answers.iter().filter(|answer| answer["decision"] == "match");
+            found.map(|answer| answer["candidates"][0]["subject_id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(found("s3, s7,nobody").await, ["s3", "s7"]);
+        let folder = tempfile::tempdir().unwrap();
+        let list = folder.path().join("holders.txt");
+        fs::write(&list, "s4\n\n  s5 \n").unwrap();
+        assert_eq!(found(&format!("@{}", list.display())).await, ["s4", "s5"]);
+
+        fs::write(&list, "s4\ntwo words\n").unwrap();
+        let many = (0..3001).map(|number| format!("s{number}")).collect::<Vec<_>>().join(",");
+        for (only, words) in [
+            ("", "empty"),
+            ("s1,,s2", "empty"),
+            ("s1,s2,s1", "is the same as subject_ids[0]"),
+            (many.as_str(), "the limit is 3000"),
+            (&format!("@{}", list.display()), "line 2"),
+        ] {
+            let error = asked(&fake, 1, |args| args.only = Some(only.to_owned())).await.unwrap_err();
+            assert!(error.to_string().contains(words), "{error}");
+            assert_eq!(error.exit_code(), 2, "{error}");
+        }
+        let error = asked(&fake, 1, |args| args.only = Some("@/nowhere/list".to_owned())).await.unwrap_err();
+        assert!(matches!(error, CliError::File { .. }), "{error}");
+    }
+
+    #[tokio::test]
     async fn a_full_queue_is_tried_again_and_another_error_is_the_answer_of_its_row() {
         let fake = gallery().await;
         fake.held.lock().refuse_searches = (3, Some(Code::ResourceExhausted));
@@ -509,6 +562,7 @@ mod tests {
             threshold: None,
             rows: None,
             hands: None,
+            only: None,
             json,
             server: fake.args(),
         };

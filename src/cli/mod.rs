@@ -2,13 +2,14 @@
 //!
 //! Every subcommand is one module with an `Args` struct and a `run`. Most are clients: they
 //! speak gRPC to a server and know nothing of galleries, engines or the registry. `serve`, `keys`,
-//! `verify-index` and `import --data` (`import/local.rs`) work on this machine's own files; that
+//! `verify-index`, `audit` and `import --data` (`import/local.rs`) work on this machine's own files; that
 //! import gives `api` the very messages it would send to a server. Results go to stdout, for people
 //! or (`--json`) for programs; progress and diagnostics go to stderr.
 //!
 //! Invariant: the exit code is 0 where everything asked for was done, 1 where something was not,
 //! and 2 where the command line itself was wrong and nothing was tried.
 
+pub mod audit;
 pub mod connect;
 pub mod demo;
 pub mod embeddings;
@@ -61,6 +62,8 @@ pub enum Command {
     Keys(keys::KeysArgs),
     /// Check every byte of an index.
     VerifyIndex(verify_index::VerifyIndexArgs),
+    /// Prove that answers are those of an exhaustive search: hold them against FAISS.
+    Audit(audit::AuditArgs),
 }
 
 /// How a command that ran to its end went.

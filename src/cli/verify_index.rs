@@ -69,7 +69,7 @@ pub fn run(args: VerifyIndexArgs) -> anyhow::Result<Outcome> {
     if args.json {
         table::say_json(&serde_json::json!({
             "sound": sound, "segments": report.segments, "rows": report.rows, "live": report.live,
-            "erased": report.erased, "to_erase": to_erase, "bytes": report.bytes, "lsn": report.lsn.0,
+            "erased": report.erased, "to_erase": to_erase, "codes_unfinished": report.codes_unfinished, "bytes": report.bytes, "lsn": report.lsn.0,
             "registry_lsn": last.0, "registry_templates": counts.templates, "problems": problems,
         }))?;
     } else {
@@ -77,6 +77,12 @@ pub fn run(args: VerifyIndexArgs) -> anyhow::Result<Outcome> {
         table::say(format_args!("rows       {} ({} live, {} erased)", report.rows, report.live, report.erased))?;
         if to_erase > 0 {
             table::say(format_args!("to erase   {to_erase} (cut short by a kill or a power cut; opening does it)"))?;
+        }
+        if report.codes_unfinished > 0 {
+            let blocks = report.codes_unfinished;
+            table::say(format_args!(
+                "codes      {blocks} blocks of codes cut short likewise; opening makes them anew"
+            ))?;
         }
         table::say(format_args!("size       {:.1} MiB", report.bytes as f64 / f64::from(1 << 20)))?;
         table::say(format_args!("change     {} of {} ({} to replay)", report.lsn.0, last.0, behind.unwrap_or(0)))?;

@@ -327,6 +327,13 @@ pub trait Registry: Send + Sync {
     /// [`RegistryError`] where the database fails.
     fn subject(&self, id: &SubjectId) -> Result<Option<SubjectRecord>, RegistryError>;
 
+    /// The numbers of those of these subjects that are enrolled, in no order: all as they are at
+    /// one moment.
+    ///
+    /// # Errors
+    /// [`RegistryError`] where the database fails.
+    fn subject_numbers(&self, ids: &[SubjectId]) -> Result<Vec<SubjectNumber>, RegistryError>;
+
     /// How much there is.
     ///
     /// # Errors

@@ -80,7 +80,7 @@ pub struct Answer {
     pub found: Vec<Found>,
     /// Why this is complete.
     pub certificate: Certificate,
-    /// Live templates that were searched.
+    /// Live templates in the gallery, allowed to be found or not.
     pub gallery_size: u64,
 }
 

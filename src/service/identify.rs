@@ -1,14 +1,18 @@
 //! Who is this, and is this that person?
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
+use roaring::RoaringBitmap;
 use thenar_index::TemplateId;
 
 use super::{Busy, Service, ServiceError};
 use crate::batch::BatchError;
 use crate::gate::{self, Decision};
-use crate::palm::{CANDIDATES_MAX, Embedding, Hand, Invalid, PROBES_MAX, Purpose, RequestId, SubjectId, VenueId};
+use crate::palm::{
+    CANDIDATES_MAX, Embedding, Hand, Invalid, PROBES_MAX, Purpose, RequestId, SubjectFilter, SubjectId, VenueId,
+};
 use crate::search::{Certificate, NO_FLOOR, Probe, Search, rank};
 use crate::telemetry::{self, Refusal, StageTimes};
 
@@ -36,6 +40,8 @@ pub struct Identify {
     pub threshold: Option<f64>,
     /// The weakest certificate that will do; `None`: the server's.
     pub certificate: Option<Certificate>,
+    /// The only subjects that may be found; `None`: everybody.
+    pub only: Option<SubjectFilter>,
     /// When the request arrived.
     pub arrived: Instant,
     /// After which nobody waits for the answer.
@@ -72,7 +78,7 @@ pub struct Identification {
     pub candidates: Vec<Candidate>,
     /// Of the decision.
     pub threshold: f64,
-    /// Templates searched.
+    /// Live templates in the gallery, with those that `only` left out.
     pub gallery_size: u64,
     /// Why it is exact.
     pub certificate: Certificate,
@@ -142,13 +148,18 @@ impl Service {
             Some(threshold) => threshold,
             None => policy.threshold,
         };
+        let probes = self.rotated(identify.samples)?;
+        let allowed = match identify.only {
+            Some(only) => Some(self.numbers_of(only).await?),
+            None => None,
+        };
         let search = Search {
-            probes: self.rotated(identify.samples)?,
+            probes,
             floor: list_from.min(policy.lowest_that_matters()).max(NO_FLOOR),
             // One more than is shown: the runner-up decides whether the first is alone.
             k: identify.max_candidates as usize + 1,
             certificate: identify.certificate.unwrap_or(self.parts.certificate),
-            allowed: None,
+            allowed,
         };
         let answered = self.parts.batcher.search(search, identify.deadline).await.map_err(batch_error)?;
         let scores: Vec<f64> = answered.answer.found.iter().map(|f| f.score).collect();
@@ -218,6 +229,26 @@ impl Service {
             Ok(Probe { hand: sample.hand, vector: self.parts.rotation.rotate(embedding.values()).into() })
         });
         rotated.collect()
+    }
+
+    /// The numbers of those who are enrolled now. A number is never given out twice, so that whoever
+    /// is forgotten before the search is simply not found, and nobody else in their stead.
+    async fn numbers_of(&self, only: SubjectFilter) -> Result<Arc<RoaringBitmap>, ServiceError> {
+        // Before the registry is asked, so that it can only know more.
+        let lsn = self.parts.gallery.lsn();
+        if let Some(numbers) = self.filters.recall(&only, lsn) {
+            return Ok(numbers);
+        }
+        let (only, numbers) = self
+            .read(move |registry| {
+                let numbers = registry.subject_numbers(only.ids())?;
+                Ok((only, numbers))
+            })
+            .await?;
+        let numbers: RoaringBitmap = numbers.into_iter().filter_map(|number| u32::try_from(number.0).ok()).collect();
+        let numbers = Arc::new(numbers);
+        self.filters.remember(only, lsn, Arc::clone(&numbers));
+        Ok(numbers)
     }
 
     fn next_search_id(&self) -> String {

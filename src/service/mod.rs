@@ -6,6 +6,7 @@
 
 mod enrol;
 mod error;
+mod filters;
 mod identify;
 pub mod writer;
 
@@ -65,6 +66,7 @@ pub struct Parts {
 pub struct Service {
     parts: Parts,
     reads: Arc<Semaphore>,
+    filters: filters::Filters,
     started: Instant,
     searches: AtomicU64,
     search_ids: AtomicU64,
@@ -101,6 +103,7 @@ impl Service {
         Self {
             parts,
             reads: Arc::new(Semaphore::new(READS_MAX)),
+            filters: filters::Filters::default(),
             started: Instant::now(),
             searches: AtomicU64::new(0),
             search_ids: AtomicU64::new(1),

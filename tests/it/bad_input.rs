@@ -121,6 +121,12 @@ async fn a_bad_identification_is_refused_with_field_and_limit() {
         request(&|r| r.certificate = Some(wire::Certificate { kind: kind.into(), miss_probability }))
     };
     let long = "x".repeat(129);
+    let only = |ids: &[&str]| {
+        let subject_ids = ids.iter().map(|id| (*id).to_owned()).collect();
+        request(&|r| r.only = Some(wire::SubjectFilter { subject_ids: Clone::clone(&subject_ids) }))
+    };
+    let crowd: Vec<String> = (0..3001).map(|number| format!("s{number}")).collect();
+    let crowd: Vec<&str> = crowd.iter().map(String::as_str).collect();
     let cases: Vec<(&str, wire::IdentifyRequest, Code, &[&str])> = vec![
         ("no probes", request(&|r| r.probes.clear()), InvalidArgument, &["probes", "0", "1 to 4"]),
         ("5 probes", request(&|r| r.probes = vec![probe.clone(); 5]), InvalidArgument, &["probes", "5", "1 to 4"]),
@@ -152,6 +158,12 @@ async fn a_bad_identification_is_refused_with_field_and_limit() {
         ("no venue_id", request(&|r| r.venue_id.clear()), InvalidArgument, &["venue_id", "empty"]),
         ("long venue_id", request(&|r| r.venue_id = long.clone()), InvalidArgument, &["venue_id", "129", "128"]),
         ("space in venue_id", request(&|r| r.venue_id = "gate 1".into()), InvalidArgument, &["venue_id"]),
+        ("nobody may be found", only(&[]), InvalidArgument, &["only.subject_ids", "empty"]),
+        ("3,001 may be found", only(&crowd), InvalidArgument, &["only.subject_ids", "3001", "3000"]),
+        ("one twice", only(&["a", "known", "a"]), InvalidArgument, &["only.subject_ids[2]", "same as subject_ids[0]"]),
+        ("an empty id", only(&["known", ""]), InvalidArgument, &["only.subject_ids[1]", "empty"]),
+        ("a space in an id", only(&["two words"]), InvalidArgument, &["only.subject_ids[0]", "' '"]),
+        ("a long id", only(&["known", &long]), InvalidArgument, &["only.subject_ids[1]", "129", "64"]),
         ("unknown venue", request(&|r| r.venue_id = "gate-9".into()), NotFound, &["venue_id", "gate-9"]),
         ("nothing in a probe", request(&|r| r.probes[0].content = None), InvalidArgument, &["probes[0].content"]),
         (

@@ -56,6 +56,7 @@ pub(crate) fn identify_request(probes: &[Palm], max_candidates: u32, threshold: 
         max_candidates,
         threshold,
         certificate: None,
+        only: None,
     }
 }
 

@@ -185,6 +185,7 @@ pub(crate) fn command(args: &[&str]) -> Command {
         .env_remove("THENAR_MASTER_KEY")
         .env_remove("CREDENTIALS_DIRECTORY")
         .env_remove("THENAR_SERVER")
+        .env_remove("OMP_WAIT_POLICY")
         .env("NO_COLOR", "1")
         .env("RUST_BACKTRACE", "0");
     command.stdin(Stdio::null());

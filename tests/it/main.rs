@@ -4,6 +4,7 @@
 //! Every random choice comes from a seed, and a failure prints it with the server's log.
 
 mod arrays;
+mod audit;
 mod bad_input;
 mod client;
 mod commands;
@@ -14,6 +15,7 @@ mod disk_full;
 mod drain;
 mod exact_search;
 mod exact_wire;
+mod filters;
 mod freshness;
 mod harness;
 mod import;

@@ -107,14 +107,14 @@ class People:
                 best.append(max(scores))
         return (sum(best) / len(best), len(best)) if best else None
 
-    def ranking(self, probes):
-        """Everybody who can be compared with `probes`, best first: (score, subject_id)."""
-        scored = ((self.score(subject_id, probes), subject_id) for subject_id in self.templates)
+    def ranking(self, probes, among=None):
+        """Everybody (or of `among`) who can be compared with `probes`, best first: (score, subject_id)."""
+        scored = ((self.score(subject_id, probes), subject_id) for subject_id in among or self.templates)
         return sorted(((score[0], subject_id) for score, subject_id in scored if score), reverse=True)
 
-    def check_ranking(self, probes, answer, count):
-        """The answer lists the `count` best of the gallery, each with its score, by rank."""
-        expected = self.ranking(probes)[:count]
+    def check_ranking(self, probes, answer, count, among=None):
+        """The answer lists the `count` best of the gallery (or of `among`), each with its score, by rank."""
+        expected = self.ranking(probes, among)[:count]
         assert len(answer.candidates) == len(expected)
         assert [candidate.rank for candidate in answer.candidates] == list(range(1, len(expected) + 1))
         assert len({candidate.subject_id for candidate in answer.candidates}) == len(expected)

@@ -221,3 +221,46 @@ def test_a_server_that_stands_still_is_given_up_at_the_deadline(people, server):
     assert refused.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
     answer = people.client.identification.Identify(identify_request([probe]), timeout=TIMEOUT_S)
     assert answer.decision == pb.DECISION_NO_MATCH
+
+
+def only(*subject_ids):
+    return pb.SubjectFilter(subject_ids=subject_ids)
+
+
+def test_only_the_subjects_named_are_found_and_ranked_as_if_nobody_else_were_there(people):
+    everybody = list(people.templates)
+    for size in (1, 7, 50):
+        named = [everybody[int(at)] for at in people.rng.choice(len(everybody), size, replace=False)]
+        hand, palm = people.templates[named[0]][0]
+        probe = people.capture(palm)
+        answer = people.identify([sample(probe, hand)], max_candidates=100, threshold=-1.0, only=only(*named, "nobody"))
+        people.check_ranking([(hand, probe)], answer, 100, named)
+        assert (answer.decision, answer.candidates[0].subject_id) == (pb.DECISION_MATCH, named[0])
+        assert answer.gallery_size == people.count()
+        others = [subject_id for subject_id in everybody if subject_id not in named][:50]
+        assert people.identify([sample(probe, hand)], only=only(*others)).decision == pb.DECISION_NO_MATCH
+
+
+def test_a_ticket_holder_who_deletes_everything_is_not_found_and_no_error(people):
+    subject_id, [(hand, palm)] = people.enrol((HAND_LEFT,))
+    other, _ = people.enrol((HAND_LEFT,))
+    holders = only(subject_id, other)
+    assert people.identify([sample(palm, hand)], only=holders).candidates[0].subject_id == subject_id
+    people.forget(subject_id)
+    assert people.identify([sample(palm, hand)], only=holders).decision == pb.DECISION_NO_MATCH
+    people.enrol((HAND_LEFT,), palms=[(hand, palm)])
+    assert people.identify([sample(palm, hand)], only=holders).decision == pb.DECISION_NO_MATCH, "another id"
+
+
+def test_a_stream_takes_a_filter_for_each_request_and_a_bad_one_is_named(people):
+    subject_id, [(hand, palm)] = people.enrol((HAND_LEFT,))
+    filters = {"in": only(subject_id, "x"), "out": only("x"), "none": only(), "twice": only("x", "y", "x")}
+    requests = {name: identify_request([sample(palm, hand)], only=chosen) for name, chosen in filters.items()}
+    names = {request.request_id: name for name, request in requests.items()}
+    answers = people.client.identification.IdentifyStream(iter(requests.values()), timeout=TIMEOUT_S)
+    answers = {names[answer.request_id]: answer for answer in answers}
+    assert answers["in"].response.decision == pb.DECISION_MATCH
+    assert answers["out"].response.decision == pb.DECISION_NO_MATCH
+    assert answers["none"].error.code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert "only.subject_ids" in answers["none"].error.message
+    assert "only.subject_ids[2]" in answers["twice"].error.message

@@ -1,10 +1,8 @@
 //! FAISS, compiled from source by its crate: the flat index that is the baseline, and the
 //! approximate ones it is known for.
 //!
-//! Knows FAISS's C interface. Does not know what the right answers are. The unsafe code of this
-//! crate is here: four calls into `faiss_facts.cpp`.
+//! Knows FAISS's C interface. Does not know what the right answers are.
 
-use std::ffi::{CStr, c_char, c_int};
 use std::ops::Range;
 use std::time::Instant;
 
@@ -12,6 +10,7 @@ use anyhow::Context as _;
 use faiss::index::IndexImpl;
 use faiss::{Index as _, MetricType, index_factory};
 use half::slice::HalfFloatSliceExt as _;
+pub use thenar::audit::faiss::{blas, set_threads, simd};
 
 use super::{Answered, Call, Hit, Peer, PeerKind};
 use crate::gallery::{Gallery, Probes};
@@ -20,44 +19,6 @@ use crate::gallery::{Gallery, Probes};
 const ADDED: usize = 16_384;
 /// Rows an index is trained on, at most: FAISS itself takes no more for these.
 const TRAINED_MAX: usize = 65_536;
-
-unsafe extern "C" {
-    fn thenar_faiss_compile_options() -> *const c_char;
-    fn thenar_faiss_blas() -> *const c_char;
-    fn thenar_faiss_blas_core() -> *const c_char;
-    fn thenar_faiss_threads(threads: c_int);
-}
-
-/// What FAISS was compiled for.
-#[must_use]
-pub fn simd() -> String {
-    // SAFETY: returns a C string that lives as long as the program.
-    text(unsafe { thenar_faiss_compile_options() }).unwrap_or_default()
-}
-
-/// The BLAS it multiplies matrices with.
-#[must_use]
-pub fn blas() -> String {
-    // SAFETY: return null or a C string that lives as long as the program.
-    let (config, core) = unsafe { (text(thenar_faiss_blas()), text(thenar_faiss_blas_core())) };
-    match (config, core) {
-        (Some(config), Some(core)) => format!("{config}, kernels for {core}"),
-        (Some(config), None) => config,
-        (None, _) => "not OpenBLAS: likely slower than FAISS can be".to_owned(),
-    }
-}
-
-/// Gives FAISS and its BLAS `threads` threads.
-pub fn set_threads(threads: usize) {
-    let threads = c_int::try_from(threads).unwrap_or(c_int::MAX);
-    // SAFETY: sets numbers; nothing of FAISS runs meanwhile, since this process calls it from one thread.
-    unsafe { thenar_faiss_threads(threads) };
-}
-
-fn text(text: *const c_char) -> Option<String> {
-    // SAFETY: null or a C string that lives as long as the program, as the callers got it.
-    (!text.is_null()).then(|| unsafe { CStr::from_ptr(text) }.to_string_lossy().trim().to_owned())
-}
 
 /// One index of FAISS.
 pub struct Faiss {

@@ -189,6 +189,7 @@ pub fn request(request_id: String, venue: &str, purpose: Purpose, probes: Vec<Pa
         max_candidates: 5,
         threshold: Some(THRESHOLD),
         certificate: None,
+        only: None,
     }
 }
 

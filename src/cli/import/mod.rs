@@ -563,7 +563,7 @@ fn tell(args: &ImportArgs, summary: &Summary) -> Result<(), CliError> {
     Ok(())
 }
 
-async fn blocking<T: Send + 'static>(
+pub(super) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, CliError> + Send + 'static,
 ) -> Result<T, CliError> {
     match tokio::task::spawn_blocking(work).await {

@@ -28,7 +28,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use rusqlite::{ErrorCode, ffi};
-use thenar_index::{Lsn, TemplateId};
+use thenar_index::{Lsn, SubjectNumber, TemplateId};
 
 use self::commit::Writer;
 use self::readers::Readers;
@@ -106,6 +106,10 @@ impl Registry for SqliteRegistry {
 
     fn subject(&self, id: &SubjectId) -> Result<Option<SubjectRecord>, RegistryError> {
         read::subject(&self.readers.get(), &self.path, id)
+    }
+
+    fn subject_numbers(&self, ids: &[SubjectId]) -> Result<Vec<SubjectNumber>, RegistryError> {
+        read::subject_numbers(&self.readers.get(), &self.path, ids)
     }
 
     fn counts(&self) -> Result<RegistryCounts, RegistryError> {

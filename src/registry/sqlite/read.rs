@@ -111,6 +111,26 @@ pub(super) fn subject(conn: &Connection, path: &Path, id: &SubjectId) -> Result<
     Ok(found)
 }
 
+/// The numbers of those of these subjects that are enrolled. The names go in as one JSON array, so that
+/// it is one SELECT however many they are; CROSS JOIN has SQLite look each of them up in the index.
+pub(super) fn subject_numbers(
+    conn: &Connection,
+    path: &Path,
+    ids: &[SubjectId],
+) -> Result<Vec<SubjectNumber>, RegistryError> {
+    let at = |e| failed(path, "reading the numbers of subjects", e);
+    let sql = "SELECT s.number FROM json_each(?1) AS wanted CROSS JOIN subjects s WHERE s.id = wanted.value";
+    let names = serde_json::json!(ids.iter().map(SubjectId::as_str).collect::<Vec<_>>()).to_string();
+    let mut statement = conn.prepare_cached(sql).map_err(at)?;
+    let mut rows = statement.query([names]).map_err(at)?;
+    let mut numbers = Vec::new();
+    while let Some(row) = rows.next().map_err(at)? {
+        let number: i64 = row.get(0).map_err(at)?;
+        numbers.push(SubjectNumber(unsigned(path, "subject number", number, number)?));
+    }
+    Ok(numbers)
+}
+
 /// Up to `limit` log records after `after`, ascending.
 pub(super) fn log_after(
     conn: &Connection,

@@ -1,5 +1,6 @@
 //! What the contract says in words, one by one.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt as _;
 
 use super::*;
@@ -188,4 +189,33 @@ fn a_commit_of_nothing_is_nothing() {
     let committed = home.commit(&[]).unwrap();
     assert!(committed.outcomes.is_empty() && committed.records.is_empty());
     assert_eq!(home.last_lsn().unwrap(), Lsn(0));
+}
+
+#[test]
+fn names_become_the_numbers_of_those_who_are_enrolled_now() {
+    let home = Home::new();
+    // Names that look like numbers, JSON and SQL are names.
+    let names = ["ann", "12", "0", "[\"x\"]", "a\\b", "'--", "1e3"];
+    let mut numbers = BTreeMap::new();
+    for (at, id) in names.into_iter().enumerate() {
+        let (_, subject, _) = record(commit_one(&home, enrol(&format!("r{at}"), id, &[1])));
+        numbers.insert(id, subject.number);
+    }
+    let asked = |ids: &[&str]| {
+        let ids: Vec<SubjectId> = ids.iter().map(|id| name(id)).collect();
+        let mut numbers = home.subject_numbers(&ids).unwrap();
+        numbers.sort_unstable();
+        numbers
+    };
+    for id in names {
+        assert_eq!(asked(&[id]), [numbers[id]], "{id}");
+    }
+    assert_eq!(asked(&names), numbers.values().copied().collect::<BTreeSet<_>>().into_iter().collect::<Vec<_>>());
+    assert_eq!(asked(&["bob", "12", "12.0", "Ann", "1000"]), [numbers["12"]]);
+    assert_eq!(asked(&[]), []);
+    commit_one(&home, forget("f", "ann"));
+    assert_eq!(asked(&["ann"]), []);
+    let (_, again, _) = record(commit_one(&home, enrol("again", "ann", &[1])));
+    assert_eq!(asked(&["ann"]), [again.number]);
+    assert!(!numbers.values().any(|number| *number == again.number), "a number is given out once");
 }
