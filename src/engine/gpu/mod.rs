@@ -146,6 +146,17 @@ impl GpuEngine {
             && self.resident.try_read().is_some_and(|resident| resident.generation == self.generation())
     }
 
+    /// Which kernels scan on this adapter, for people.
+    #[must_use]
+    pub fn kernels(&self) -> String {
+        match self.standing.facts.lock().coop {
+            Some(side) => {
+                format!("packed dot products, and {side:?} by {side:?} cooperative matrices for large batches")
+            }
+            None => "packed dot products".to_owned(),
+        }
+    }
+
     /// Ends the device as a driver failure would, so that recovery can be tested.
     #[doc(hidden)]
     pub fn lose_device(&self) -> Result<(), EngineError> {

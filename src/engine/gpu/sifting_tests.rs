@@ -172,9 +172,9 @@ fn near(rng: &mut ChaCha8Rng, row: &[f32], noise: f32) -> Vec<f32> {
 #[test]
 fn no_order_of_rows_no_error_within_the_slack_and_no_lack_of_room_loses_a_row() {
     let mut levels = [0, 0];
-    for seed in 0..80 {
+    for seed in 0..70 {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let count = [1, 500, 1024, 3000, 17_000][seed as usize % 5];
+        let count = [1, 500, 1024, 3000, 2000, 5000, 17_000][seed as usize % 7];
         let mut rows: Vec<Vec<f32>> = (0..count).map(|_| unit(&mut rng)).collect();
         let probes: Vec<Vec<f32>> =
             (0..1 + seed as usize % 3).map(|nth| near(&mut rng, &rows[nth * 7 % count].clone(), 0.8)).collect();
@@ -216,7 +216,7 @@ fn no_order_of_rows_no_error_within_the_slack_and_no_lack_of_room_loses_a_row() 
             }
         }
     }
-    assert!(levels.iter().all(|orders| *orders > 15), "orders by level: {levels:?}");
+    assert!(levels.iter().all(|orders| *orders > 8), "orders by level: {levels:?}");
 }
 
 #[test]
