@@ -27,7 +27,7 @@ impl KernelCache {
         if !device.features().contains(wgpu::Features::PIPELINE_CACHE) {
             return none;
         }
-        let file = folder.join(name);
+        let file = folder.join(format!("kernels-{name}"));
         let before = read(&file).unwrap_or_default();
         let data = (!before.is_empty()).then_some(&*before);
         let descriptor = wgpu::PipelineCacheDescriptor { label: Some("kernels"), data, fallback: true };

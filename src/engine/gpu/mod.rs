@@ -51,7 +51,7 @@ use parking_lot::RwLock;
 use rayon::prelude::*;
 use roaring::RoaringBitmap;
 use thenar_index::codes::BLOCK_ROWS;
-use zeroize::Zeroizing;
+use zeroize::{Zeroize as _, Zeroizing};
 
 pub use adapter::{AdapterChoice, AdapterSummary, available_adapters};
 
@@ -65,7 +65,6 @@ use self::probe::Quantised;
 use self::resident::{Resident, RowsOf, piece};
 use self::sifting::{Field, Machine, Order};
 use super::{BlockView, Engine, EngineDescription, EngineError, GalleryView, SiftRequest, Survivors};
-use crate::palm::DIM_MAX;
 
 /// Commands that may wait for the device.
 const COMMANDS_MAX: usize = 16;
@@ -457,6 +456,9 @@ impl GpuEngine {
 /// Which kernel and level probes are packed for, and which probes.
 type Packing = (Kernel, Level, Vec<usize>);
 
+/// Where a batch is answered.
+type Answer<T> = Receiver<Result<T, EngineError>>;
+
 /// Turns orders into batches for the owner of the device.
 struct Batches<'a> {
     engine: &'a GpuEngine,
@@ -467,7 +469,7 @@ struct Batches<'a> {
     /// By kernel, level and probes: slices of one gallery ask for the same again and again.
     packed: HashMap<Packing, [Arc<Zeroizing<Vec<u32>>>; 2]>,
     /// Of each order under way: its probes, and where its batches are answered.
-    under_way: VecDeque<(usize, Vec<Receiver<Result<Report, EngineError>>>)>,
+    under_way: VecDeque<(usize, Vec<Answer<Report>>)>,
 }
 
 impl Machine for Batches<'_> {
@@ -547,18 +549,22 @@ fn compare_row(
 }
 
 /// The f32 number of a row and a probe: a sum of products, which in any order is within
-/// [`super::cpu::sift_slack`] of the exact score.
+/// [`super::cpu::sift_slack`] of the exact score. Wipes what it widened of the row.
 fn number(row: &[f16], probe: &[f32]) -> f32 {
     const LANES: usize = 16;
-    let mut values = [0.0_f32; DIM_MAX];
-    let values = &mut values[..row.len()];
-    row.convert_to_f32_slice(values);
+    const TOGETHER: usize = 4 * LANES;
+    let mut widened = [0.0_f32; TOGETHER];
     let mut sums = [0.0_f32; LANES];
-    for (values, factors) in values.chunks_exact(LANES).zip(probe.chunks_exact(LANES)) {
-        for lane in 0..LANES {
-            sums[lane] += values[lane] * factors[lane];
+    for (row, probe) in row.chunks(TOGETHER).zip(probe.chunks(TOGETHER)) {
+        let values = &mut widened[..row.len()];
+        row.convert_to_f32_slice(values);
+        for (values, factors) in values.chunks_exact(LANES).zip(probe.chunks_exact(LANES)) {
+            for lane in 0..LANES {
+                sums[lane] += values[lane] * factors[lane];
+            }
         }
     }
+    widened.zeroize();
     sums.iter().sum()
 }
 

@@ -47,7 +47,7 @@ fn unpack(card: &Card<'_>, slot: u32, level: Level, chunk: usize) -> [f16; CHUNK
             Level::Sign => card.word(slot, card.slice.quads, chunk / 4, chunk % 4) >> place & 1,
             Level::Fine => {
                 let byte = card.word(slot, card.slice.quads, chunk, place / 8) >> (place % 8 / 2 * 8) & 255;
-                if place % 2 == 0 { byte & 15 } else { byte >> 4 }
+                if place.is_multiple_of(2) { byte & 15 } else { byte >> 4 }
             }
         };
         f16::from_f32(number as f32)

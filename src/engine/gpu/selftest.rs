@@ -271,7 +271,7 @@ fn awkward_codes(dim: usize) -> CardCodes {
         }
     }
     // A cosine of every size.
-    let terms = (0..SLOT_STEP).map(|slot| [slot * 127 | (65_535 - slot) << 16, SQUARE]).collect();
+    let terms = (0..SLOT_STEP).map(|slot| [(slot * 127) | ((65_535 - slot) << 16), SQUARE]).collect();
     CardCodes { sign, fine, terms }
 }
 

@@ -3,6 +3,7 @@
 //! Without an adapter every test prints `skipped: no adapter`; with `THENAR_REQUIRE_GPU=1` in the
 //! environment that is a failure.
 
+mod cache;
 mod exactness;
 mod filters;
 mod following;
