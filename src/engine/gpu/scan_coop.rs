@@ -1,10 +1,10 @@
 //! The CPU twin of `shaders/scan_coop.wgsl`, on plain slices. For tests and the start-up check.
 //!
-//! Sums are f32 here too, from f16 products: what must be exact is seen to be.
+//! Sums are f32 here too, from f16 numbers: what must be exact is seen to be. Padding is passed over.
 
 use half::f16;
 
-use super::bindings::{Card, Entry};
+use super::bindings::{Bar, Card, Entry};
 use super::kernels::Kernel;
 use super::level::Level;
 
@@ -21,7 +21,8 @@ pub(super) fn scan_coop(card: &Card<'_>, kernel: Kernel, level: Level, packed: &
         let row = card.row(slot, level, card.slice.parts_off);
         let unpacked: Vec<[f16; CHUNK]> = (0..chunks).map(|chunk| unpack(card, slot, level, chunk)).collect();
         for tile in 0..card.bars.len() / wide {
-            for column in 0..wide {
+            let open = |column: &usize| card.bars[tile * wide + column] != Bar::CLOSED;
+            for column in (0..wide).filter(open) {
                 let mut sum = 0.0_f32;
                 for (chunk, values) in unpacked.iter().enumerate() {
                     let words = &packed[((tile * chunks + chunk) * wide + column) * (CHUNK / 2)..][..CHUNK / 2];

@@ -191,11 +191,8 @@ fn weaker(a: Certificate, b: Certificate) -> Certificate {
 impl Schedule<'_> {
     fn compare_rows_without_codes(&mut self) {
         let (field, first) = (self.field, self.first);
-        let rows: Vec<Vec<(f32, u32)>> = (0..self.hunts.len())
-            .into_par_iter()
-            .with_min_len(4)
-            .map(|probe| (field.without_codes)(first + probe))
-            .collect();
+        let probes: Vec<usize> = (0..self.hunts.len()).collect();
+        let rows = each(&probes, |probe| (field.without_codes)(first + probe));
         for (hunt, rows) in self.hunts.iter_mut().zip(rows) {
             hunt.take(rows);
         }
@@ -210,15 +207,12 @@ impl Schedule<'_> {
         let low: Vec<usize> = (0..self.hunts.len()).filter(low).collect();
         let (field, first) = (self.field, self.first);
         let slots = u64::from(field.slots);
-        let samples: Vec<Vec<(f32, u32)>> = low
-            .par_iter()
-            .map(|&probe| {
-                let count = u64::from(SAMPLE_ROWS).min(slots);
-                // Evenly spread, and no two alike.
-                let sample = (0..count).map(|nth| (nth * slots / count) as u32);
-                sample.filter_map(|slot| (field.compare)(first + probe, slot)).collect()
-            })
-            .collect();
+        let count = u64::from(SAMPLE_ROWS).min(slots);
+        let samples = each(&low, |probe| {
+            // Evenly spread, and no two alike.
+            let sample = (0..count).map(|nth| (nth * slots / count) as u32);
+            sample.filter_map(|slot| (field.compare)(first + probe, slot)).collect()
+        });
         let mut spreads = Vec::new();
         for (&probe, sample) in low.iter().zip(&samples) {
             self.hunts[probe].raise(sample);
@@ -457,6 +451,15 @@ impl Hunt {
         let cut = cut(self.floor, self.slack);
         self.found.retain(|&(number, _)| number >= cut);
     }
+}
+
+/// Numbers and rows for each of some probes; on all threads where waking them is worth while.
+fn each(probes: &[usize], rows: impl Fn(usize) -> Vec<(f32, u32)> + Sync) -> Vec<Vec<(f32, u32)>> {
+    const ALONE: usize = 4;
+    if probes.len() <= ALONE {
+        return probes.iter().map(|&probe| rows(probe)).collect();
+    }
+    probes.par_iter().map(|&probe| rows(probe)).collect()
 }
 
 /// Sifts one probe over rows that are compared one by one, for a narrow filter: numbers and rows from
