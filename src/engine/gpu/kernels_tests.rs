@@ -6,7 +6,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::super::adapter::{self, AdapterChoice};
 use super::super::bindings::{Bar, Card, Entry};
-use super::super::device::{Device, Sizes};
+use super::super::device::{Batch, Device, Run, Sizes};
 use super::super::probe::{self, Quantised};
 use super::super::scan_coop::scan_coop as coop_twin;
 use super::super::scan_many::scan_many as many_twin;
@@ -44,6 +44,37 @@ fn every_kernel_is_valid_with_the_capabilities_it_has_and_with_no_fewer() {
         );
         assert_eq!(source.contains("coop_mat8x8"), side == Side::Eight);
         assert!(source.contains(&format!("const TILE: u32 = {}u;", side.length())));
+    }
+}
+
+/// As far as this machine can go without matrices: through naga's back end, which the driver follows.
+#[test]
+fn matrices_come_out_of_the_compiler_as_matrix_products_at_both_sides_and_levels() {
+    /// `OpCooperativeMatrixMulAddKHR` and the store, of SPV_KHR_cooperative_matrix.
+    const MUL_ADD: u32 = 4459;
+    const STORE: u32 = 4458;
+    for (side, level) in [Side::Eight, Side::Sixteen].into_iter().flat_map(|s| Level::ALL.map(|l| (s, l))) {
+        let module = parsed(&scan_coop(side));
+        let capabilities = Capabilities::SHADER_FLOAT16 | Capabilities::COOPERATIVE_MATRIX;
+        let info = Validator::new(ValidationFlags::all(), capabilities).validate(&module).unwrap();
+        let entry_point = (naga::ShaderStage::Compute, "scan_coop");
+        let constants = Kernel::Coop { side }.overrides(level).into_iter();
+        let constants = constants.map(|(name, value)| (name.to_owned(), value)).collect();
+        let (module, info) =
+            naga::back::pipeline_constants::process_overrides(&module, &info, Some(entry_point), &constants).unwrap();
+        let options = naga::back::spv::Options { lang_version: (1, 6), ..Default::default() };
+        let pipeline = naga::back::spv::PipelineOptions {
+            shader_stage: naga::ShaderStage::Compute,
+            entry_point: "scan_coop".to_owned(),
+        };
+        let words = naga::back::spv::write_vec(&module, &info, &options, Some(&pipeline)).unwrap();
+        let (mut at, mut products, mut stores) = (5, 0, 0);
+        while at < words.len() {
+            products += u32::from(words[at] & 0xffff == MUL_ADD);
+            stores += u32::from(words[at] & 0xffff == STORE);
+            at += (words[at] >> 16) as usize;
+        }
+        assert_eq!((products, stores), (8, 8), "{side:?} {level:?}");
     }
 }
 
@@ -247,6 +278,45 @@ fn every_kernel_agrees_with_its_twin_for_whole_bars_and_for_those_of_certificate
         }
     }
     assert!(pairs > 10_000, "{pairs} pairs: a weak test");
+}
+
+#[test]
+fn batches_that_are_under_way_together_are_collected_in_their_order_each_with_its_own() {
+    let Some(mut device) = device() else { return };
+    device.clear().unwrap();
+    let trial = Trial::upload(&mut device, 0, 64).unwrap();
+    let probes = selftest::whole_probes(64, 1);
+    let kernel = Kernel::Few { probes: 1 };
+    let batch = |bar: Bar| Batch {
+        dim: 64,
+        kernel,
+        level: Level::Fine,
+        probes: 1,
+        packed: std::sync::Arc::new(probe::pack(kernel, Level::Fine, &[&probes[0]], 64)),
+        bars: vec![bar],
+        parts_off: 0,
+        look: None,
+        runs: vec![Run { slab: trial.slab, slot_first: 0, slot_end: 512, slot_base: 0 }],
+    };
+    let live: u32 = trial.live.iter().map(|word| word.count_ones()).sum();
+    for _ in 0..3 {
+        for (bar, expected) in [(Bar::open(u32::MAX), live), (Bar::CLOSED, 0), (Bar::open(7), live)] {
+            while !device.has_room() {
+                device.collect().unwrap();
+            }
+            device.submit(&batch(bar)).unwrap();
+            if expected == 0 {
+                // The one before it is still under way.
+                let first = device.collect().unwrap();
+                assert_eq!((first.entries.len(), first.counts[0]), (live as usize, live));
+                let second = device.collect().unwrap();
+                assert_eq!((second.entries.len(), second.counts[0]), (0, 0));
+            } else if bar.quota == 7 {
+                let third = device.collect().unwrap();
+                assert_eq!((third.entries.len(), third.counts[0], third.stored), (7, live, 7));
+            }
+        }
+    }
 }
 
 #[test]

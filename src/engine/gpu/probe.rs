@@ -84,16 +84,16 @@ pub(super) fn pack(kernel: Kernel, level: Level, probes: &[&Quantised], dim: usi
         }
         Kernel::Coop { .. } => {
             let chunks = dim / 32;
+            let halves: [u32; 256] =
+                std::array::from_fn(|byte| f16::from_f32(f32::from((byte as u8).cast_signed())).to_bits().into());
             let mut packed = Zeroizing::new(vec![0; padded * dim / 2]);
             for (number, probe) in probes.iter().enumerate() {
                 let (tile, column) = (number / wide, number % wide);
                 for chunk in 0..chunks {
                     let at = ((tile * chunks + chunk) * wide + column) * 16;
                     for (pair, word) in packed[at..at + 16].iter_mut().enumerate() {
-                        let half = |place| {
-                            let integer = probe.integer(level.unpacked(dim, chunk, place));
-                            u32::from(f16::from_f32(f32::from(integer)).to_bits())
-                        };
+                        let integer = |place| probe.integer(level.unpacked(dim, chunk, place));
+                        let half = |place| halves[usize::from(integer(place).cast_unsigned())];
                         *word = half(2 * pair) | half(2 * pair + 1) << 16;
                     }
                 }

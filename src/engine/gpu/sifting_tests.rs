@@ -243,6 +243,32 @@ fn what_does_not_fit_is_done_again_as_fine_codes_and_then_in_smaller_slices() {
     assert_eq!(rest.iter().map(|(_, slots, _)| slots.end - slots.start).sum::<u32>(), 4096, "{rest:?}");
 }
 
+#[test]
+fn rows_tied_with_the_last_of_the_best_survive_whatever_their_numbers_within_the_slack() {
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let probe = unit(&mut rng);
+    let twin = near(&mut rng, &probe, 0.5);
+    for count in [2000, 20_000] {
+        let mut rows = noise(count, &mut rng);
+        rows.iter_mut().step_by(40).take(60).for_each(|row| *row = twin.clone());
+        let fake = Fake::new(&rows, 1 << 20, &mut rng, 0.0);
+        for (keep, certificate) in [(1, RANDOMISED), (10, Certificate::Deterministic), (45, RANDOMISED)] {
+            let request = SiftRequest {
+                probes: &probe,
+                floors: &[-1.1],
+                keep: &[keep],
+                survivors_max: 100,
+                certificate,
+                filters: &[],
+            };
+            let (survivors, _) = sift_fake(&fake, std::slice::from_ref(&probe), &request, 5);
+            let ties = (0..count as u32).filter(|slot| fake.score(*slot, &probe) > 0.8).count();
+            assert!((50..=60).contains(&ties), "{ties}");
+            assert_eq!((survivors.overflowed[0], survivors.rows[0].len()), (false, ties), "{count} rows, keep {keep}");
+        }
+    }
+}
+
 fn noise(count: usize, rng: &mut ChaCha8Rng) -> Vec<Vec<f32>> {
     (0..count).map(|_| unit(rng)).collect()
 }
