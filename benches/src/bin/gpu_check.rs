@@ -52,9 +52,6 @@ struct Arguments {
     /// Seed of the gallery and the probes.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Memory bandwidth of the card in GB/s, to say which share of it a single probe reaches.
-    #[arg(long)]
-    memory_gb_s: Option<f64>,
     /// Add copies of the gallery until the card is full, and time a single probe then.
     #[arg(long)]
     largest: bool,
@@ -111,7 +108,15 @@ fn main() -> ExitCode {
     };
     println!("engine on {}, opened and checked in {:.2?}", engine.describe().adapter, started.elapsed());
     println!("kernels: {}", engine.kernels());
-    match check_and_time(&arguments, &engine) {
+    let copied = match engine.copy_rate() {
+        Ok(rate) => rate,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    println!("a copy moves {:.0} GB/s", copied / 1e9);
+    match check_and_time(&arguments, &engine, copied) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => {
@@ -186,7 +191,8 @@ impl Asked<'_> {
     }
 }
 
-fn check_and_time(arguments: &Arguments, engine: &GpuEngine) -> Result<bool, EngineError> {
+/// `copied`: bytes a second that a copy on the card moves.
+fn check_and_time(arguments: &Arguments, engine: &GpuEngine, copied: f64) -> Result<bool, EngineError> {
     let Arguments { n, dim, seed, floor, keep, .. } = *arguments;
     let started = Instant::now();
     let gallery = Gallery::new(GalleryKind::Standard, seed, n, dim);
@@ -266,12 +272,10 @@ fn check_and_time(arguments: &Arguments, engine: &GpuEngine) -> Result<bool, Eng
     );
     if let Some(single) = single {
         let bytes = n as f64 * (dim as f64 / 8.0 + 8.0);
-        let rate = bytes / single.device.unwrap_or(single.wall).as_secs_f64() / 1e9;
-        let share =
-            arguments.memory_gb_s.map_or(String::new(), |most| format!(", {:.0} % of memory", 100.0 * rate / most));
+        let rate = bytes / single.device.unwrap_or(single.wall).as_secs_f64();
         println!("single probe, device       {:>12} ms", single.device_ms());
         println!("single probe, engine       {:12.3} ms", single.wall.as_secs_f64() * 1e3);
-        println!("codes read by it           {rate:12.1} GB/s{share}");
+        println!("codes read by it           {:12.1} GB/s, {:.0} % of a copy's", rate / 1e9, 100.0 * rate / copied);
     }
     if let Some((batch, line)) = largest_batch {
         println!("batch of {batch:<17} {:12.0} searches/s", batch as f64 / line.wall.as_secs_f64());

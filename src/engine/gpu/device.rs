@@ -15,7 +15,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use thenar_index::codes::BLOCK_ROWS;
@@ -433,6 +433,45 @@ impl Device {
         drop(view);
         self.readback.unmap();
         Ok(bytes)
+    }
+
+    /// Bytes that the device reads and writes in a second while it copies memory. For reports: what a
+    /// scan's bytes are held against.
+    ///
+    /// # Errors
+    /// [`EngineError::DeviceLost`]; [`EngineError::OutOfDeviceMemory`] where there is no room for it.
+    pub(super) fn copy_rate(&mut self) -> Result<f64, EngineError> {
+        const BYTES: u64 = 256 << 20;
+        const COPIES: u32 = 32;
+        let size = BYTES.min(self.buffer_bytes_max);
+        let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let buffer = || {
+            self.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("copied"),
+                size,
+                usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC,
+                mapped_at_creation: false,
+            })
+        };
+        let (from, to) = (buffer(), buffer());
+        if let Some(error) = pollster::block_on(scope.pop()) {
+            return Err(EngineError::OutOfDeviceMemory { needed_bytes: 2 * size, reason: error.to_string() });
+        }
+        let mut best = Duration::MAX;
+        // The first makes the memory; the fastest of the others counts.
+        for copies in [1, COPIES, COPIES, COPIES] {
+            let mut encoder = self.encoder();
+            for nth in 0..copies {
+                let (from, to) = if nth % 2 == 0 { (&from, &to) } else { (&to, &from) };
+                encoder.copy_buffer_to_buffer(from, 0, to, 0, size);
+            }
+            let begun = Instant::now();
+            self.finish(encoder, 0)?;
+            if copies == COPIES {
+                best = best.min(begun.elapsed());
+            }
+        }
+        Ok(2.0 * size as f64 * f64::from(COPIES) / best.as_secs_f64())
     }
 
     fn encoder(&self) -> wgpu::CommandEncoder {

@@ -156,6 +156,14 @@ impl GpuEngine {
         }
     }
 
+    /// Bytes that the device moves in a second when it copies memory (read and written), measured now.
+    ///
+    /// # Errors
+    /// [`EngineError`] where the device fails or has no room for half a gigabyte.
+    pub fn copy_rate(&self) -> Result<f64, EngineError> {
+        self.call(self.generation(), Action::CopyRate)
+    }
+
     /// Ends the device as a driver failure would, so that recovery can be tested.
     #[doc(hidden)]
     pub fn lose_device(&self) -> Result<(), EngineError> {

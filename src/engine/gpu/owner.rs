@@ -53,6 +53,8 @@ pub(super) enum Action {
     Run { batch: Box<Batch>, reply: Reply<Report> },
     /// Reads a row's codes back, for checks.
     ReadRow { slab: usize, slot: u32, reply: Reply<Vec<u8>> },
+    /// Times copies of memory, for reports.
+    CopyRate(Reply<f64>),
     /// Opens the device again if there is none.
     Ensure(Reply<()>),
     /// Gives up the device and all it holds.
@@ -161,6 +163,7 @@ impl Owner {
             Action::ReadRow { slab, slot, reply } => {
                 self.answer(generation, &reply, |device| device.read_row(slab, slot));
             }
+            Action::CopyRate(reply) => self.answer(generation, &reply, Device::copy_rate),
             Action::Destroy(reply) => self.answer(generation, &reply, |device| {
                 device.destroy();
                 Ok(())
