@@ -130,10 +130,15 @@ pub(super) fn cut(floor: f64, slack: f64) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use half::f16;
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
+    use rand_distr::StandardNormal;
+    use thenar_index::codes::OwnedCodes;
 
-    use super::super::bindings::{Card, Slice, reaches};
+    use super::super::bindings::{Card, Slice, reaches, spread};
+    use super::super::card::CardCodes;
+    use super::super::level::QUAD;
     use super::*;
     use crate::certificate::row_rounding;
 
@@ -233,5 +238,64 @@ mod tests {
             }
         }
         assert!(passed > 8_000 && stopped > 6_000, "{passed} {stopped}");
+    }
+
+    /// Mates in random directions, as after a Haar rotation, each at a floor of its own score: the part
+    /// that a scan passes over is at most the level's share of the miss probability, and for signs
+    /// not far below it.
+    #[test]
+    fn mates_are_passed_over_as_often_as_the_share_of_a_level_allows_and_no_more() {
+        const DIM: usize = 128;
+        const MISS: f64 = 0.02;
+        const BLOCKS: usize = 1500;
+        let bars = Bars::new(Certificate::Randomised { miss_probability: MISS }, DIM);
+        let mut rng = ChaCha8Rng::seed_from_u64(9);
+        let mut unit = || -> Vec<f64> {
+            let values: Vec<f64> = (0..DIM).map(|_| rng.sample(StandardNormal)).collect();
+            let norm = values.iter().map(|v| v * v).sum::<f64>().sqrt();
+            values.iter().map(|v| v / norm).collect()
+        };
+        let (mut missed, mut pairs) = ([0_u32; 2], 0_u32);
+        for block in 0..BLOCKS {
+            let rows: Vec<Vec<f64>> = (0..64).map(|_| unit()).collect();
+            let stored: Vec<f16> = rows.iter().flatten().map(|v| f16::from_f64(*v)).collect();
+            let card_codes = CardCodes::new(&OwnedCodes::of(&stored, DIM).as_codes(), DIM);
+            let slice = Slice { sign_norm: (DIM as f32).sqrt(), ..bytemuck::Zeroable::zeroed() };
+            for (slot, row) in rows.iter().enumerate() {
+                let tau = 0.4 + 0.4 * (block as f64 / BLOCKS as f64);
+                let other = unit();
+                let along: f64 = row.iter().zip(&other).map(|(x, w)| x * w).sum();
+                let across = (1.0 - tau * tau).sqrt() / (1.0 - along * along).sqrt();
+                let probe: Vec<f32> =
+                    row.iter().zip(&other).map(|(x, w)| (tau * x + across * (w - along * x)) as f32).collect();
+                let of_row = &stored[slot * DIM..][..DIM];
+                let floor: f64 = of_row.iter().zip(&probe).map(|(x, q)| x.to_f64() * f64::from(*q)).sum();
+                let quantised = Quantised::new(&probe);
+                pairs += 1;
+                for level in Level::ALL {
+                    let codes = if level == Level::Sign { &card_codes.sign } else { &card_codes.fine };
+                    let bar = bars.scan(level, &quantised, floor, 1);
+                    let card = Card { codes, terms: &card_codes.terms, live: &[u64::MAX], slice, bars: &[bar] };
+                    let quads = level.quads(DIM);
+                    let mut sum = bar.base;
+                    for (quad, word) in (0..quads).flat_map(|quad| (0..QUAD).map(move |word| (quad, word))) {
+                        let code = card.word(slot as u32, quads as u32, quad as u32, word as u32);
+                        for nth in 0..level.spreads() {
+                            for (byte, value) in spread(code, level, nth as u32).to_le_bytes().into_iter().enumerate() {
+                                let k = quantised.integer(level.component(DIM, quad, nth, word, byte));
+                                sum += level.factor() * i32::from(k) * i32::from(value);
+                            }
+                        }
+                    }
+                    let row = card.row(slot as u32, level, bars.parts_off(level));
+                    missed[level.index()] += u32::from(!reaches(&bar, row, sum));
+                }
+            }
+        }
+        let share = MISS / 2.0;
+        let most = share + 4.0 * (share / f64::from(pairs)).sqrt();
+        let rates = missed.map(|missed| f64::from(missed) / f64::from(pairs));
+        assert!(rates.iter().all(|rate| *rate <= most), "{rates:?} of {pairs} pairs, where {share} are allowed");
+        assert!(rates[0] > share / 4.0, "{rates:?}: far fewer than {share}, so this tests little");
     }
 }
