@@ -4,6 +4,7 @@
 //! DATA/LOCK               held while a server (or a local import) runs
 //! DATA/registry.sqlite    the system of record
 //! DATA/index/             derived from it
+//! DATA/kernels-*          compiled GPU kernels, without which a start takes longer
 //! ```
 
 use std::fs::{File, TryLockError};

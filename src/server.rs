@@ -142,7 +142,7 @@ fn open_taken(
         let vault = Arc::clone(&vault);
         move || Rotation::new(&vault, dim)
     });
-    let (engine, standby) = engine(&config.engine)?;
+    let (engine, standby) = engine(&config.engine, folder.path())?;
     let sealer = Arc::new(vault.sealer(dim));
     let setup = Setup {
         dir: folder.index(),
@@ -206,19 +206,22 @@ pub fn key_source(file: Option<&Path>) -> KeySource {
 
 type Engines = (Arc<dyn Engine>, Option<Arc<WithStandby>>);
 
-fn engine(config: &EngineConfig) -> Result<Engines, ServerError> {
+/// The engine that is configured; a GPU's compiled kernels are kept in `folder`.
+fn engine(config: &EngineConfig, folder: &Path) -> Result<Engines, ServerError> {
     let cpu: Arc<dyn Engine> = Arc::new(CpuEngine::new(config.threads)?);
     let gpu = match &config.kind {
         EngineKind::Cpu => None,
-        EngineKind::Auto => match GpuEngine::new(AdapterChoice::RealGpu) {
+        EngineKind::Auto => match GpuEngine::with_kernels_in(AdapterChoice::RealGpu, folder) {
             Ok(gpu) => Some(gpu),
             Err(error) => {
                 tracing::info!(%error, "the CPU engine is used");
                 None
             }
         },
-        EngineKind::Gpu { adapter: None } => Some(GpuEngine::new(AdapterChoice::RealGpu)?),
-        EngineKind::Gpu { adapter: Some(name) } => Some(GpuEngine::new(AdapterChoice::Named(name.clone()))?),
+        EngineKind::Gpu { adapter } => {
+            let choice = adapter.clone().map_or(AdapterChoice::RealGpu, AdapterChoice::Named);
+            Some(GpuEngine::with_kernels_in(choice, folder)?)
+        }
     };
     Ok(match gpu {
         None => (cpu, None),

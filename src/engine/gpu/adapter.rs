@@ -2,7 +2,16 @@
 //!
 //! Knows wgpu's instances and adapters. Does not know kernels, galleries or devices in use.
 
+use super::kernels::Side;
 use crate::engine::EngineError;
+
+/// What the kernel with cooperative matrices asks of a device.
+pub(super) const MATRIX_FEATURES: wgpu::Features =
+    wgpu::Features::SHADER_F16.union(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
+/// Workgroup memory it takes at most.
+pub(super) const MATRIX_SHARED_BYTES: u32 = 32 << 10;
+/// Invocations of a subgroup it counts on.
+const MATRIX_SUBGROUP: u32 = 32;
 
 /// Which adapter an engine should take.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,6 +98,28 @@ pub(super) fn choose(choice: &AdapterChoice) -> Result<wgpu::Adapter, EngineErro
             Err(EngineError::NoAdapter { reason: format!("looked for {wanted}, found {present}") })
         }
     }
+}
+
+/// The cooperative matrices of an adapter that the kernel can use: of f16 with sums in f32, the larger
+/// ones first, in subgroups of exactly 32.
+pub(super) fn matrices(adapter: &wgpu::Adapter) -> Option<Side> {
+    let info = adapter.get_info();
+    if !adapter.features().contains(MATRIX_FEATURES)
+        || adapter.limits().max_compute_workgroup_storage_size < MATRIX_SHARED_BYTES
+        || (info.subgroup_min_size, info.subgroup_max_size) != (MATRIX_SUBGROUP, MATRIX_SUBGROUP)
+    {
+        return None;
+    }
+    let offered = adapter.cooperative_matrix_properties();
+    [(Side::Sixteen, 16), (Side::Eight, 8)].into_iter().find_map(|(side, length)| {
+        let fits = |p: &wgpu::CooperativeMatrixProperties| {
+            (p.m_size, p.n_size, p.k_size) == (length, length, length)
+                && p.ab_type == wgpu::CooperativeScalarType::F16
+                && p.cr_type == wgpu::CooperativeScalarType::F32
+                && !p.saturating_accumulation
+        };
+        offered.iter().any(fits).then_some(side)
+    })
 }
 
 fn enumerate() -> Vec<wgpu::Adapter> {

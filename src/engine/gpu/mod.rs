@@ -1,54 +1,83 @@
-//! The GPU engine: every row of the gallery resident on a graphics device, sifted exhaustively.
+//! The GPU engine: the codes of the gallery resident on a graphics device, and most rows passed over
+//! by them.
 //!
-//! Kernels in WGSL score f16 rows against f32 probes and report the pairs that reach a floor less
-//! the proven slack of their arithmetic; the host turns slots into rows. Knows rows, live bits and
-//! numbers; the only home of wgpu. Does not know subjects, policies, files or transports.
+//! Kernels in WGSL scan codes for what reaches the bar of a probe's floor ([`crate::certificate`]); the
+//! few pairs that do are compared with the row itself on the host, which has it. Rows are never on
+//! the card. Knows codes, rows, live bits and numbers; the only home of wgpu. Does not know subjects,
+//! policies or transports.
 //!
 //! - `adapter`: which device. `device`: its buffers and commands. `owner`: the thread it
 //!   lives on. `kernels`: the shaders and their sizes. `selftest`: whether it computes rightly.
-//! - `resident`: where each row lies. `sifting`: in which order, with which floors.
-//!   `slack`: how far a device score may be off.
+//!   `cache`: compiled kernels on disk.
+//! - `level`, `card`, `probe`: how codes and probes lie on the card. `resident`: where each row's do.
+//! - `sifting`: in which order, at which level, with which floors. `slack`: the bars, and how far
+//!   device arithmetic may be off.
+//! - `bindings`, `scan_few`, `scan_many`, `scan_coop`, `look`: twins of the shaders of these names.
 //!
-//! Invariants: a sift is only answered if the device holds every row of its view; a lost device is
-//! an error and then an empty device, never a panic or a wrong answer; rows given up are zeroed.
+//! Invariants: a sift is only answered if the device holds every code of its view; a lost device is
+//! an error and then an empty device, never a panic or a wrong answer; codes given up are zeroed.
 
 mod adapter;
+mod bindings;
+mod cache;
+mod card;
 mod device;
 mod kernels;
+mod level;
+mod look;
 mod owner;
+mod probe;
 mod resident;
+mod scan_coop;
+mod scan_few;
+mod scan_many;
 mod selftest;
-mod sift_few;
-mod sift_many;
 mod sifting;
 mod slack;
 #[cfg(test)]
 mod tests;
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 
 use crossbeam_channel::{Receiver, Sender, bounded};
+use half::f16;
+use half::slice::HalfFloatSliceExt as _;
 use parking_lot::RwLock;
-use zeroize::Zeroizing;
+use rayon::prelude::*;
+use roaring::RoaringBitmap;
+use thenar_index::codes::BLOCK_ROWS;
+use zeroize::{Zeroize as _, Zeroizing};
 
 pub use adapter::{AdapterChoice, AdapterSummary, available_adapters};
 
-use self::device::{Batch, RUNS_MAX, Report, Run, STAGING_BYTES, Sizes};
-use self::kernels::{Bar, Kernel, PROBES_MAX, SLOT_STEP};
+use self::bindings::{Bar, PROBES_MAX};
+use self::card::{CardCodes, row_bytes};
+use self::device::{Batch, Look, RUNS_MAX, Report, Run, STAGING_BYTES, Sizes};
+use self::kernels::{Kernel, SLOT_STEP};
+use self::level::Level;
 use self::owner::{Action, Command, Facts, Owner, Reply, Standing};
-use self::resident::{Resident, piece};
-use super::{Engine, EngineDescription, EngineError, GalleryView, SiftRequest, Survivors};
+use self::probe::Quantised;
+use self::resident::{Resident, RowsOf, piece};
+use self::sifting::{Field, Machine, Order};
+use super::{BlockView, Engine, EngineDescription, EngineError, GalleryView, SiftRequest, Survivors};
 
 /// Commands that may wait for the device.
 const COMMANDS_MAX: usize = 16;
+/// Rows of a block of codes, as slots are counted.
+const GRAIN: u32 = BLOCK_ROWS as u32;
 /// Uploads that may wait for the device, each of at most [`STAGING_BYTES`].
 const UPLOADS_MAX: usize = 2;
 /// A follow that uploads more than this does not let searches wait for it.
 const QUICK_FOLLOW_BYTES: u64 = 64 << 20;
+/// A filter that lets through at most one row in so many is followed row by row, on the host.
+const FEW_OF: u64 = 16;
+/// Rows from which a narrow filter is divided between threads.
+const FILTERED_TOGETHER: usize = 1024;
 
 /// Sifts on a graphics device. Shared between threads; each call waits for its answer.
 pub struct GpuEngine {
@@ -69,6 +98,14 @@ impl GpuEngine {
     /// [`EngineError::NoAdapter`] saying what was found.
     pub fn new(choice: AdapterChoice) -> Result<Self, EngineError> {
         Self::with_sizes(choice, Sizes::default())
+    }
+
+    /// The same, with compiled kernels kept in a file in `folder`, which exists and is this user's.
+    ///
+    /// # Errors
+    /// As [`GpuEngine::new`]; a cache that fails is none.
+    pub fn with_kernels_in(choice: AdapterChoice, folder: &Path) -> Result<Self, EngineError> {
+        Self::with_sizes(choice, Sizes { cache: Some(folder.to_owned()), ..Sizes::default() })
     }
 
     fn with_sizes(choice: AdapterChoice, sizes: Sizes) -> Result<Self, EngineError> {
@@ -108,21 +145,39 @@ impl GpuEngine {
             && self.resident.try_read().is_some_and(|resident| resident.generation == self.generation())
     }
 
+    /// Which kernels scan on this adapter, for people.
+    #[must_use]
+    pub fn kernels(&self) -> String {
+        match self.standing.facts.lock().coop {
+            Some(side) => {
+                format!("packed dot products, and {side:?} by {side:?} cooperative matrices for large batches")
+            }
+            None => "packed dot products".to_owned(),
+        }
+    }
+
+    /// Bytes that the device moves in a second when it copies memory (read and written), measured now.
+    ///
+    /// # Errors
+    /// [`EngineError`] where the device fails or has no room for half a gigabyte.
+    pub fn copy_rate(&self) -> Result<f64, EngineError> {
+        self.call(self.generation(), Action::CopyRate)
+    }
+
     /// Ends the device as a driver failure would, so that recovery can be tested.
     #[doc(hidden)]
     pub fn lose_device(&self) -> Result<(), EngineError> {
         self.call(self.generation(), Action::Destroy)
     }
 
-    /// The resident copy of a row, if there is one, read back from the device.
+    /// The codes and terms of a row that lie on the device, if there are any, read back from there.
     #[doc(hidden)]
-    pub fn resident_row(&self, row: u32) -> Result<Option<Vec<u8>>, EngineError> {
+    pub fn resident_codes(&self, row: u32) -> Result<Option<Vec<u8>>, EngineError> {
         let resident = self.resident.read();
         let Some((slab, slot)) = resident.slot_of(row) else {
             return Ok(None);
         };
-        let read = |reply| Action::ReadRows { slab, slot, count: 1, reply };
-        self.call(resident.generation, read).map(Some)
+        self.call(resident.generation, |reply| Action::ReadRow { slab, slot, reply }).map(Some)
     }
 
     fn generation(&self) -> u64 {
@@ -174,15 +229,17 @@ impl GpuEngine {
             }
         };
         let mut waiting = VecDeque::new();
-        let rows_max = u32::try_from(STAGING_BYTES / (view.dim * 2)).expect("the staging buffer is small");
+        let rows_max = (STAGING_BYTES / row_bytes(view.dim)) as u32 / GRAIN * GRAIN;
         for placement in placements {
             let mut first = placement.rows.start;
             while first < placement.rows.end {
                 let end = placement.rows.end.min(first + rows_max);
-                let rows = &view.blocks[placement.block].rows[first as usize * view.dim..end as usize * view.dim];
-                let bytes = Zeroizing::new(bytemuck::cast_slice(rows).to_vec());
+                let codes = view.blocks[placement.block].codes;
+                let blocks = ((end - first) / GRAIN) as usize;
+                let codes = codes.blocks(view.dim, (first / GRAIN) as usize, blocks);
+                let codes = Box::new(CardCodes::new(&codes, view.dim));
                 let (slab, slot) = (placement.slab, placement.slot + (first - placement.rows.start));
-                let write = |reply| Action::WriteRows { slab, slot, bytes, reply };
+                let write = |reply| Action::WriteCodes { slab, slot, codes, reply };
                 waiting.push_back(self.send(generation, write)?);
                 if waiting.len() >= UPLOADS_MAX {
                     receive(&waiting.pop_front().expect("not empty"))?;
@@ -201,14 +258,14 @@ impl GpuEngine {
     /// Adds a slab as large as wanted, or as the limits of the device allow, or at least as large
     /// as needed.
     fn add_slab(&self, resident: &mut Resident, wanted: resident::SlabWanted) -> Result<(), EngineError> {
-        let row_bytes = resident.dim as u64 * 2;
-        let slots_max = self.standing.facts.lock().slab_bytes_max / row_bytes;
+        let fine_bytes = Level::Fine.row_bytes(resident.dim) as u64;
+        let slots_max = self.standing.facts.lock().buffer_bytes_max / fine_bytes;
         let slots_max = u32::try_from(slots_max).unwrap_or(u32::MAX) / SLOT_STEP * SLOT_STEP;
         let left = (u32::MAX - resident.slots()) / SLOT_STEP * SLOT_STEP;
         let most = slots_max.min(left);
         if most == 0 {
             return Err(EngineError::OutOfDeviceMemory {
-                needed_bytes: u64::from(SLOT_STEP) * row_bytes,
+                needed_bytes: u64::from(SLOT_STEP) * row_bytes(resident.dim) as u64,
                 reason: format!("a slab takes at most {slots_max} rows and {} slots are in use", resident.slots()),
             });
         }
@@ -226,40 +283,6 @@ impl GpuEngine {
             }
         }
         result
-    }
-
-    /// Runs one batch over the used slots of a range.
-    fn run(
-        &self,
-        resident: &Resident,
-        request: &SiftRequest<'_>,
-        numbers: &[usize],
-        bars: &[Bar],
-        slots: &Range<u32>,
-    ) -> Result<Report, EngineError> {
-        let dim = resident.dim;
-        let kernel = Kernel::for_batch(numbers.len());
-        let mut probes = Zeroizing::new(Vec::with_capacity(numbers.len() * dim));
-        for &number in numbers {
-            probes.extend_from_slice(&request.probes[number * dim..][..dim]);
-        }
-        let packed = kernel.pack(&probes, dim);
-        let mut bars = bars.to_vec();
-        bars.resize(kernel.padded(numbers.len()), Bar::CLOSED);
-        let mut whole = Report { counts: vec![0; numbers.len()], ..Report::default() };
-        let work_max = self.standing.facts.lock().work_max;
-        let slots_max = work_max / (kernel.padded(numbers.len()) * dim) as u64;
-        for runs in portions(&resident.runs(slots), slots_max) {
-            let batch =
-                Box::new(Batch { dim, probes: numbers.len(), packed: packed.clone(), bars: bars.clone(), runs });
-            let report = self.call(resident.generation, |reply| Action::Run { batch, reply })?;
-            whole.entries.extend(report.entries);
-            whole.counts.iter_mut().zip(&report.counts).for_each(|(sum, count)| *sum += count);
-            if let Some(time) = report.device_time {
-                *whole.device_time.get_or_insert_default() += time;
-            }
-        }
-        Ok(whole)
     }
 }
 
@@ -342,9 +365,6 @@ impl Engine for GpuEngine {
     ) -> Result<(), EngineError> {
         let count = request.floors.len();
         assert!(request.probes.len() == count * view.dim && request.keep.len() == count);
-        if request.filters.iter().any(Option::is_some) {
-            return self.sift_filtered(view, request, survivors);
-        }
         survivors.reset(count);
         if count == 0 || view.blocks.iter().all(|block| block.rows.is_empty()) {
             return Ok(());
@@ -364,53 +384,225 @@ impl Engine for GpuEngine {
                 self.send(resident.generation, |reply| Action::WriteLive { pieces, reply })?;
             }
         }
-        let Facts { f16_subnormals_kept, .. } = *self.standing.facts.lock();
-        let rows_of = resident.rows_of(view);
-        let field = sifting::Field {
-            slots: resident.slots(),
-            dim: view.dim,
-            f16_subnormals_kept,
-            live_row: &|slot| rows_of.live_row(slot),
-        };
-        let mut run =
-            |numbers: &[usize], bars: &[Bar], slots: &Range<u32>| self.run(&resident, request, numbers, bars, slots);
-        for first in (0..count).step_by(PROBES_MAX) {
-            let batch = first..count.min(first + PROBES_MAX);
-            sifting::sift(&field, request, batch, &mut run, survivors)?;
+        let rows: u64 = view.blocks.iter().map(|block| block.count(view.dim) as u64).sum();
+        let narrow = |probe: &usize| filter_of(request, *probe).is_some_and(|filter| filter.len() <= rows / FEW_OF);
+        let (narrow, wide): (Vec<usize>, Vec<usize>) = (0..count).partition(narrow);
+        for probe in narrow {
+            let filter = filter_of(request, probe).expect("narrow filters are filters");
+            sifting::sift_narrow(request, view.dim, probe, filtered(view, request, probe, filter), survivors);
         }
+        if wide.len() == count {
+            return self.sift_wide(view, request, &resident, survivors);
+        }
+        // Among the others, what belongs to each is picked out and put back.
+        let mut picked = Survivors::default();
+        picked.reset(wide.len());
+        let probes = wide.iter().flat_map(|p| &request.probes[p * view.dim..(p + 1) * view.dim]).copied();
+        let probes: Zeroizing<Vec<f32>> = Zeroizing::new(probes.collect());
+        let filters: Vec<Option<&RoaringBitmap>> = wide.iter().map(|&probe| filter_of(request, probe)).collect();
+        let of_wide = SiftRequest {
+            probes: &probes,
+            floors: &wide.iter().map(|&probe| request.floors[probe]).collect::<Vec<_>>(),
+            keep: &wide.iter().map(|&probe| request.keep[probe]).collect::<Vec<_>>(),
+            survivors_max: request.survivors_max,
+            certificate: request.certificate,
+            filters: &filters,
+        };
+        self.sift_wide(view, &of_wide, &resident, &mut picked)?;
+        for (nth, probe) in wide.into_iter().enumerate() {
+            survivors.rows[probe] = std::mem::take(&mut picked.rows[nth]);
+            survivors.overflowed[probe] = picked.overflowed[nth];
+        }
+        survivors.device_time = picked.device_time;
+        survivors.certificate = picked.certificate;
         Ok(())
     }
 }
 
 impl GpuEngine {
-    /// The device knows no filters: a probe that has one gets everything from its floor up, and
-    /// what the filter holds back is taken out here. Rows that are filtered out must not raise a
-    /// floor, so such a probe keeps nothing.
-    fn sift_filtered(
+    /// Sifts probes by the codes on the device. What a filter does not allow is passed over where a
+    /// pair is compared: a scan is no shorter for it, but neither does it cost more.
+    fn sift_wide(
         &self,
         view: &GalleryView<'_>,
         request: &SiftRequest<'_>,
+        resident: &Resident,
         survivors: &mut Survivors,
     ) -> Result<(), EngineError> {
-        let filter = |probe: usize| request.filters.get(probe).copied().flatten();
-        let keep: Vec<u32> =
-            (0..request.keep.len()).map(|p| if filter(p).is_some() { 0 } else { request.keep[p] }).collect();
-        let unfiltered = SiftRequest {
-            probes: request.probes,
-            floors: request.floors,
-            keep: &keep,
-            survivors_max: request.survivors_max,
-            certificate: request.certificate,
-            filters: &[],
+        let dim = view.dim;
+        let rows_of = resident.rows_of(view);
+        let compare = |probe: usize, slot: u32| compare(&rows_of, request, dim, probe, slot);
+        let without_codes = |probe: usize| without_codes(view, request, probe);
+        let facts = self.standing.facts.lock().clone();
+        let field = Field {
+            slots: resident.slots(),
+            dim,
+            entries_max: facts.entries_max,
+            compare: &compare,
+            without_codes: &without_codes,
         };
-        self.sift(view, &unfiltered, survivors)?;
-        for (probe, rows) in survivors.rows.iter_mut().enumerate() {
-            if let Some(filter) = filter(probe) {
-                rows.retain(|row| filter.contains(*row));
-            }
+        let count = request.floors.len();
+        for first in (0..count).step_by(PROBES_MAX) {
+            let batch = first..count.min(first + PROBES_MAX);
+            let probes = request.probes[batch.start * dim..batch.end * dim].chunks_exact(dim);
+            let quantised: Vec<Quantised> = probes.map(Quantised::new).collect();
+            let mut machine = Batches {
+                engine: self,
+                resident,
+                facts: &facts,
+                first,
+                quantised: &quantised,
+                packed: HashMap::new(),
+                under_way: VecDeque::new(),
+            };
+            sifting::sift(&field, request, batch, &quantised, &mut machine, survivors)?;
         }
         Ok(())
     }
+}
+
+/// Which kernel and level probes are packed for, and which probes.
+type Packing = (Kernel, Level, Vec<usize>);
+
+/// Where a batch is answered.
+type Answer<T> = Receiver<Result<T, EngineError>>;
+
+/// Turns orders into batches for the owner of the device.
+struct Batches<'a> {
+    engine: &'a GpuEngine,
+    resident: &'a Resident,
+    facts: &'a Facts,
+    first: usize,
+    quantised: &'a [Quantised],
+    /// By kernel, level and probes: slices of one gallery ask for the same again and again.
+    packed: HashMap<Packing, [Arc<Zeroizing<Vec<u32>>>; 2]>,
+    /// Of each order under way: its probes, and where its batches are answered.
+    under_way: VecDeque<(usize, Vec<Answer<Report>>)>,
+}
+
+impl Machine for Batches<'_> {
+    fn submit(&mut self, order: &Order) -> Result<(), EngineError> {
+        let dim = self.resident.dim;
+        let count = order.numbers.len();
+        let kernel = Kernel::for_batch(count, self.facts.coop);
+        // The second look comes with scans of signs, and with all of them.
+        let pack = || {
+            let probes: Vec<&Quantised> = order.numbers.iter().map(|n| &self.quantised[n - self.first]).collect();
+            let looks: &[&Quantised] = if order.look.is_some() { &probes } else { &[] };
+            [probe::pack(kernel, order.level, &probes, dim), probe::look(Level::Fine, looks, dim)].map(Arc::new)
+        };
+        let [packed, look] =
+            self.packed.entry((kernel, order.level, order.numbers.clone())).or_insert_with(pack).clone();
+        let mut bars = order.bars.clone();
+        bars.resize(kernel.padded(count), Bar::CLOSED);
+        let look = order.look.as_ref().map(|bars| Look { packed: look, bars: bars.clone() });
+        let slots_max = self.facts.work_max / (kernel.padded(count) * dim) as u64;
+        let mut answers = Vec::new();
+        for runs in portions(&self.resident.runs(&order.slots), slots_max) {
+            let batch = Box::new(Batch {
+                dim,
+                kernel,
+                level: order.level,
+                probes: count,
+                packed: Arc::clone(&packed),
+                bars: bars.clone(),
+                parts_off: order.parts_off,
+                look: look.clone(),
+                runs,
+            });
+            answers.push(self.engine.send(self.resident.generation, |reply| Action::Run { batch, reply })?);
+        }
+        self.under_way.push_back((count, answers));
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<Report, EngineError> {
+        let (count, answers) = self.under_way.pop_front().expect("an order is under way");
+        let mut whole = Report { counts: vec![0; count], ..Report::default() };
+        for answer in answers {
+            let report = receive(&answer)?;
+            whole.entries.extend(report.entries);
+            whole.stored += report.stored;
+            whole.spilled |= report.spilled;
+            whole.counts.iter_mut().zip(&report.counts).for_each(|(sum, count)| *sum = sum.saturating_add(*count));
+            if let Some(time) = report.device_time {
+                *whole.device_time.get_or_insert_default() += time;
+            }
+        }
+        Ok(whole)
+    }
+}
+
+fn filter_of<'a>(request: &SiftRequest<'a>, probe: usize) -> Option<&'a RoaringBitmap> {
+    request.filters.get(probe).copied().flatten()
+}
+
+/// The row at a slot and its number for a probe, if the view has the row, it is live and allowed.
+fn compare(rows_of: &RowsOf<'_>, request: &SiftRequest<'_>, dim: usize, probe: usize, slot: u32) -> Option<(f32, u32)> {
+    let (block, offset) = rows_of.live_row(slot)?;
+    compare_row(block, offset, request, dim, probe)
+}
+
+/// The number and the row at a place of a block, if the probe's filter allows it.
+fn compare_row(
+    block: &BlockView<'_>,
+    offset: usize,
+    request: &SiftRequest<'_>,
+    dim: usize,
+    probe: usize,
+) -> Option<(f32, u32)> {
+    let row = block.first_row + u32::try_from(offset).expect("rows are numbered in u32");
+    let allowed = filter_of(request, probe).is_none_or(|filter| filter.contains(row));
+    allowed.then(|| (number(&block.rows[offset * dim..][..dim], &request.probes[probe * dim..][..dim]), row))
+}
+
+/// The f32 number of a row and a probe: a sum of products, which in any order is within
+/// [`super::cpu::sift_slack`] of the exact score. Wipes what it widened of the row.
+fn number(row: &[f16], probe: &[f32]) -> f32 {
+    const LANES: usize = 16;
+    const TOGETHER: usize = 4 * LANES;
+    let mut widened = [0.0_f32; TOGETHER];
+    let mut sums = [0.0_f32; LANES];
+    for (row, probe) in row.chunks(TOGETHER).zip(probe.chunks(TOGETHER)) {
+        let values = &mut widened[..row.len()];
+        row.convert_to_f32_slice(values);
+        for (values, factors) in values.chunks_exact(LANES).zip(probe.chunks_exact(LANES)) {
+            for lane in 0..LANES {
+                sums[lane] += values[lane] * factors[lane];
+            }
+        }
+    }
+    widened.zeroize();
+    sums.iter().sum()
+}
+
+/// Numbers of the rows of the view that have no codes, for one probe.
+fn without_codes(view: &GalleryView<'_>, request: &SiftRequest<'_>, probe: usize) -> Vec<(f32, u32)> {
+    let mut found = Vec::new();
+    for block in &view.blocks {
+        let offsets = block.coded(view.dim)..block.count(view.dim);
+        let live = offsets.filter(|&offset| block.is_live(offset));
+        found.extend(live.filter_map(|offset| compare_row(block, offset, request, view.dim, probe)));
+    }
+    found
+}
+
+/// Numbers of the rows that a narrow filter lets through.
+fn filtered(
+    view: &GalleryView<'_>,
+    request: &SiftRequest<'_>,
+    probe: usize,
+    filter: &RoaringBitmap,
+) -> Vec<(f32, u32)> {
+    let mut places: Vec<(&BlockView<'_>, usize)> = Vec::new();
+    for block in &view.blocks {
+        let count = u32::try_from(block.count(view.dim)).unwrap_or(u32::MAX);
+        let rows = filter.range(block.first_row..block.first_row.saturating_add(count));
+        let offsets = rows.map(|row| (row - block.first_row) as usize);
+        places.extend(offsets.filter(|&offset| block.is_live(offset)).map(|offset| (block, offset)));
+    }
+    let compare = |&(block, offset): &(&BlockView<'_>, usize)| compare_row(block, offset, request, view.dim, probe);
+    places.par_iter().with_min_len(FILTERED_TOGETHER).filter_map(compare).collect()
 }
 
 impl Drop for GpuEngine {

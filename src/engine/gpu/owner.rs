@@ -5,19 +5,25 @@
 //! and opened anew, and from then on commands of the old generation are refused, because the new
 //! device is empty. Does not know blocks, views or floors.
 //!
-//! Invariant: a command of generation `g` only ever touches the device of generation `g`.
+//! Batches are submitted as long as the device has room and collected when nothing else is asked
+//! for, so that it computes one while another is read.
+//!
+//! Invariants: a command of generation `g` only ever touches the device of generation `g`; commands
+//! take effect in the order in which they came.
 
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use crossbeam_channel::{Receiver, Sender};
+use crossbeam_channel::{Receiver, Sender, TryRecvError};
 use parking_lot::Mutex;
-use zeroize::Zeroizing;
 
 use super::adapter::AdapterChoice;
+use super::card::CardCodes;
 use super::device::{Batch, Device, LivePiece, Report, Sizes};
+use super::kernels::Side;
 use crate::engine::EngineError;
 
 /// Answers to a command.
@@ -37,16 +43,18 @@ pub(super) enum Action {
     Clear(Reply<()>),
     /// Adds a slab of so many slots of rows of so many components.
     AddSlab { slots: u32, dim: usize, reply: Reply<()> },
-    /// Writes row bytes from a slot on.
-    WriteRows { slab: usize, slot: u32, bytes: Zeroizing<Vec<u8>>, reply: Reply<()> },
+    /// Writes codes of whole blocks from a slot on.
+    WriteCodes { slab: usize, slot: u32, codes: Box<CardCodes>, reply: Reply<()> },
     /// Writes live words.
     WriteLive { pieces: Vec<LivePiece>, reply: Reply<()> },
     /// Zeroes runs of rows.
     ZeroRows { runs: Vec<(usize, Range<u32>)>, reply: Reply<()> },
-    /// Sifts a batch.
+    /// Sifts a batch: submitted at once, answered when it is done.
     Run { batch: Box<Batch>, reply: Reply<Report> },
-    /// Reads rows back, for checks.
-    ReadRows { slab: usize, slot: u32, count: u32, reply: Reply<Vec<u8>> },
+    /// Reads a row's codes back, for checks.
+    ReadRow { slab: usize, slot: u32, reply: Reply<Vec<u8>> },
+    /// Times copies of memory, for reports.
+    CopyRate(Reply<f64>),
     /// Opens the device again if there is none.
     Ensure(Reply<()>),
     /// Gives up the device and all it holds.
@@ -75,10 +83,12 @@ pub(super) struct Standing {
 pub(super) struct Facts {
     /// Name, driver and backend of the adapter.
     pub description: String,
-    /// Whether f16 subnormals keep their value.
-    pub f16_subnormals_kept: bool,
-    /// Bytes of rows a slab may have.
-    pub slab_bytes_max: u64,
+    /// Bytes that a buffer of a slab may have.
+    pub buffer_bytes_max: u64,
+    /// Places for survivors in one batch.
+    pub entries_max: u32,
+    /// The cooperative matrices in use.
+    pub coop: Option<Side>,
     /// Products a batch may ask for at once.
     pub work_max: u64,
 }
@@ -88,6 +98,8 @@ pub(super) struct Owner {
     choice: AdapterChoice,
     sizes: Sizes,
     device: Option<Device>,
+    /// Who waits for the batches on the device, the oldest first.
+    waiting: VecDeque<Reply<Report>>,
     standing: Arc<Standing>,
 }
 
@@ -97,15 +109,24 @@ impl Owner {
     /// # Errors
     /// [`EngineError::NoAdapter`].
     pub(super) fn open(choice: AdapterChoice, sizes: Sizes, standing: Arc<Standing>) -> Result<Self, EngineError> {
-        let mut owner = Self { choice, sizes, device: None, standing };
+        let mut owner = Self { choice, sizes, device: None, waiting: VecDeque::new(), standing };
         owner.reopen()?;
         Ok(owner)
     }
 
     /// Serves until every sender is gone.
     pub(super) fn serve(mut self, commands: &Receiver<Command>) {
-        for command in commands {
-            self.act(command);
+        loop {
+            let next = if self.waiting.is_empty() {
+                commands.recv().map_err(|_| TryRecvError::Disconnected)
+            } else {
+                commands.try_recv()
+            };
+            match next {
+                Ok(command) => self.act(command),
+                Err(_) if !self.waiting.is_empty() => self.collect(),
+                Err(_) => break,
+            }
             if let Some(device) = &self.device {
                 self.standing.device_bytes.store(device.device_bytes(), Ordering::Relaxed);
             }
@@ -118,13 +139,19 @@ impl Owner {
     }
 
     fn act(&mut self, Command { generation, action }: Command) {
+        if !matches!(action, Action::Run { .. }) {
+            // What was submitted before is done before.
+            while !self.waiting.is_empty() {
+                self.collect();
+            }
+        }
         match action {
             Action::Clear(reply) => self.answer(generation, &reply, |device| device.clear()),
             Action::AddSlab { slots, dim, reply } => {
                 self.answer(generation, &reply, |device| device.add_slab(slots, dim));
             }
-            Action::WriteRows { slab, slot, bytes, reply } => {
-                self.answer(generation, &reply, |device| device.write_rows(slab, slot, &bytes));
+            Action::WriteCodes { slab, slot, codes, reply } => {
+                self.answer(generation, &reply, |device| device.write_codes(slab, slot, &codes));
             }
             Action::WriteLive { pieces, reply } => {
                 self.answer(generation, &reply, |device| device.write_live(&pieces));
@@ -132,12 +159,11 @@ impl Owner {
             Action::ZeroRows { runs, reply } => {
                 self.answer(generation, &reply, |device| device.zero_rows(&runs));
             }
-            Action::Run { batch, reply } => {
-                self.answer(generation, &reply, |device| device.run(&batch));
+            Action::Run { batch, reply } => self.submit(generation, &batch, reply),
+            Action::ReadRow { slab, slot, reply } => {
+                self.answer(generation, &reply, |device| device.read_row(slab, slot));
             }
-            Action::ReadRows { slab, slot, count, reply } => {
-                self.answer(generation, &reply, |device| device.read_rows(slab, slot, count));
-            }
+            Action::CopyRate(reply) => self.answer(generation, &reply, Device::copy_rate),
             Action::Destroy(reply) => self.answer(generation, &reply, |device| {
                 device.destroy();
                 Ok(())
@@ -155,35 +181,75 @@ impl Owner {
         }
     }
 
-    /// Runs `work` on the device of `generation` and answers. If that loses the device, answers
-    /// first and then opens it anew.
+    /// Puts a batch on the device, after the oldest one if there is no room; [`Self::collect`] answers.
+    fn submit(&mut self, generation: u64, batch: &Batch, reply: Reply<Report>) {
+        if self.device.as_ref().is_some_and(|device| !device.has_room()) {
+            self.collect();
+        }
+        match self.attempt(generation, |device| device.submit(batch)) {
+            Ok(()) => self.waiting.push_back(reply),
+            Err(error) => self.fail(&reply, error),
+        }
+    }
+
+    /// Waits for the oldest batch on the device and answers who asked for it.
+    fn collect(&mut self) {
+        let reply = self.waiting.pop_front().expect("a batch is under way");
+        let generation = self.standing.generation.load(Ordering::Acquire);
+        match self.attempt(generation, Device::collect) {
+            Ok(report) => send(&reply, Ok(report)),
+            Err(error) => self.fail(&reply, error),
+        }
+    }
+
+    /// Runs `work` on the device of `generation` and answers.
     fn answer<T>(
         &mut self,
         generation: u64,
         reply: &Reply<T>,
         work: impl FnOnce(&mut Device) -> Result<T, EngineError>,
     ) {
+        match self.attempt(generation, work) {
+            Ok(done) => send(reply, Ok(done)),
+            Err(error) => self.fail(reply, error),
+        }
+    }
+
+    /// Runs `work` on the device of `generation`.
+    fn attempt<T>(
+        &mut self,
+        generation: u64,
+        work: impl FnOnce(&mut Device) -> Result<T, EngineError>,
+    ) -> Result<T, EngineError> {
         let current = self.standing.generation.load(Ordering::Acquire);
-        let Some(device) = self.device.as_mut().filter(|_| current == generation) else {
-            send(reply, Err(EngineError::Rebuilding));
-            return;
-        };
+        let device = self.device.as_mut().filter(|_| current == generation).ok_or(EngineError::Rebuilding)?;
         // wgpu panics where a driver fails in a way it has no error for.
-        let result = catch_unwind(AssertUnwindSafe(|| work(device)))
-            .unwrap_or_else(|panic| Err(EngineError::DeviceLost { reason: panic_words(panic.as_ref()) }));
-        let lost = matches!(result, Err(EngineError::DeviceLost { .. }));
-        if lost {
+        catch_unwind(AssertUnwindSafe(|| work(device)))
+            .unwrap_or_else(|panic| Err(EngineError::DeviceLost { reason: panic_words(panic.as_ref()) }))
+    }
+
+    /// Answers with an error. If the device was lost, answers all who wait for it too, and then opens
+    /// it anew.
+    fn fail<T>(&mut self, reply: &Reply<T>, error: EngineError) {
+        if matches!(error, EngineError::Rebuilding) {
+            return send(reply, Err(error));
+        }
+        tracing::warn!(%error, "GPU command failed");
+        let lost = match &error {
+            EngineError::DeviceLost { reason } => Some(reason.clone()),
+            _ => None,
+        };
+        if lost.is_some() {
             self.standing.open.store(false, Ordering::Release);
         }
-        if let Err(error) = &result {
-            tracing::warn!(%error, "GPU command failed");
+        send(reply, Err(error));
+        let Some(reason) = lost else { return };
+        for reply in self.waiting.drain(..) {
+            send(&reply, Err(EngineError::DeviceLost { reason: reason.clone() }));
         }
-        send(reply, result);
-        if lost {
-            self.drop_device();
-            if let Err(error) = self.reopen() {
-                tracing::error!(%error, "GPU device could not be opened again");
-            }
+        self.drop_device();
+        if let Err(error) = self.reopen() {
+            tracing::error!(%error, "GPU device could not be opened again");
         }
     }
 
@@ -203,8 +269,9 @@ impl Owner {
         let standing = &self.standing;
         *standing.facts.lock() = Facts {
             description: device.description().to_owned(),
-            f16_subnormals_kept: device.f16_subnormals_kept(),
-            slab_bytes_max: device.slab_bytes_max(),
+            buffer_bytes_max: device.buffer_bytes_max(),
+            entries_max: device.entries_max(),
+            coop: device.coop(),
             work_max: device.work_max(),
         };
         standing.device_bytes.store(device.device_bytes(), Ordering::Relaxed);

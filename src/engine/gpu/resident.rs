@@ -1,7 +1,8 @@
-//! Where on the device does each row of the gallery lie?
+//! Where on the device do the codes of each row lie?
 //!
 //! A table of blocks, the extents of slots they occupy in the slabs, and a copy of the live bits
-//! the device holds. Pure bookkeeping: sends nothing, knows no wgpu.
+//! the device holds. Rows without codes, the last few of a block, are not in it. Pure bookkeeping:
+//! sends nothing, knows no wgpu.
 //!
 //! Invariants: extents begin at multiples of 64 in their slab and in their block, so live words
 //! map one to one; all extents of a block but the last are full; free slots are zero and not live.
@@ -12,11 +13,12 @@ use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 
+use super::card::row_bytes;
 use super::device::{LivePiece, Run};
 use super::kernels::SLOT_STEP;
 use crate::engine::{BlockView, GalleryView};
 
-/// Slots are given out in multiples of this: one live word.
+/// Slots are given out in multiples of this: one live word, and one block of codes.
 const GRAIN: u32 = 64;
 /// Fewest slots of a new slab, so that a small gallery can grow.
 const SLAB_SLOTS_MIN: u32 = 4096;
@@ -38,7 +40,7 @@ pub(super) struct Extent {
     pub room: u32,
 }
 
-/// Rows of a block to upload to consecutive slots.
+/// Rows of a block whose codes are to be uploaded to consecutive slots.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Placement {
     /// Index of the block in the view.
@@ -136,11 +138,11 @@ impl Resident {
         self.live.get_mut().push(vec![0; slots as usize / 64]);
     }
 
-    /// Whether every row of `view` lies on the device.
+    /// Whether the codes of every row of `view` that has some lie on the device.
     pub(super) fn covers(&self, view: &GalleryView<'_>) -> bool {
         self.dim == view.dim
             && view.blocks.iter().all(|block| {
-                let count = block.count(view.dim);
+                let count = block.coded(view.dim);
                 count == 0
                     || self
                         .blocks
@@ -149,7 +151,7 @@ impl Resident {
             })
     }
 
-    /// Bytes of rows that `view` has and the device has not.
+    /// Bytes of codes that `view` has and the device has not.
     pub(super) fn missing_bytes(&self, view: &GalleryView<'_>) -> u64 {
         let rows: u64 = view
             .blocks
@@ -157,10 +159,10 @@ impl Resident {
             .map(|block| {
                 let held = self.blocks.get(&block.first_row).filter(|held| held.identity == block.identity);
                 let held = held.map_or(0, |held| held.count as usize);
-                block.count(view.dim).saturating_sub(held) as u64
+                block.coded(view.dim).saturating_sub(held) as u64
             })
             .sum();
-        rows * view.dim as u64 * 2
+        rows * row_bytes(view.dim) as u64
     }
 
     /// Drops the blocks that `view` does not have, or has under another identity. The slots they
@@ -182,13 +184,13 @@ impl Resident {
         freed
     }
 
-    /// Finds room for the rows that `view` has and the device has not. On success the table says
+    /// Finds room for the codes that `view` has and the device has not. On success the table says
     /// they are there, and the caller must upload them; on failure nothing changed.
     pub(super) fn place(&mut self, view: &GalleryView<'_>) -> Result<Vec<Placement>, SlabWanted> {
         let mut added: Vec<(u32, Extent)> = Vec::new();
         let mut shortfall = 0_u64;
         for block in &view.blocks {
-            let count = u32_of(block.count(view.dim));
+            let count = u32_of(block.coded(view.dim));
             let held = self.blocks.get(&block.first_row);
             let (held_room, growing) = held.map_or((0, false), |held| (held.room(), held.count > 0));
             let mut needed = count.saturating_sub(held_room).next_multiple_of(GRAIN);
@@ -222,7 +224,7 @@ impl Resident {
         }
         let mut placements = Vec::new();
         for (number, block) in view.blocks.iter().enumerate() {
-            let count = u32_of(block.count(view.dim));
+            let count = u32_of(block.coded(view.dim));
             let Some(held) = self.blocks.get_mut(&block.first_row) else {
                 continue;
             };
@@ -263,7 +265,7 @@ impl Resident {
         runs
     }
 
-    /// The slab and slot of a row, if it lies on the device.
+    /// The slab and slot of a row, if its codes lie on the device.
     pub(super) fn slot_of(&self, row: u32) -> Option<(usize, u32)> {
         let (first_row, block) = self.blocks.range(..=row).next_back()?;
         let offset = row - first_row;
@@ -288,7 +290,7 @@ impl Resident {
             let Some(held) = self.blocks.get(&block.first_row) else {
                 continue;
             };
-            let count = block.count(view.dim);
+            let count = block.coded(view.dim);
             for extent in &held.extents {
                 let first = extent.offset as usize / 64;
                 let rows = count.saturating_sub(extent.offset as usize).min(extent.room as usize);
@@ -406,14 +408,14 @@ pub(super) struct RowsOf<'a> {
 }
 
 impl RowsOf<'_> {
-    /// The row at a slot, if the view has it and it is live now.
-    pub(super) fn live_row(&self, slot: u32) -> Option<u32> {
+    /// The row at a slot, if the view has its codes and it is live now: the block of the view and the
+    /// row's place in it. A row whose codes are newer than the view is one of its rows without codes.
+    pub(super) fn live_row(&self, slot: u32) -> Option<(&BlockView<'_>, usize)> {
         let next = self.placed.partition_point(|placed| placed.slot_first <= slot);
         let placed = self.placed[..next].last().filter(|placed| slot < placed.slot_end)?;
         let block = self.by_first_row.get(&placed.first_row)?;
-        let offset = placed.offset + (slot - placed.slot_first);
-        let present = (offset as usize) < block.count(self.dim) && block.is_live(offset as usize);
-        present.then(|| placed.first_row + offset)
+        let offset = (placed.offset + (slot - placed.slot_first)) as usize;
+        (offset < block.coded(self.dim) && block.is_live(offset)).then_some((*block, offset))
     }
 }
 

@@ -6,15 +6,16 @@ use std::sync::atomic::AtomicU64;
 use half::f16;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use thenar_index::codes::Codes;
+use thenar_index::codes::OwnedCodes;
 
 use super::*;
 
 const DIM: usize = 32;
 
-/// Blocks of rows that are all zero: the table never looks at them.
+/// Blocks of rows that are all zero, with their codes: the table never looks at them.
 struct Blocks {
     rows: Vec<f16>,
+    codes: OwnedCodes,
     live: Vec<AtomicU64>,
     /// first row -> (identity, count)
     blocks: BTreeMap<u32, (u64, usize)>,
@@ -27,7 +28,7 @@ impl Blocks {
             first_row,
             rows: &self.rows[..count * DIM],
             live: &self.live,
-            codes: Codes::default(),
+            codes: self.codes.as_codes().blocks(DIM, 0, count / 64),
         });
         GalleryView { dim: DIM, blocks: blocks.collect() }
     }
@@ -39,6 +40,7 @@ fn every_row_has_a_slot_of_its_own_whatever_came_and_went() {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let mut blocks = Blocks {
             rows: vec![f16::ZERO; 9000 * DIM],
+            codes: OwnedCodes::zeroed(DIM, 9024),
             live: (0..9000 / 64 + 1).map(|_| AtomicU64::new(u64::MAX)).collect(),
             blocks: BTreeMap::new(),
         };
@@ -80,14 +82,16 @@ fn every_row_has_a_slot_of_its_own_whatever_came_and_went() {
             let rows_of = resident.rows_of(&view);
             let mut rows = 0;
             for (&first_row, &(identity, count)) in &blocks.blocks {
-                for offset in 0..count as u32 {
+                let coded = count as u32 / 64 * 64;
+                for offset in 0..coded {
                     let place = resident.slot_of(first_row + offset).expect("resident");
                     assert_eq!(device.get(&place), Some(&(identity, offset)), "seed {seed} step {step}");
                     let slot = resident.slabs[place.0].base + place.1;
-                    assert_eq!(rows_of.live_row(slot), Some(first_row + offset));
+                    let found = rows_of.live_row(slot).map(|(block, offset)| block.first_row + offset as u32);
+                    assert_eq!(found, Some(first_row + offset));
                     rows += 1;
                 }
-                assert_eq!(resident.slot_of(first_row + count as u32), None);
+                assert_eq!(resident.slot_of(first_row + coded), None);
             }
             assert_eq!(device.len(), rows, "seed {seed} step {step}: slots that no row has");
             // The runs cover every row.
@@ -120,22 +124,26 @@ fn every_row_has_a_slot_of_its_own_whatever_came_and_went() {
 }
 
 #[test]
-fn a_table_covers_a_view_only_with_its_identities_and_all_its_rows() {
+fn a_table_covers_a_view_only_with_its_identities_and_all_its_codes() {
     let mut blocks = Blocks {
-        rows: vec![f16::ZERO; 100 * DIM],
-        live: (0..2).map(|_| AtomicU64::new(0)).collect(),
-        blocks: [(5, (1, 50)), (900, (2, 100))].into(),
+        rows: vec![f16::ZERO; 200 * DIM],
+        codes: OwnedCodes::zeroed(DIM, 256),
+        live: (0..4).map(|_| AtomicU64::new(0)).collect(),
+        blocks: [(5, (1, 70)), (900, (2, 190))].into(),
     };
     let mut resident = Resident::empty(1, DIM);
     assert!(!resident.covers(&blocks.view()));
-    assert_eq!(resident.missing_bytes(&blocks.view()), 150 * DIM as u64 * 2);
+    assert_eq!(resident.missing_bytes(&blocks.view()), 192 * row_bytes(DIM) as u64);
     resident.add_slab(SLOT_STEP);
     resident.place(&blocks.view()).unwrap();
     assert!(resident.covers(&blocks.view()));
     assert_eq!(resident.missing_bytes(&blocks.view()), 0);
-    blocks.blocks.insert(5, (1, 51));
+    // Rows that have no codes yet are none of the table's business.
+    blocks.blocks.insert(5, (1, 127));
+    assert!(resident.covers(&blocks.view()));
+    blocks.blocks.insert(5, (1, 128));
     assert!(!resident.covers(&blocks.view()));
-    blocks.blocks.insert(5, (7, 50));
+    blocks.blocks.insert(5, (7, 70));
     assert!(!resident.covers(&blocks.view()));
     blocks.blocks.remove(&5);
     assert!(resident.covers(&blocks.view()));

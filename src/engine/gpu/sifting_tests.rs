@@ -1,114 +1,209 @@
-//! The schedule on a device that is only arithmetic: scores off by up to the slack, entries in
-//! any order, little room.
+//! The schedule on a machine that is only the twins: numbers off by up to the slack, pairs in any
+//! order, little room.
 
+use half::f16;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rand_distr::StandardNormal;
+use thenar_index::codes::OwnedCodes;
 
-use super::super::kernels::Entry;
+use super::super::bindings::{Card, Slice};
+use super::super::card::CardCodes;
+use super::super::kernels::Kernel;
+use super::super::look::look;
+use super::super::probe;
+use super::super::scan_few::scan_few;
 use super::*;
 
-const DIM: usize = 32;
+const DIM: usize = 128;
+const RANDOMISED: Certificate = Certificate::Randomised { miss_probability: 1e-12 };
 
-/// A gallery of one probe's exact scores by slot (row = slot + 1000), of which some are dead.
+/// A gallery (row = slot + 1000), of which some are dead.
 struct Fake {
-    scores: Vec<f64>,
-    live: Vec<bool>,
-    entries_max: usize,
-    runs: Vec<Range<u32>>,
+    rows: Vec<f16>,
+    card: CardCodes,
+    live: Vec<u64>,
+    entries_max: u32,
+}
+
+/// The twins, with little room, and what they were asked.
+struct Twins<'a> {
+    fake: &'a Fake,
+    probes: &'a [Quantised],
+    orders: Vec<(Level, Range<u32>, usize)>,
+    done: VecDeque<Report>,
+    rng: ChaCha8Rng,
 }
 
 impl Fake {
-    fn field(slots: usize, live_row: &dyn Fn(u32) -> Option<u32>) -> Field<'_> {
-        Field {
-            slots: u32::try_from(slots.next_multiple_of(SLOT_STEP as usize)).unwrap(),
-            dim: DIM,
-            f16_subnormals_kept: true,
-            live_row,
+    fn new(rows: &[Vec<f32>], entries_max: u32, rng: &mut ChaCha8Rng, dead: f64) -> Self {
+        let slots = rows.len().next_multiple_of(SLOT_STEP as usize);
+        let mut flat: Vec<f16> = rows.iter().flatten().map(|v| f16::from_f32(*v)).collect();
+        flat.resize(slots * DIM, f16::ZERO);
+        let card = CardCodes::new(&OwnedCodes::of(&flat, DIM).as_codes(), DIM);
+        let mut live = vec![0_u64; slots / 64];
+        for slot in 0..rows.len() {
+            live[slot / 64] |= u64::from(!rng.random_bool(dead)) << (slot % 64);
         }
+        Self { rows: flat, card, live, entries_max }
     }
 
-    /// As the kernels do: count all, store within the quota and the room, in a random order.
-    fn run(&mut self, bars: &[Bar], slots: &Range<u32>, noise: f64, rng: &mut ChaCha8Rng) -> Report {
-        self.runs.push(slots.clone());
-        assert!(slots.start.is_multiple_of(SLOT_STEP));
-        let mut report = Report { counts: vec![0; bars.len()], ..Report::default() };
-        let mut order: Vec<u32> = (slots.start..slots.end.min(self.scores.len() as u32)).collect();
-        for i in (1..order.len()).rev() {
-            order.swap(i, rng.random_range(0..=i));
-        }
-        for slot in order {
-            let score = (self.scores[slot as usize] + rng.random_range(-1.0..=1.0) * noise) as f32;
-            for (probe, bar) in (0_u32..).zip(bars) {
-                if self.live[slot as usize] && score >= bar.cut {
-                    report.counts[probe as usize] += 1;
-                    if report.counts[probe as usize] <= bar.quota && report.entries.len() < self.entries_max {
-                        report.entries.push(Entry { probe, slot, score });
-                    }
-                }
-            }
-        }
-        report
+    fn slots(&self) -> u32 {
+        self.live.len() as u32 * 64
+    }
+
+    fn is_live(&self, slot: u32) -> bool {
+        self.live[slot as usize / 64] >> (slot % 64) & 1 == 1
+    }
+
+    fn score(&self, slot: u32, probe: &[f32]) -> f64 {
+        let row = &self.rows[slot as usize * DIM..][..DIM];
+        row.iter().zip(probe).map(|(x, q)| f64::from(x.to_f32()) * f64::from(*q)).sum()
     }
 }
 
-/// Sifts `copies` probes that all see the same scores; their survivors as slots.
-fn sift_fake(fake: &mut Fake, floor: f32, keep: u32, survivors_max: usize, copies: usize, seed: u64) -> Survivors {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    let probes = vec![1.0 / 32.0_f32.sqrt(); DIM * copies];
-    let noise = slack(&probes[..DIM], true) * 0.999;
-    let request = SiftRequest {
-        probes: &probes,
-        floors: &vec![floor; copies],
-        keep: &vec![keep; copies],
-        survivors_max,
-        ..SiftRequest::default()
+impl Machine for Twins<'_> {
+    /// As the kernels do: counts all, stores within the quota and the room, in a random order.
+    fn submit(&mut self, order: &Order) -> Result<(), EngineError> {
+        assert!(order.slots.start.is_multiple_of(SLOT_STEP) && self.done.len() < FLYING_MAX);
+        self.orders.push((order.level, order.slots.clone(), order.numbers.len()));
+        let mut report = Report { counts: vec![0; order.numbers.len()], ..Report::default() };
+        for (numbers, bars) in (0..).map(|nth| 8 * nth).zip(order.bars.chunks(8)) {
+            let probes: Vec<&Quantised> =
+                order.numbers[numbers..numbers + bars.len()].iter().map(|number| &self.probes[*number]).collect();
+            let kernel = Kernel::for_batch(bars.len(), None);
+            let mut bars = bars.to_vec();
+            bars.resize(kernel.padded(bars.len()), Bar::CLOSED);
+            let slice = Slice {
+                quads: order.level.quads(DIM) as u32,
+                slot_first: order.slots.start,
+                slot_end: order.slots.end,
+                parts_off: order.parts_off,
+                fine_quads: Level::Fine.quads(DIM) as u32,
+                sign_norm: (DIM as f32).sqrt(),
+                ..bytemuck::Zeroable::zeroed()
+            };
+            let codes = if order.level == Level::Sign { &self.fake.card.sign } else { &self.fake.card.fine };
+            let card = Card { codes, terms: &self.fake.card.terms, live: &self.fake.live, slice, bars: &bars };
+            let mut entries = scan_few(&card, order.level, &probe::pack(kernel, order.level, &probes, DIM));
+            for i in (1..entries.len()).rev() {
+                entries.swap(i, self.rng.random_range(0..=i));
+            }
+            entries.retain(|entry| {
+                let count = &mut report.counts[numbers + entry.probe as usize];
+                *count += 1;
+                *count <= bars[entry.probe as usize].quota
+            });
+            let room = u64::from(self.fake.entries_max).saturating_sub(report.stored) as usize;
+            report.stored += entries.len() as u64;
+            entries.truncate(room);
+            if let Some(bars) = &order.look {
+                let bars = &bars[numbers..][..probes.len()];
+                let card = Card { codes: &self.fake.card.fine, terms: &self.fake.card.terms, live: &[], slice, bars };
+                entries = look(&card, &probe::look(Level::Fine, &probes, DIM), &entries);
+            }
+            let number = |entry: Entry| Entry { probe: entry.probe + numbers as u32, ..entry };
+            report.entries.extend(entries.into_iter().map(number));
+        }
+        report.spilled = report.stored > self.fake.entries_max.into();
+        self.done.push_back(report);
+        Ok(())
+    }
+
+    fn collect(&mut self) -> Result<Report, EngineError> {
+        Ok(self.done.pop_front().expect("an order is under way"))
+    }
+}
+
+/// What a sift of a fake gallery left, and what was ordered.
+type Sifted = (Survivors, Vec<(Level, Range<u32>, usize)>);
+
+fn sift_fake(fake: &Fake, probes: &[Vec<f32>], request: &SiftRequest<'_>, seed: u64) -> Sifted {
+    let quantised: Vec<Quantised> = probes.iter().map(|probe| Quantised::new(probe)).collect();
+    let compare = |probe: usize, slot: u32| {
+        // Anything within the slack of the exact score, but always the same.
+        let noise = f64::from(slot.wrapping_mul(0x9e37_79b9) ^ seed as u32) / f64::from(u32::MAX) * 1.998 - 0.999;
+        let score = fake.score(slot, &probes[probe]) + noise * f64::from(sift_slack(DIM));
+        fake.is_live(slot).then_some((score as f32, slot + 1000))
     };
+    let field = Field {
+        slots: fake.slots(),
+        dim: DIM,
+        entries_max: fake.entries_max,
+        compare: &compare,
+        without_codes: &|_| Vec::new(),
+    };
+    let rng = ChaCha8Rng::seed_from_u64(seed);
+    let mut machine = Twins { fake, probes: &quantised, orders: Vec::new(), done: VecDeque::new(), rng };
     let mut survivors = Survivors::default();
-    survivors.reset(copies);
-    let live = fake.live.clone();
-    let live_row = |slot: u32| live[slot as usize].then_some(slot + 1000);
-    let field = Fake::field(fake.scores.len(), &live_row);
-    let mut run = |_: &[usize], bars: &[Bar], slots: &Range<u32>| Ok(fake.run(bars, slots, noise, &mut rng));
-    sift(&field, &request, 0..copies, &mut run, &mut survivors).unwrap();
-    survivors
+    survivors.reset(probes.len());
+    sift(&field, request, 0..probes.len(), &quantised, &mut machine, &mut survivors).unwrap();
+    (survivors, machine.orders)
 }
 
 /// Rows that must survive: at the floor or above, and not below the `keep`-th best.
-fn wanted(fake: &Fake, floor: f32, keep: u32) -> Vec<u32> {
-    let mut best: Vec<f64> =
-        fake.scores.iter().zip(&fake.live).filter(|(_, live)| **live).map(|(score, _)| *score).collect();
+fn wanted(fake: &Fake, probe: &[f32], floor: f32, keep: u32) -> Vec<u32> {
+    let slots = (0..fake.slots()).filter(|slot| fake.is_live(*slot));
+    let scores: Vec<(u32, f64)> = slots.map(|slot| (slot + 1000, fake.score(slot, probe))).collect();
+    let mut best: Vec<f64> = scores.iter().map(|(_, score)| *score).collect();
     best.sort_by(|a, b| b.total_cmp(a));
     let mut line = f64::from(floor);
     if keep > 0 && best.len() >= keep as usize {
         line = line.max(best[keep as usize - 1]);
     }
-    let rows = (1000_u32..).zip(fake.scores.iter().zip(&fake.live));
-    rows.filter(|(_, (score, live))| **live && **score >= line).map(|(row, _)| row).collect()
+    scores.into_iter().filter(|(_, score)| *score >= line).map(|(row, _)| row).collect()
+}
+
+fn unit(rng: &mut ChaCha8Rng) -> Vec<f32> {
+    let values: Vec<f32> = (0..DIM).map(|_| rng.sample(StandardNormal)).collect();
+    normalised(&values)
+}
+
+fn normalised(values: &[f32]) -> Vec<f32> {
+    let norm = values.iter().map(|v| v * v).sum::<f32>().sqrt();
+    values.iter().map(|v| v / norm).collect()
+}
+
+fn near(rng: &mut ChaCha8Rng, row: &[f32], noise: f32) -> Vec<f32> {
+    let other = unit(rng);
+    normalised(&row.iter().zip(&other).map(|(x, e)| x + noise * e).collect::<Vec<_>>())
 }
 
 #[test]
-fn no_order_of_rows_and_no_error_within_the_slack_loses_a_row() {
-    for seed in 0..120 {
+fn no_order_of_rows_no_error_within_the_slack_and_no_lack_of_room_loses_a_row() {
+    let mut levels = [0, 0];
+    for seed in 0..70 {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let slots = [1, 500, 1024, 3000, 40_000][seed as usize % 5];
-        let mut scores: Vec<f64> = (0..slots).map(|_| rng.random_range(-1.0..1.0_f64)).collect();
+        let count = [1, 500, 1024, 3000, 2000, 5000, 17_000][seed as usize % 7];
+        let mut rows: Vec<Vec<f32>> = (0..count).map(|_| unit(&mut rng)).collect();
+        let probes: Vec<Vec<f32>> =
+            (0..1 + seed as usize % 3).map(|nth| near(&mut rng, &rows[nth * 7 % count].clone(), 0.8)).collect();
+        let score = |row: &[f32]| row.iter().zip(&probes[0]).map(|(x, q)| x * q).sum::<f32>();
         match seed % 4 {
-            0 => scores.sort_by(f64::total_cmp),
-            1 => scores.sort_by(|a, b| b.total_cmp(a)),
-            2 => scores.iter_mut().for_each(|score| *score = (*score * 20.0).round() / 20.0),
+            0 => rows.sort_by(|a, b| score(a).total_cmp(&score(b))),
+            1 => rows.sort_by(|a, b| score(b).total_cmp(&score(a))),
+            2 => {
+                let centre = rows[0].clone();
+                rows.iter_mut().step_by(3).for_each(|row| *row = near(&mut rng, &centre, 0.3));
+            }
             _ => {}
         }
-        let mut fake = Fake {
-            live: (0..slots).map(|_| rng.random_bool(0.9)).collect(),
-            scores,
-            entries_max: [512, 5000, 1 << 20][seed as usize % 3],
-            runs: Vec::new(),
-        };
+        let fake = Fake::new(&rows, [512, 5000, 1 << 20][seed as usize % 3], &mut rng, 0.1);
         let keep = [0, 1, 10, 100][seed as usize / 4 % 4];
-        let floor = [-1.1, 0.5, 0.95][seed as usize / 16 % 3];
-        let survivors = sift_fake(&mut fake, floor, keep, 8000, 1 + seed as usize % 3, seed);
-        let wanted = wanted(&fake, floor, keep);
-        for (rows, overflowed) in survivors.rows.iter().zip(&survivors.overflowed) {
+        let floor = [-1.1, 0.3, 0.6, 0.9][seed as usize / 16 % 4];
+        let request = SiftRequest {
+            floors: &vec![floor; probes.len()],
+            keep: &vec![keep; probes.len()],
+            probes: &probes.concat(),
+            survivors_max: 8000,
+            certificate: if seed % 2 == 0 { RANDOMISED } else { Certificate::Deterministic },
+            filters: &[],
+        };
+        let (survivors, orders) = sift_fake(&fake, &probes, &request, seed);
+        orders.iter().for_each(|(level, ..)| levels[level.index()] += 1);
+        assert!(survivors.certificate.miss_probability() <= request.certificate.miss_probability());
+        for ((rows, overflowed), probe) in survivors.rows.iter().zip(&survivors.overflowed).zip(&probes) {
+            let wanted = wanted(&fake, probe, floor, keep);
             let mut rows = rows.clone();
             rows.sort_unstable();
             assert!(rows.windows(2).all(|pair| pair[0] != pair[1]), "seed {seed}: repeats");
@@ -121,51 +216,120 @@ fn no_order_of_rows_and_no_error_within_the_slack_loses_a_row() {
             }
         }
     }
-}
-
-fn uniform(slots: usize, seed: u64) -> Fake {
-    let mut rng = ChaCha8Rng::seed_from_u64(seed);
-    Fake {
-        scores: (0..slots).map(|_| rng.random_range(-0.4..0.4_f64)).collect(),
-        live: vec![true; slots],
-        entries_max: 1 << 20,
-        runs: Vec::new(),
-    }
+    assert!(levels.iter().all(|orders| *orders > 8), "orders by level: {levels:?}");
 }
 
 #[test]
-fn a_threshold_search_takes_one_run() {
-    for keep in [0, 10] {
-        let mut fake = uniform(100_000, 1);
-        fake.scores[77_777] = 2.0;
-        let survivors = sift_fake(&mut fake, 1.5, keep, 100, 3, 1);
-        assert_eq!(survivors.rows, vec![vec![78_777]; 3]);
-        assert_eq!(fake.runs.len(), 1, "{:?}", fake.runs);
-    }
+fn what_does_not_fit_is_done_again_as_fine_codes_and_then_in_smaller_slices() {
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let probe = unit(&mut rng);
+    // All rows near the probe: every level passes them all.
+    let rows: Vec<Vec<f32>> = (0..4096).map(|_| near(&mut rng, &probe, 0.1)).collect();
+    let fake = Fake::new(&rows, 1024, &mut rng, 0.0);
+    let request = SiftRequest {
+        probes: &probe,
+        floors: &[0.9],
+        keep: &[0],
+        survivors_max: 5000,
+        certificate: RANDOMISED,
+        filters: &[],
+    };
+    let (survivors, orders) = sift_fake(&fake, std::slice::from_ref(&probe), &request, 1);
+    assert_eq!((survivors.overflowed[0], survivors.rows[0].len()), (false, 4096));
+    assert_eq!(orders[0], (Level::Sign, 0..4096, 1));
+    assert_eq!(orders[1], (Level::Fine, 0..4096, 1));
+    let rest = &orders[2..];
+    assert!(rest.iter().all(|(level, slots, _)| *level == Level::Fine && slots.end - slots.start <= 1024), "{rest:?}");
+    assert_eq!(rest.iter().map(|(_, slots, _)| slots.end - slots.start).sum::<u32>(), 4096, "{rest:?}");
 }
 
 #[test]
-fn a_search_without_a_floor_takes_few_runs_and_reads_back_little() {
-    let mut fake = uniform(1_000_000, 2);
-    let survivors = sift_fake(&mut fake, -1.1, 10, 100, 1, 2);
-    assert!((10..60).contains(&survivors.rows[0].len()), "{}", survivors.rows[0].len());
-    assert!(fake.runs.len() <= 4, "{:?}", fake.runs);
+fn rows_tied_with_the_last_of_the_best_survive_whatever_their_numbers_within_the_slack() {
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let probe = unit(&mut rng);
+    let twin = near(&mut rng, &probe, 0.5);
+    for count in [2000, 20_000] {
+        let mut rows = noise(count, &mut rng);
+        rows.iter_mut().step_by(40).take(60).for_each(|row| *row = twin.clone());
+        let fake = Fake::new(&rows, 1 << 20, &mut rng, 0.0);
+        for (keep, certificate) in [(1, RANDOMISED), (10, Certificate::Deterministic), (45, RANDOMISED)] {
+            let request = SiftRequest {
+                probes: &probe,
+                floors: &[-1.1],
+                keep: &[keep],
+                survivors_max: 100,
+                certificate,
+                filters: &[],
+            };
+            let (survivors, _) = sift_fake(&fake, std::slice::from_ref(&probe), &request, 5);
+            let ties = (0..count as u32).filter(|slot| fake.score(*slot, &probe) > 0.8).count();
+            assert!((50..=60).contains(&ties), "{ties}");
+            assert_eq!((survivors.overflowed[0], survivors.rows[0].len()), (false, ties), "{count} rows, keep {keep}");
+        }
+    }
+}
+
+fn noise(count: usize, rng: &mut ChaCha8Rng) -> Vec<Vec<f32>> {
+    (0..count).map(|_| unit(rng)).collect()
+}
+
+#[test]
+fn a_low_floor_is_found_by_a_sample_and_a_scout() {
+    let mut rng = ChaCha8Rng::seed_from_u64(2);
+    let fake = Fake::new(&noise(40_000, &mut rng), 1 << 20, &mut rng, 0.0);
+    let probe = unit(&mut rng);
+    let request = SiftRequest {
+        probes: &probe,
+        floors: &[-1.1],
+        keep: &[10],
+        survivors_max: 100,
+        certificate: RANDOMISED,
+        filters: &[],
+    };
+    let (survivors, orders) = sift_fake(&fake, std::slice::from_ref(&probe), &request, 2);
+    assert!((10..14).contains(&survivors.rows[0].len()), "{}", survivors.rows[0].len());
+    assert!(orders.len() <= 4, "{orders:?}");
+    assert!(orders[0].1.end <= fake.slots() / 8, "{orders:?}");
 }
 
 #[test]
 fn a_gallery_of_equals_overflows_at_a_bounded_price() {
-    let mut fake = uniform(300_000, 3);
-    fake.scores.fill(0.25);
-    let survivors = sift_fake(&mut fake, -1.1, 10, 1000, 1, 3);
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    let row = unit(&mut rng);
+    let fake = Fake::new(&vec![row; 100_000], 1 << 14, &mut rng, 0.0);
+    let probe = unit(&mut rng);
+    let request = SiftRequest {
+        probes: &probe,
+        floors: &[-1.1],
+        keep: &[10],
+        survivors_max: 1000,
+        certificate: RANDOMISED,
+        filters: &[],
+    };
+    let (survivors, orders) = sift_fake(&fake, std::slice::from_ref(&probe), &request, 3);
     assert_eq!(survivors.overflowed, [true]);
-    let slots: u32 = fake.runs.iter().map(|run| run.end - run.start).sum();
-    assert!(slots < 2_000_000, "{slots} slots were sifted");
+    let slots: u32 = orders.iter().map(|(_, slots, _)| slots.end - slots.start).sum();
+    assert!(slots < 4 * fake.slots(), "{slots} slots were scanned");
 }
 
 #[test]
-fn duplicates_at_the_front_do_not_make_a_probe_overflow() {
-    let mut fake = uniform(50_000, 4);
-    fake.scores[..3000].fill(-0.9);
-    let survivors = sift_fake(&mut fake, -1.1, 10, 100, 2, 4);
+fn rows_at_the_front_that_nobody_wants_do_not_make_a_probe_overflow() {
+    let mut rng = ChaCha8Rng::seed_from_u64(4);
+    let probe = unit(&mut rng);
+    let mut rows = noise(20_000, &mut rng);
+    let away: Vec<f32> = probe.iter().map(|v| -v).collect();
+    rows[..3000].iter_mut().for_each(|row| *row = away.clone());
+    let fake = Fake::new(&rows, 1 << 20, &mut rng, 0.0);
+    let probes = [probe.clone(), probe];
+    let request = SiftRequest {
+        probes: &probes.concat(),
+        floors: &[-1.1; 2],
+        keep: &[10; 2],
+        survivors_max: 100,
+        certificate: Certificate::Deterministic,
+        filters: &[],
+    };
+    let (survivors, _) = sift_fake(&fake, &probes, &request, 4);
     assert_eq!(survivors.overflowed, [false, false]);
+    assert_eq!(survivors.certificate, Certificate::Deterministic);
 }

@@ -74,7 +74,7 @@ fn an_adapter_that_is_not_there_is_an_error_with_what_was_found() {
 fn a_gallery_too_large_for_the_device_is_an_error_and_the_engine_lives_on() {
     let dim = 64;
     // Not even one step of slots fits a slab.
-    let Some(engine) = engine_with(Sizes { slab_bytes_max: 512 * 64 * 2, ..Sizes::default() }) else { return };
+    let Some(engine) = engine_with(Sizes { buffer_bytes_max: 512 * 64 / 2, ..Sizes::default() }) else { return };
     let mut rng = rng(3);
     let values = unit_vectors(100, 128, &mut rng);
     let large = Gallery::new(128, &to_rows(&values), &[100]);
