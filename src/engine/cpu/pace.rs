@@ -40,8 +40,7 @@ struct Known {
     passed: AtomicU64,
     /// The piece at which to try it again.
     again: AtomicUsize,
-    /// How much of a probe's length must lie along a code of usual cosine for the row to pass is
-    /// compared with this before the way is tried for the first time.
+    /// The way is not tried for the first time before the bar of a usual row is above this.
     promising: f32,
 }
 
@@ -66,7 +65,7 @@ impl<'a> Pace<'a> {
             pace: AtomicU64::new(UNKNOWN),
             passed: AtomicU64::new(0),
             again: AtomicUsize::new(1),
-            // Signs pass so many rows that are not over the bar by far that two bits are better.
+            // Two bits are worth trying earlier: signs pass more of the rows that are near the bar.
             promising: if level == Level::Sign { 2.0 * usual } else { usual },
         };
         Self {
@@ -124,8 +123,8 @@ impl<'a> Pace<'a> {
         known.again.compare_exchange(again, 2 * piece.max(1), Ordering::Relaxed, Ordering::Relaxed).is_ok()
     }
 
-    /// Whether a row's code needs to lie along a probe for the row to pass, at the probes' floors on
-    /// average: one by no means bad guess for the one first try.
+    /// Whether the bar of a usual row at the mean of the probes' floors lies above what codes of
+    /// strangers reach: a guess, for the first try alone.
     fn is_promising(&self, known: &Known, floors: &[Floor]) -> bool {
         let mean = floors.iter().map(|floor| floor.threshold().min(1.0)).sum::<f32>() / floors.len() as f32;
         let cosine = if known.level == Level::Sign { 0.8 } else { 0.94 };

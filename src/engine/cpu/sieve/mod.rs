@@ -214,6 +214,8 @@ pub(super) struct SieveBench {
     indices: Vec<IndexLine>,
     hits: Vec<Hit>,
     cuts: Vec<Cuts>,
+    /// Of each probe, at its cut.
+    least: Vec<Least>,
     tiles: Vec<TileTerms>,
 }
 
@@ -222,6 +224,7 @@ impl SieveBench {
         self.indices.capacity() * size_of::<IndexLine>()
             + self.hits.capacity() * size_of::<Hit>()
             + self.cuts.capacity() * size_of::<Cuts>()
+            + self.least.capacity() * size_of::<Least>()
             + self.tiles.capacity() * size_of::<TileTerms>()
     }
 
@@ -247,6 +250,7 @@ impl SieveBench {
         self.hits.resize(HITS_MAX + SCAN_PROBES * TILE_ROWS + LIST_SLACK, Hit(0));
         self.cuts.clear();
         self.cuts.resize(sieve.prepared.len(), sieve.cuts(f32::NEG_INFINITY));
+        self.least.resize(sieve.prepared.len(), Least::NONE);
     }
 
     #[cfg(test)]
@@ -368,7 +372,7 @@ impl<'a> Sieve<'a> {
         let groups = self.kernels.groups(level, self.dim);
         let tiles_count = count.div_ceil(TILE_ROWS);
         let tile_lines = groups * TILE_BLOCKS;
-        let SieveBench { indices, hits, cuts, tiles } = bench;
+        let SieveBench { indices, hits, cuts, least, tiles } = bench;
         let blocks_of = |t: usize| TILE_BLOCKS.min(count / BLOCK_ROWS - t * TILE_BLOCKS);
         let tiles = &mut tiles[..tiles_count];
         for (t, (terms, indices)) in tiles.iter_mut().zip(indices.chunks_exact_mut(tile_lines)).enumerate() {
@@ -378,11 +382,13 @@ impl<'a> Sieve<'a> {
                 self.kernels.spread(&codes, self.dim, level, indices);
             }
         }
-        for (floor, cuts) in floors.iter().zip(cuts.iter_mut()) {
+        for (probe, (floor, (cuts, least))) in floors.iter().zip(cuts.iter_mut().zip(least.iter_mut())).enumerate() {
             let floor = floor.threshold();
             if cuts.floor.to_bits() != floor.to_bits() {
                 *cuts = self.cuts(floor);
             }
+            let Tables { offset, step, .. } = *self.tables(level, probe);
+            *least = Least::new(&self.scales[level as usize], &self.cutter, cuts.cut, (offset, step));
         }
         let together = (TABLES_BYTES / (groups << self.kernels.bits)).next_multiple_of(SCAN_PROBES);
         let (mut passed, mut waiting) = (0, 0);
@@ -394,7 +400,7 @@ impl<'a> Sieve<'a> {
                 let tile = Tile { level, groups, blocks, at: t * TILE_ROWS, terms, indices };
                 for at in (from..end).step_by(SCAN_PROBES) {
                     // Those of one more call always fit.
-                    waiting += self.first_look(&tile, at, end, &codes, cuts, &mut hits[waiting..]);
+                    waiting += self.first_look(&tile, at, end, &codes, least, &mut hits[waiting..]);
                     if waiting >= HITS_MAX {
                         passed += waiting;
                         self.second_look(&mut hits[..waiting], &codes, cuts, |probe, row| pass(probe, first + row));
@@ -417,18 +423,15 @@ impl<'a> Sieve<'a> {
         at: usize,
         end: usize,
         codes: &Codes<'_>,
-        cuts: &[Cuts],
+        least: &[Least],
         hits: &mut [Hit],
     ) -> usize {
         let probes = SCAN_PROBES.min(end - at);
-        let first = self.tables(tile.level, at);
-        let mut entries = [&*first.entries; SCAN_PROBES];
-        let mut least = [Least::NONE; SCAN_PROBES];
-        let scale = &self.scales[tile.level as usize];
+        let mut entries: [&[IndexLine]; SCAN_PROBES] = [&[]; SCAN_PROBES];
+        let mut some = [Least::NONE; SCAN_PROBES];
         for p in 0..probes {
-            let tables = self.tables(tile.level, at + p);
-            entries[p] = &tables.entries;
-            least[p] = Least::new(scale, &self.cutter, cuts[at + p].cut, (tables.offset, tables.step));
+            entries[p] = &self.tables(tile.level, at + p).entries;
+            some[p] = least[at + p];
         }
         let call = ScanCall {
             indices: tile.indices,
@@ -438,10 +441,10 @@ impl<'a> Sieve<'a> {
             groups: tile.groups,
             together: self.kernels.together(tile.level),
             bars: &tile.terms.bars,
-            least,
+            least: some,
         };
         let mut found: ScanHits = Default::default();
-        let any = if self.kernels.scans_planes(cuts.len()) {
+        let any = if self.kernels.scans_planes(least.len()) {
             let codes = codes.blocks(self.dim, tile.at / BLOCK_ROWS, tile.blocks);
             self.kernels.scan_planes(&codes, self.dim, tile.level, &call, &mut found)
         } else {
