@@ -134,7 +134,9 @@ mod with_faiss {
             let compared = line["candidates_compared"].as_u64().unwrap();
             if line["threshold"].is_null() {
                 assert_eq!(compared, 200 * 100, "{line}");
-                assert_eq!(line["held_deterministic"].as_u64().unwrap() == 200, line["certificate"] == "deterministic");
+                // Under a randomised certificate the engine may find it faster to compare every row.
+                let held = line["held_deterministic"].as_u64().unwrap();
+                assert!(held == 200 || line["certificate"] != "deterministic", "{line}");
             } else {
                 assert!(compared >= 150, "most probes find their own template: {line}");
             }
