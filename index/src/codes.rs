@@ -1,17 +1,20 @@
 //! Codes: what sifting reads instead of rows, a fraction of their bytes.
 //!
-//! Three codes of every row x, each a vector of small odd integers that points nearly where x
-//! does, each with the cosine of the angle between the two:
+//! Four codes of every row x, each a vector of small integers that points nearly where x does, each
+//! with the cosine of the angle between the two:
 //!
 //! | code | integers c_i | bytes a row of 512 | usual cosine |
 //! |---|---|---|---|
+//! | sketch | those of one of 64 words for every ten components ([`crate::sketch`]) | 40 | 0.69 |
 //! | sign | -1, 1 | 64 | 0.80 |
 //! | two | -3, -1, 1, 3 | 64 more: the signs are those of the sign code | 0.94 |
 //! | fine | -15, -13, ..., 15 | 256 | 0.994 |
 //!
 //! Codes are kept for *blocks* of [`BLOCK_ROWS`] rows. The sign and two codes of a block lie in
 //! lines of 64 bytes: byte r of line j holds the bits of components 8j to 8j + 7 of row r, so that
-//! one vector register reads the same components of 64 rows. The fine codes lie row by row.
+//! one vector register reads the same components of 64 rows. So do sketches, which are strings of
+//! bits as well, six for each group; one more line at the end has the sketches' cosines, so that a
+//! scan of sketches reads nothing else. The fine codes lie row by row.
 //!
 //! A code is a function of its row, to the bit, on every machine. Magnitudes are told apart by
 //! comparing the bits of f16, which ascend with the value. Sums are f64, by operations that
@@ -30,6 +33,7 @@ use half::f16;
 
 use crate::format::is_zero;
 use crate::nouns::{DIM_MAX, DIM_STEP};
+use crate::sketch;
 
 /// Rows of a block.
 pub const BLOCK_ROWS: usize = 64;
@@ -49,6 +53,8 @@ const TWO_STEP: f64 = 0.9957;
 const FINE_STEP: f64 = 0.3352;
 /// Stored cosines are whole parts of this.
 const COSINE_PARTS: f64 = 65_536.0;
+/// Cosines of sketches are whole parts of this: what a coarser one loses matters less than its byte.
+const SKETCH_PARTS: f64 = 256.0;
 /// Larger than the rounding of a computed cosine in those parts (a few times 2^-53 times
 /// [`COSINE_PARTS`] times the dimension), so that rounding down is down from the true one.
 const COSINE_SLACK: f64 = 1e-5;
@@ -110,6 +116,12 @@ pub fn cosine(parts: u16) -> f32 {
     f32::from(parts) / COSINE_PARTS as f32
 }
 
+/// The cosine that the byte kept of a sketch stands for.
+#[must_use]
+pub fn sketch_cosine(parts: u8) -> f32 {
+    f32::from(parts) / SKETCH_PARTS as f32
+}
+
 /// The value of a magnitude's bits. The exponent's bias is put right by a multiplication, which is
 /// exact for subnormal numbers too.
 fn value_of(magnitude: u16) -> f32 {
@@ -169,9 +181,18 @@ fn parts(cosine: f64) -> u16 {
     (cosine * COSINE_PARTS - COSINE_SLACK).floor() as u16
 }
 
+/// As [`parts`], for a sketch.
+fn sketch_parts(cosine: f64) -> u8 {
+    (cosine * SKETCH_PARTS - COSINE_SLACK).floor() as u8
+}
+
 /// The codes of whole blocks of consecutive rows.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Codes<'a> {
+    /// Shape: `[blocks, sketch::lines(dim) + 1, 64]`. A row's bits have the number of the word of
+    /// group g at 6g to 6g + 5, the lowest first. The last line is the lower bounds of cosines
+    /// between rows and sketches, see [`sketch_cosine`].
+    pub sketch: &'a [u8],
     /// Shape: `[blocks, dim / 8, 64]`, bits; a set bit is -1.
     pub sign: &'a [u8],
     /// Shape: `[blocks, dim / 8, 64]`, bits; a set bit is a magnitude of 3.
@@ -197,14 +218,15 @@ impl<'a> Codes<'a> {
     #[must_use]
     pub fn is_clear(&self, dim: usize, at: usize) -> bool {
         let (block, lane) = (at / BLOCK_ROWS, at % BLOCK_ROWS);
-        let lane_is_zero = |plane: &[u8]| {
-            let lines = plane[block * sign_bytes(dim)..][..sign_bytes(dim)].as_chunks::<BLOCK_ROWS>().0;
+        let lane_is_zero = |plane: &[u8], bytes: usize| {
+            let lines = plane[block * bytes..][..bytes].as_chunks::<BLOCK_ROWS>().0;
             lines.iter().all(|line| line[lane] == 0)
         };
         self.terms[at] == Terms::zeroed()
             && is_zero(&self.fine[at * dim / 2..][..dim / 2])
-            && lane_is_zero(self.sign)
-            && lane_is_zero(self.two)
+            && lane_is_zero(self.sketch, sketch_bytes(dim))
+            && lane_is_zero(self.sign, sign_bytes(dim))
+            && lane_is_zero(self.two, sign_bytes(dim))
     }
 
     /// The codes of `count` blocks from the block `first` on.
@@ -215,12 +237,19 @@ impl<'a> Codes<'a> {
     pub fn blocks(&self, dim: usize, first: usize, count: usize) -> Self {
         let take = |bytes: &'a [u8], each: usize| &bytes[first * each..(first + count) * each];
         Self {
+            sketch: take(self.sketch, sketch_bytes(dim)),
             sign: take(self.sign, sign_bytes(dim)),
             two: take(self.two, sign_bytes(dim)),
             fine: take(self.fine, fine_bytes(dim)),
             terms: &self.terms[first * BLOCK_ROWS..(first + count) * BLOCK_ROWS],
         }
     }
+}
+
+/// Bytes of a block's sketches, with their cosines.
+#[must_use]
+pub const fn sketch_bytes(dim: usize) -> usize {
+    (sketch::lines(dim) + 1) * BLOCK_ROWS
 }
 
 /// Bytes of a block's sign code, and of its two code.
@@ -239,6 +268,8 @@ pub const fn fine_bytes(dim: usize) -> usize {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnedCodes {
     dim: usize,
+    /// As [`Codes::sketch`].
+    pub sketch: Vec<u8>,
     /// As [`Codes::sign`].
     pub sign: Vec<u8>,
     /// As [`Codes::two`].
@@ -260,6 +291,7 @@ impl OwnedCodes {
         let blocks = rows / BLOCK_ROWS;
         Self {
             dim,
+            sketch: vec![0; blocks * sketch_bytes(dim)],
             sign: vec![0; blocks * sign_bytes(dim)],
             two: vec![0; blocks * sign_bytes(dim)],
             fine: vec![0; blocks * fine_bytes(dim)],
@@ -283,6 +315,7 @@ impl OwnedCodes {
     pub(crate) fn copied(codes: &Codes<'_>, dim: usize) -> Self {
         Self {
             dim,
+            sketch: codes.sketch.to_vec(),
             sign: codes.sign.to_vec(),
             two: codes.two.to_vec(),
             fine: codes.fine.to_vec(),
@@ -360,6 +393,44 @@ impl OwnedCodes {
             threes: u16::try_from(threes).expect("no more than there are components"),
             fine_square,
         };
+        self.put_sketch(at, row, norm);
+    }
+
+    /// Replaces the sketch of the row at `at`, which has the length `norm`.
+    fn put_sketch(&mut self, at: usize, row: &[f16], norm: f64) {
+        let (dim, lane) = (self.dim, at % BLOCK_ROWS);
+        let lines = self.sketch[at / BLOCK_ROWS * sketch_bytes(dim)..][..sketch_bytes(dim)].as_chunks_mut().0;
+        let (cosines, lines) = lines.split_last_mut().expect("one line at least");
+        let mut dots = [0.0; LANES];
+        // The bits that do not make a byte yet.
+        let (mut bits, mut waiting, mut line) = (0_u32, 0, 0);
+        let mut flush = |bits: &mut u32, waiting: &mut usize| {
+            let to: &mut [u8; BLOCK_ROWS] = &mut lines[line];
+            to[lane] = (*bits & 0xff) as u8;
+            *bits >>= 8;
+            *waiting = waiting.saturating_sub(8);
+            line += 1;
+        };
+        for (g, group) in row.chunks(sketch::GROUP_DIMS).enumerate() {
+            let mut values = [0.0; sketch::GROUP_DIMS];
+            for (value, component) in values.iter_mut().zip(group) {
+                let bits = component.to_bits();
+                *value = f32::from_bits(value_of(bits & MAGNITUDE).to_bits() | u32::from(bits >> 15) << 31);
+            }
+            let word = sketch::nearest(&values);
+            for (i, (value, c)) in values.iter().zip(sketch::WORDS[word]).enumerate() {
+                dots[(g * sketch::GROUP_DIMS + i) % LANES] += f64::from(*value) * f64::from(c);
+            }
+            bits |= (word as u32) << waiting;
+            waiting += sketch::WORD_BITS;
+            if waiting >= 8 {
+                flush(&mut bits, &mut waiting);
+            }
+        }
+        if waiting > 0 {
+            flush(&mut bits, &mut waiting);
+        }
+        cosines[lane] = sketch_parts(fold(dots) / (norm * f64::from(sketch::square(dim)).sqrt()));
     }
 
     /// Makes the codes of the row at `at` zero, as those of a row of zeros are.
@@ -369,8 +440,13 @@ impl OwnedCodes {
     pub fn clear(&mut self, at: usize) {
         let dim = self.dim;
         let (block, lane) = (at / BLOCK_ROWS, at % BLOCK_ROWS);
-        for plane in [&mut self.sign, &mut self.two] {
-            let plane = &mut plane[block * sign_bytes(dim)..][..sign_bytes(dim)];
+        let planes = [
+            (&mut self.sketch, sketch_bytes(dim)),
+            (&mut self.sign, sign_bytes(dim)),
+            (&mut self.two, sign_bytes(dim)),
+        ];
+        for (plane, bytes) in planes {
+            let plane = &mut plane[block * bytes..][..bytes];
             plane.iter_mut().skip(lane).step_by(BLOCK_ROWS).for_each(|byte| *byte = 0);
         }
         self.fine[at * dim / 2..][..dim / 2].fill(0);
@@ -380,11 +456,13 @@ impl OwnedCodes {
     /// As slices.
     #[must_use]
     pub fn as_codes(&self) -> Codes<'_> {
-        Codes { sign: &self.sign, two: &self.two, fine: &self.fine, terms: &self.terms }
+        let Self { sketch, sign, two, fine, terms, .. } = self;
+        Codes { sketch, sign, two, fine, terms }
     }
 
     /// Overwrites everything with zeros.
     pub fn wipe(&mut self) {
+        self.sketch.fill(0);
         self.sign.fill(0);
         self.two.fill(0);
         self.fine.fill(0);
@@ -418,7 +496,7 @@ mod tests {
     }
 
     /// The integers of a row, read back out of the bits.
-    fn integers(codes: &Codes<'_>, dim: usize, at: usize) -> [Vec<f64>; 3] {
+    fn integers(codes: &Codes<'_>, dim: usize, at: usize) -> [Vec<f64>; 4] {
         let (block, lane) = (at / BLOCK_ROWS, at % BLOCK_ROWS);
         let bit = |plane: &[u8], i: usize| plane[block * sign_bytes(dim) + i / 8 * BLOCK_ROWS + lane] >> (i % 8) & 1;
         let sign: Vec<f64> = (0..dim).map(|i| if bit(codes.sign, i) == 1 { -1.0 } else { 1.0 }).collect();
@@ -430,7 +508,16 @@ mod tests {
                 f64::from(2 * i32::from(nibble) - 15)
             })
             .collect();
-        [sign, two, fine]
+        let sketch = |i: usize| {
+            let (group, i) = (i / sketch::GROUP_DIMS, i % sketch::GROUP_DIMS);
+            let bit = |n: usize| {
+                let at = group * sketch::WORD_BITS + n;
+                codes.sketch[block * sketch_bytes(dim) + at / 8 * BLOCK_ROWS + lane] >> (at % 8) & 1
+            };
+            let word = (0..sketch::WORD_BITS).map(|n| usize::from(bit(n)) << n).sum::<usize>();
+            f64::from(sketch::WORDS[word][i])
+        };
+        [sign, two, fine, (0..sketch::groups(dim) * sketch::GROUP_DIMS).map(sketch).collect()]
     }
 
     #[test]
@@ -444,7 +531,8 @@ mod tests {
                 let terms = codes.terms[at];
                 let norm = |v: &[f64]| v.iter().map(|v| v * v).sum::<f64>().sqrt();
                 let row: Vec<f64> = row.iter().map(|v| v.to_f64()).collect();
-                let [sign, two, fine] = integers(&codes, dim, at);
+                let [sign, two, fine, sketch] = integers(&codes, dim, at);
+                assert_eq!(norm(&sketch).powi(2).round() as u32, sketch::square(dim));
                 assert_eq!(norm(&two).powi(2).round() as u32, terms.two_square(dim));
                 assert_eq!(norm(&fine).powi(2).round() as u32, terms.fine_square());
                 let stored = [terms.sign_cosine(), terms.two_cosine(), terms.fine_cosine()];
@@ -455,6 +543,12 @@ mod tests {
                     assert!(cosine - f64::from(stored) < 2.0 / 65_536.0, "dim {dim}: {stored} of {cosine}");
                     assert!(cosine > least, "dim {dim}: {cosine}");
                 }
+                let cosines = &codes.sketch[(at / BLOCK_ROWS + 1) * sketch_bytes(dim) - BLOCK_ROWS..][..BLOCK_ROWS];
+                let stored = f64::from(sketch_cosine(cosines[at % BLOCK_ROWS]));
+                let cosine = row.iter().zip(&sketch).map(|(x, c)| x * c).sum::<f64>() / norm(&row) / norm(&sketch);
+                assert!(stored <= cosine && cosine - stored < 1.1 / 256.0, "dim {dim}: {stored} of {cosine}");
+                // A last group that is not full loses the length of what reaches behind.
+                assert!(cosine > if dim < 512 { 0.4 } else { 0.63 }, "dim {dim}: {cosine}");
             }
         }
     }
@@ -485,7 +579,13 @@ mod tests {
                 let values: Vec<f64> = row.iter().map(|v| v.to_f64()).collect();
                 // Any order will do: no component lies within the sum's rounding of a step.
                 let rms = (values.iter().map(|v| v * v).sum::<f64>() / dim as f64).sqrt();
-                let [sign, two, fine] = integers(&owned.as_codes(), dim, at);
+                let [sign, two, fine, sketch] = integers(&owned.as_codes(), dim, at);
+                for (group, word) in values.chunks(sketch::GROUP_DIMS).zip(sketch.chunks(sketch::GROUP_DIMS)) {
+                    let dot = |word: &[f64]| group.iter().zip(word).map(|(x, c)| x * c).sum::<f64>();
+                    let most = sketch::WORDS.map(|word| dot(&word.map(f64::from))).into_iter().fold(f64::MIN, f64::max);
+                    // Products are added up in f32.
+                    assert!(dot(word) >= most - 1e-6 * most.abs(), "row {at}: {} of {most}", dot(word));
+                }
                 for (i, &value) in values.iter().enumerate() {
                     let (two_magnitude, fine_magnitude) = defined(value, rms);
                     let signum = value.signum();
@@ -521,7 +621,7 @@ mod tests {
             (1024, 0x0f4a_9c13_f8f3_7fe7),
         ] {
             let owned = OwnedCodes::of(&rows(7, dim, 128), dim);
-            let mut bytes = [&*owned.sign, &*owned.two, &*owned.fine].concat();
+            let mut bytes = [&*owned.sketch, &*owned.sign, &*owned.two, &*owned.fine].concat();
             bytes.extend_from_slice(bytemuck::cast_slice(&owned.terms));
             assert_eq!(xxh3_64(&bytes), expected, "dim {dim}: {:#x}", xxh3_64(&bytes));
         }
@@ -544,6 +644,7 @@ mod tests {
         let all = OwnedCodes::of(&rows, dim);
         let part = OwnedCodes::of(&rows[64 * dim..192 * dim], dim);
         let cut = all.as_codes().blocks(dim, 1, 2);
+        assert_eq!(cut.sketch, &*part.sketch);
         assert_eq!((cut.sign, cut.two, cut.fine, cut.terms), (&*part.sign, &*part.two, &*part.fine, &*part.terms));
     }
 }

@@ -113,7 +113,7 @@ pub(crate) enum Depth {
 pub(crate) fn is_uncoded(pages: &Pages, block: u32, writer: &Writer) -> bool {
     let codes = pages.block_codes(block, writer);
     let terms: &[u8] = bytemuck::cast_slice(codes.terms);
-    let planes = [codes.sign, codes.two, codes.fine, terms];
+    let planes = [codes.sign, codes.two, codes.fine, terms, codes.sketch];
     planes.into_iter().all(crate::format::is_zero) && pages.block_sum(block, writer) == 0
 }
 
@@ -151,6 +151,7 @@ pub(crate) fn check_codes(
             (layout.two_at(block), &*made.two, codes.two),
             (layout.fine_at(block), &*made.fine, codes.fine),
             (layout.terms_at(block), bytemuck::cast_slice(&made.terms), bytemuck::cast_slice(codes.terms)),
+            (layout.sketch_at(block), &*made.sketch, codes.sketch),
         ];
         let differs = areas.into_iter().find_map(|(at, expected, found)| {
             let place = expected.iter().zip(found).position(|(expected, found)| expected != found)?;

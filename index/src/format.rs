@@ -8,16 +8,16 @@
 use bytemuck::{Pod, Zeroable};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::codes::{BLOCK_ROWS, Codes, Terms, fine_bytes, sign_bytes};
+use crate::codes::{BLOCK_ROWS, Codes, Terms, fine_bytes, sign_bytes, sketch_bytes};
 use crate::error::DamageKind;
 use crate::nouns::{Geometry, LABEL_BYTES_MAX, NewRow, SUBJECT_NUMBER_MAX};
 
-/// Version of the format that is written, in the manifest and in segments. The one before is read,
-/// and brought up to it by opening.
-pub const VERSION: u32 = 2;
-/// The version before: segments end with their rows. Its manifest is read, and its segments are
-/// given codes in place; their headers stay what they are.
-pub(crate) const VERSION_BARE: u32 = 1;
+/// Version of the format that is written, in the manifest and in segments. Those before are read,
+/// and brought up to it by opening: their rows are, and codes are made anew, in place; headers stay
+/// what they are.
+pub const VERSION: u32 = 3;
+/// The oldest version, whose segments end with their rows.
+pub(crate) const VERSION_FIRST: u32 = 1;
 /// Bytes of the header page.
 pub(crate) const HEADER_BYTES: usize = 4096;
 /// Boundary on which areas of codes start.
@@ -45,7 +45,8 @@ pub(crate) const STATE_GONE: u32 = u32::from_le_bytes(*b"GONE");
 pub(crate) struct Layout {
     pub(crate) dim: usize,
     pub(crate) capacity: u32,
-    /// Whether areas of codes follow the rows, as they do from version 2 on.
+    /// Whether what follows the rows are areas of codes as [`VERSION`] has them. Otherwise it means
+    /// nothing.
     pub(crate) coded: bool,
 }
 
@@ -54,7 +55,7 @@ impl Layout {
         Self { dim: geometry.dim, capacity: geometry.segment_rows, coded: true }
     }
 
-    /// The same segment as version 1 had it.
+    /// The same segment as earlier versions had it, as far as it is read.
     pub(crate) fn bare(self) -> Self {
         Self { coded: false, ..self }
     }
@@ -99,9 +100,22 @@ impl Layout {
         self.fine_at(self.blocks()).next_multiple_of(PAGE_BYTES) + block as usize * TERMS_BYTES
     }
 
+    /// Byte where the sketches of `block` start.
+    pub(crate) fn sketch_at(self, block: u32) -> usize {
+        self.terms_at(self.blocks()).next_multiple_of(PAGE_BYTES) + block as usize * sketch_bytes(self.dim)
+    }
+
     /// Byte where the checksum of the codes of `block` is.
     pub(crate) fn sum_at(self, block: u32) -> usize {
-        self.terms_at(self.blocks()).next_multiple_of(PAGE_BYTES) + block as usize * 8
+        self.sketch_at(self.blocks()).next_multiple_of(PAGE_BYTES) + block as usize * 8
+    }
+
+    /// Whether a file of an earlier version may be `found` bytes long: with its rows alone, as version
+    /// 1 has it; with the checksums of version 2 behind the terms; or with room for this version's
+    /// codes, where a change to it was cut short.
+    pub(crate) fn may_have_been(self, found: u64) -> bool {
+        let two = self.sketch_at(0) + self.blocks() as usize * 8;
+        [self.bare().file_bytes(), two, Self { coded: true, ..self }.file_bytes()].contains(&(found as usize))
     }
 
     /// Length of the file.
@@ -148,8 +162,8 @@ pub(crate) struct Fault {
     pub(crate) found: u64,
 }
 
-/// Checks a header page against what the manifest says of the segment.
-pub(crate) fn check_header(page: &[u8], layout: Layout, identity: u64) -> Result<(), Fault> {
+/// Checks a header page against what the manifest, of `version`, says of the segment.
+pub(crate) fn check_header(page: &[u8], layout: Layout, version: u32, identity: u64) -> Result<(), Fault> {
     assert_eq!(page.len(), HEADER_BYTES);
     let expected = xxh3_64(&page[..HEADER_BYTES - 8]);
     let found = u64_at(page, HEADER_BYTES - 8);
@@ -157,7 +171,8 @@ pub(crate) fn check_header(page: &[u8], layout: Layout, identity: u64) -> Result
         return Err(Fault { offset: (HEADER_BYTES - 8) as u64, kind: DamageKind::HeaderChecksum, expected, found });
     }
     let header: Header = bytemuck::pod_read_unaligned(&page[..size_of::<Header>()]);
-    let version = if layout.coded && header.version != VERSION_BARE { VERSION } else { VERSION_BARE };
+    // Of the version that made the segment, which the manifest's may be later than.
+    let version = if (VERSION_FIRST..version).contains(&header.version) { header.version } else { version };
     let fields = [
         (0, u64::from_le_bytes(SEGMENT_MAGIC), u64::from_le_bytes(header.magic)),
         (8, u64::from(version), u64::from(header.version)),
@@ -185,6 +200,7 @@ pub(crate) fn codes_sum(identity: u64, block: u32, codes: &Codes<'_>) -> u64 {
         xxh3_64(codes.two),
         xxh3_64(codes.fine),
         xxh3_64(bytemuck::cast_slice(codes.terms)),
+        xxh3_64(codes.sketch),
         identity,
         u64::from(block),
     ];

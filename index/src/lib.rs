@@ -47,6 +47,7 @@ mod open;
 mod replace;
 mod scan;
 mod segment;
+pub mod sketch;
 mod snapshot;
 pub mod storage;
 mod upgrade;

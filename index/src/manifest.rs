@@ -11,7 +11,7 @@ use bytemuck::{Pod, Zeroable};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::Error;
-use crate::format::{Layout, VERSION, VERSION_BARE, u64_at};
+use crate::format::{Layout, VERSION, VERSION_FIRST, u64_at};
 use crate::nouns::{Geometry, KeyId, Lsn};
 
 /// Name of the manifest in its folder.
@@ -62,7 +62,7 @@ const _: () = assert!(HEAD_BYTES == 64 && ENTRY_BYTES == 32);
 /// The manifest of a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Manifest {
-    /// [`VERSION`], or [`VERSION_BARE`] in an index whose segments have no codes yet.
+    /// [`VERSION`], or an earlier one in an index whose segments have no codes of this one yet.
     pub(crate) version: u32,
     pub(crate) geometry: Geometry,
     pub(crate) key: KeyId,
@@ -122,7 +122,7 @@ impl Manifest {
         if head.magic != MANIFEST_MAGIC {
             return Err(corrupt(0, u64::from_le_bytes(MANIFEST_MAGIC), u64::from_le_bytes(head.magic)));
         }
-        if !(VERSION_BARE..=VERSION).contains(&head.version) {
+        if !(VERSION_FIRST..=VERSION).contains(&head.version) {
             return Err(Error::Version { path: path.to_owned(), found: head.version, supported: VERSION });
         }
         // The checksum is right, so from here on only a faulty writer can be at fault; its
@@ -185,7 +185,7 @@ impl Manifest {
     /// Where things are in the segments.
     pub(crate) fn layout(&self) -> Layout {
         let layout = Layout::of(self.geometry);
-        if self.version == VERSION_BARE { layout.bare() } else { layout }
+        if self.version < VERSION { layout.bare() } else { layout }
     }
 }
 
@@ -216,7 +216,7 @@ mod tests {
 
     #[test]
     fn a_manifest_reads_as_it_was_written() {
-        for version in [VERSION_BARE, VERSION] {
+        for version in VERSION_FIRST..=VERSION {
             let manifest = Manifest { version, ..manifest() };
             assert_eq!(Manifest::decode(&manifest.encode(), Path::new("m")).unwrap(), manifest);
             assert_eq!(manifest.layout().coded, version == VERSION);

@@ -78,8 +78,8 @@ impl Pages {
         Ok(Self { file, path: path.to_owned(), map, layout, shown: AtomicU32::new(0) })
     }
 
-    /// Gives a file that ends with its rows room for codes, all zero unless an earlier attempt
-    /// wrote some. Not synced.
+    /// Gives a file of an earlier version room for codes. What is there may be anything: that
+    /// version's, or an earlier attempt's. Not synced.
     ///
     /// # Errors
     /// [`Error::Io`].
@@ -128,7 +128,7 @@ impl Pages {
     /// No byte of them may be written while the slices live.
     unsafe fn code_slices(&self, first: u32, count: u32) -> Codes<'_> {
         assert!(self.layout.coded && first + count <= self.layout.blocks());
-        // SAFETY: the caller keeps writers away from all four.
+        // SAFETY: the caller keeps writers away from all five.
         let slice = |at: fn(Layout, u32) -> usize| unsafe {
             let start = at(self.layout, first);
             self.bytes(start, at(self.layout, first + count) - start)
@@ -138,6 +138,7 @@ impl Pages {
             two: slice(Layout::two_at),
             fine: slice(Layout::fine_at),
             terms: bytemuck::cast_slice(slice(Layout::terms_at)),
+            sketch: slice(Layout::sketch_at),
         }
     }
 
@@ -269,7 +270,9 @@ impl Pages {
     /// [`Error::Io`]; part of it may be done then.
     pub(crate) fn scrub_codes(&self, block: u32, _quiet: &mut Quiet<'_>) -> Result<(), Error> {
         assert!(self.layout.coded && block < self.layout.blocks());
-        for at in [Layout::sign_at, Layout::two_at, Layout::fine_at, Layout::terms_at, Layout::sum_at] {
+        let areas =
+            [Layout::sign_at, Layout::two_at, Layout::fine_at, Layout::terms_at, Layout::sketch_at, Layout::sum_at];
+        for at in areas {
             let (start, end) = (at(self.layout, block), at(self.layout, block + 1));
             // SAFETY: nothing is written before the slice is gone, since `_quiet` is borrowed.
             if !is_zero(unsafe { self.bytes(start, end - start) }) {
@@ -286,6 +289,7 @@ impl Pages {
         self.write(&codes.two, self.layout.two_at(block))?;
         self.write(&codes.fine, self.layout.fine_at(block))?;
         self.write(bytemuck::cast_slice(&codes.terms), self.layout.terms_at(block))?;
+        self.write(&codes.sketch, self.layout.sketch_at(block))?;
         self.write(&sum.to_le_bytes(), self.layout.sum_at(block))
     }
 

@@ -77,7 +77,7 @@ impl Unrepaired {
                 done_rows += rows;
                 progress(&manifest, done_rows)
             };
-            let found = read_segment(&*storage, dir, entry, manifest.layout(), depth, &writer, &mut on_step)?;
+            let found = read_segment(&*storage, dir, entry, &manifest, depth, &writer, &mut on_step)?;
             let segment_damage = |fault: Fault, bad_rows| Damage {
                 path: dir.join(file_name(entry.file)),
                 segment: place,
@@ -322,12 +322,12 @@ fn read_segment(
     storage: &dyn Storage,
     dir: &Path,
     entry: &SegmentEntry,
-    layout: Layout,
+    manifest: &Manifest,
     depth: Depth,
     writer: &Writer,
     progress: &mut dyn FnMut(u64) -> bool,
 ) -> Result<Result<(Segment, Scan), Fault>, Error> {
-    let path = dir.join(file_name(entry.file));
+    let (path, layout) = (dir.join(file_name(entry.file)), manifest.layout());
     let file = match storage.open(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Ok(Err(Fault { offset: 0, kind: DamageKind::Missing, expected: 1, found: 0 }));
@@ -335,14 +335,12 @@ fn read_segment(
         file => file.map_err(Error::io(&path, "open"))?,
     };
     let (expected, found) = (layout.file_bytes() as u64, file.len().map_err(Error::io(&path, "measure"))?);
-    // A change of format that was cut short may have made the file longer already.
-    let extended = !layout.coded && found == Layout { coded: true, ..layout }.file_bytes() as u64;
-    if expected != found && !extended {
+    if expected != found && (layout.coded || !layout.may_have_been(found)) {
         return Ok(Err(Fault { offset: expected.min(found), kind: DamageKind::Length, expected, found }));
     }
     let mut header = vec![0; HEADER_BYTES];
     file.read_at(&mut header, 0).map_err(Error::io(&path, "read"))?;
-    if let Err(fault) = check_header(&header, layout, entry.identity) {
+    if let Err(fault) = check_header(&header, layout, manifest.version, entry.identity) {
         return Ok(Err(fault));
     }
     let pages = Pages::new(file, &path, layout)?;
