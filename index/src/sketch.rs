@@ -1,20 +1,21 @@
-//! The words of the sketch code: directions of ten dimensions, 64 of them.
+//! The words of the sketch code: directions of eight dimensions, 64 of them.
 //!
 //! A sketch says of every group of [`GROUP_DIMS`] components which word points most nearly where
-//! they do: six bits for ten components. That is less than a bit a component, and yet more than so
-//! many signs would say: a word is chosen for all ten at once. After the secret rotation components
-//! are as good as normal and independent, so one set of words serves every gallery.
+//! they do: six bits for eight components. That is less than a bit a component, and yet says more
+//! than so many signs would: a word is chosen for all eight at once. After the secret rotation
+//! components are as good as normal and independent, so one set of words serves every gallery.
 //!
 //! The words were found by Lloyd's algorithm on the sphere (Linde, Buzo and Gray, An algorithm for
 //! vector quantizer design, 1980; on directions: Dhillon and Modha, 2001): of 60 random starts on
 //! 60,000 normal vectors the best, refined on a million, times 100, rounded to integers of squared
-//! length 10,000 exactly. Rows whose groups are filled up with zeros have words that reach behind
-//! their last component; the code's length counts them whole.
+//! length 10,000 exactly.
 //!
 //! Pure. Invariant: all words are of one length, so that all sketches of a dimension are.
 
+use crate::nouns::DIM_STEP;
+
 /// Components of a group.
-pub const GROUP_DIMS: usize = 10;
+pub const GROUP_DIMS: usize = 8;
 /// Bits that number a word.
 pub const WORD_BITS: usize = 6;
 /// How many words there are.
@@ -22,10 +23,12 @@ pub const WORD_COUNT: usize = 1 << WORD_BITS;
 /// Squared length of every word.
 pub const WORD_SQUARE: u32 = 10_000;
 
-/// Groups of `dim` components, the last one filled up with zeros.
+const _: () = assert!(DIM_STEP.is_multiple_of(GROUP_DIMS) && (DIM_STEP / GROUP_DIMS * WORD_BITS).is_multiple_of(8));
+
+/// Groups of `dim` components.
 #[must_use]
 pub const fn groups(dim: usize) -> usize {
-    dim.div_ceil(GROUP_DIMS)
+    dim / GROUP_DIMS
 }
 
 /// Squared length of the sketch of a row of `dim` components.
@@ -37,20 +40,26 @@ pub const fn square(dim: usize) -> u32 {
 /// Lines of 64 bytes that the words of a block take, 8 bits a row each.
 #[must_use]
 pub const fn lines(dim: usize) -> usize {
-    (groups(dim) * WORD_BITS).div_ceil(8)
+    groups(dim) * WORD_BITS / 8
 }
 
-/// The number of the word whose product with `group` is the largest, the first of several; of up to
-/// [`GROUP_DIMS`] components, those that are missing being zero. Products are exact in f32, and
-/// added up in the order of the components.
+/// The products of a group of [`GROUP_DIMS`] components with every word, added up in f32 in the order
+/// of the components.
 #[must_use]
-pub(crate) fn nearest(group: &[f32]) -> usize {
-    let mut products = [0.0_f32; WORD_COUNT];
+pub fn products(group: &[f32]) -> [f32; WORD_COUNT] {
+    let mut products = [0.0; WORD_COUNT];
     for (value, of_words) in group.iter().zip(&BY_COMPONENT) {
         for (product, component) in products.iter_mut().zip(of_words) {
             *product += value * component;
         }
     }
+    products
+}
+
+/// The number of the word whose product with `group` is the largest, the first of several.
+#[must_use]
+pub(crate) fn nearest(group: &[f32]) -> usize {
+    let products = products(group);
     let most = products.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     products.iter().position(|product| *product == most).unwrap_or(0)
 }
@@ -73,70 +82,70 @@ const BY_COMPONENT: [[f32; WORD_COUNT]; GROUP_DIMS] = {
 /// The words, by number.
 #[rustfmt::skip]
 pub const WORDS: [[i8; GROUP_DIMS]; WORD_COUNT] = [
-    [-83, 13, -9, -6, -1, 31, 13, -41, 2, 3],
-    [-50, -16, 36, 14, 47, -24, 13, -6, -19, -49],
-    [-48, 22, 14, 19, -16, 4, 59, 45, -6, 29],
-    [-46, -3, -27, -35, 2, 7, 16, 42, 22, -58],
-    [-45, -30, -13, 52, 28, 29, -28, 14, -34, 21],
-    [-45, -7, -58, 17, -37, -45, -2, 15, -25, -5],
-    [-43, -37, 37, -15, -57, 5, -16, 20, -27, -23],
-    [-40, -16, 4, -46, -7, -67, 30, -5, 18, 15],
-    [-36, 43, 29, 28, -19, -36, -19, -34, -34, 30],
-    [-34, -22, -17, 46, -49, 13, -14, -2, 56, 7],
-    [-34, 34, -15, -21, 59, -33, -3, 27, -25, 33],
-    [-32, 17, -31, 5, 19, -41, -53, -5, 52, -11],
-    [-30, 25, 46, 19, 0, 45, -30, 27, 38, -30],
-    [-26, -49, 44, 27, 28, -22, 4, 21, 38, 33],
-    [-24, -63, -25, -48, 13, 22, -38, -2, 19, 8],
-    [-24, 43, -16, -14, -15, 30, -60, 29, -39, 6],
-    [-22, 16, 28, -32, -31, -7, -42, -9, 41, 54],
-    [-19, 0, -31, 34, 55, 29, 42, 8, 42, -8],
-    [-16, 77, -23, -18, -12, -20, 24, -16, 35, -19],
-    [-15, -61, -14, 24, -20, -1, 68, -4, -4, -15],
-    [-15, -9, -65, -3, 20, 0, 3, -11, 21, 67],
-    [-13, -59, 7, 5, -3, -27, -12, -71, -8, 17],
-    [-12, -15, 61, -32, 25, 38, -6, 2, -44, 29],
-    [-11, 24, 39, -70, 15, -4, -28, -22, 2, -37],
-    [-10, -23, 31, -34, -18, 28, 38, -21, 65, -6],
-    [-9, 8, -61, -12, 38, -5, -25, -38, -34, -36],
-    [-9, 39, 48, 2, 2, -49, -4, 56, 2, -23],
-    [-8, 19, -20, -75, -25, 25, 33, 9, -17, 29],
-    [-6, 60, 7, 17, 47, 43, 18, 2, -38, -14],
-    [-4, 34, -23, 60, -19, 8, 3, -6, 2, -65],
-    [-2, 23, 4, -21, -25, -32, 37, -18, -58, -48],
-    [-1, 9, 18, 24, 54, 19, -48, -53, 22, 12],
-    [1, -1, 65, 54, -13, 15, 29, -39, 1, -10],
-    [2, -19, -45, 5, -38, 67, 11, 37, -9, -9],
-    [2, -4, 0, -37, 52, 9, 53, -53, -8, 12],
-    [2, 11, 0, -25, -51, 41, -24, -64, -14, -10],
-    [4, -4, -19, 11, -8, 19, 24, -32, -81, 30],
-    [7, -28, 24, -7, 25, -46, -66, 10, -36, 7],
-    [8, -45, 7, 7, 12, 52, -9, -28, -16, -62],
-    [9, -36, -5, -1, -43, -20, -2, 26, -22, 72],
-    [9, -11, 27, 19, -38, -53, -19, -27, 34, -47],
-    [10, 7, 18, 20, -13, 72, 10, -7, 5, 60],
-    [11, 3, 10, -35, 38, 24, -10, 71, 22, 30],
-    [12, -49, -20, -36, 35, -7, 21, 38, -50, -10],
-    [15, -33, -26, 36, 29, -5, -32, 54, 12, -42],
-    [19, 0, -13, 50, 32, -69, 28, -14, -14, 3],
-    [23, 23, -26, 35, -24, -2, 40, -62, 24, 21],
-    [23, 41, -2, 59, 5, -10, -34, 32, 20, 40],
-    [23, 50, 48, -2, 31, -12, 30, -8, 35, 37],
-    [25, -16, 29, 52, -18, -2, 8, 50, -51, -9],
-    [27, 44, 18, 3, -81, 6, 12, 14, 1, 8],
-    [29, 8, -24, -44, -36, -32, -37, 47, -3, -26],
-    [33, -10, -20, 7, -19, -32, 34, 45, 60, 14],
-    [35, -18, -37, 41, -35, -1, -57, -23, -19, 6],
-    [35, 32, -38, -23, 13, 52, -25, -8, 46, -10],
-    [40, -10, 4, -20, 57, -33, 4, -9, 43, -40],
-    [41, -35, -51, -33, -33, -14, 18, -29, 15, -27],
-    [41, 13, 24, -16, 3, 35, 55, 29, 3, -47],
-    [46, -28, 56, -30, -19, -32, 34, -3, -17, 15],
-    [48, 40, -58, 7, 8, -3, 27, 34, -26, 7],
-    [50, 27, -13, -41, 5, -35, -25, -30, -11, 45],
-    [54, -36, 36, -5, -26, 25, -43, 17, 32, -2],
-    [66, -44, -7, 25, 39, 23, 10, -10, 0, 28],
-    [66, 36, 29, 9, 12, 3, -31, -16, -34, -30],
+    [-86, -23, -16, 29, 25, 6, 14, -11],
+    [-59, -31, 33, -17, 7, -9, -45, 45],
+    [-54, 66, -28, 16, -26, -6, 24, -20],
+    [-51, 3, 16, -30, -6, 13, 10, -77],
+    [-50, 13, -22, 9, -19, -44, -62, -25],
+    [-46, 1, 37, -14, 7, -76, 18, -13],
+    [-44, 46, 68, -10, -8, 24, -10, 22],
+    [-43, 25, -37, -34, 9, 20, 26, 62],
+    [-42, -37, 14, -48, -45, 43, 13, 18],
+    [-41, 38, -14, 43, 7, 34, -45, 40],
+    [-40, 45, -7, -38, 65, 14, -19, -10],
+    [-36, -7, 52, 32, -38, 13, 55, -17],
+    [-35, -33, -35, 1, -50, -38, 46, 20],
+    [-33, -36, -37, -1, 12, 50, -55, -24],
+    [-30, -21, -24, -81, 6, -37, -9, 6],
+    [-27, -22, -2, 51, 12, 46, 39, 49],
+    [-27, -16, 60, 55, 4, -18, -39, -23],
+    [-27, 20, 3, 62, -27, -47, 12, 44],
+    [-26, -39, 53, -30, 57, 18, 20, -11],
+    [-25, -22, -33, 15, 56, -54, -2, 39],
+    [-21, 48, -16, -45, -41, 38, -43, 0],
+    [-18, -83, -21, 9, -20, -24, -8, -35],
+    [-15, 50, 31, 33, 48, -16, 51, 8],
+    [-14, -8, -54, -6, -27, 59, 43, -27],
+    [-13, -3, -20, 47, -77, 32, -16, -2],
+    [-12, 3, -46, -15, 30, -31, 67, -34],
+    [-9, 9, -97, 16, -3, -10, -8, 0],
+    [-9, 27, 28, 39, 16, 68, -18, -41],
+    [-7, -6, 41, -10, -80, -37, -19, 2],
+    [-3, -39, -31, 4, -39, -4, -40, 66],
+    [-2, -18, 35, -21, 5, -24, 54, 67],
+    [-2, 47, 8, -52, -39, -19, 56, -1],
+    [-1, 60, -2, -25, -2, -53, -29, 46],
+    [1, 52, -9, 50, 45, -32, -33, -24],
+    [6, -15, -35, 34, 67, 39, 18, -32],
+    [7, -25, 40, -39, -2, 12, -69, -36],
+    [8, 6, -5, 54, -23, -11, 15, -78],
+    [11, -2, 36, 16, 71, 11, -35, 44],
+    [11, 27, 21, -21, 23, 57, 67, -1],
+    [13, -46, 26, 48, 35, -35, 46, -13],
+    [13, -23, -10, -8, 55, -37, -30, -62],
+    [14, -76, 37, 22, -10, 45, -7, 1],
+    [15, 2, -40, -42, -54, -27, -19, -49],
+    [19, -69, -35, -24, 33, 16, 24, 34],
+    [22, 46, 60, -22, 7, -37, -7, -43],
+    [23, -34, -24, 81, 11, -6, -30, 11],
+    [26, -16, -19, -72, 25, 43, 5, -32],
+    [29, 0, -5, -6, 0, 84, -19, 41],
+    [31, 0, -44, -29, 37, -2, -67, 20],
+    [34, 75, 15, 30, -38, 15, 16, 13],
+    [35, -45, 28, -39, -19, -22, 48, -36],
+    [35, 14, 46, -67, 4, 15, -17, 38],
+    [38, -3, 61, 35, -26, 3, 0, 54],
+    [38, 4, 38, -13, -57, 47, 5, -38],
+    [40, 65, -36, -16, 10, 17, -5, -47],
+    [41, 40, -43, 29, 30, 13, 16, 52],
+    [43, -49, 26, -11, 6, -58, -32, 23],
+    [45, 28, 10, 23, -28, -1, -76, -1],
+    [46, 13, -21, 22, -24, -78, 7, -9],
+    [48, -11, -21, 38, -27, 5, 70, 6],
+    [54, 3, -34, -36, -51, 2, 13, 43],
+    [55, 18, -8, -39, 52, -36, 29, 15],
+    [72, -37, -41, 8, -14, 19, -19, -28],
+    [77, 2, 40, 20, 37, 17, 3, -20],
 ];
 
 #[cfg(test)]
@@ -177,7 +186,7 @@ mod tests {
             }
         }
         let cosine = along / (f64::from(count) * square).sqrt();
-        assert!((cosine - 0.6886).abs() < 0.005, "{cosine}");
+        assert!((cosine - 0.7471).abs() < 0.005, "{cosine}");
         // Lloyd's condition: each word points to the middle of what it stands for.
         for (word, centre) in WORDS.iter().zip(centres) {
             let dot = word.iter().zip(centre).map(|(c, x)| f64::from(*c) * x).sum::<f64>();

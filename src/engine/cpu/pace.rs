@@ -26,8 +26,8 @@ pub(super) enum Way {
 
 /// Femtoseconds a pair of a way that was not tried.
 const UNKNOWN: u64 = 0;
-/// Of 65,536 pairs, so many must pass the first look at the signs before a look at more bits is
-/// worth trying: that look takes twice as long.
+/// Of 65,536 pairs, so many must pass the first look at a level before a look at more bits is worth
+/// trying: that look takes nearly twice as long.
 const PASSED_FEW: u64 = 512;
 
 /// What is known of one way by codes.
@@ -48,7 +48,7 @@ struct Known {
 pub(super) struct Pace<'a> {
     ways: [Known; Level::ALL.len()],
     cutter: Cutter,
-    /// Whether signs alone can pass a row over.
+    /// Whether sketches or signs alone can pass a row over.
     randomised: bool,
     /// Kept by the engine from sift to sift: it depends on little but the number of probes.
     exhaustive: &'a AtomicU64,
@@ -65,8 +65,8 @@ impl<'a> Pace<'a> {
             pace: AtomicU64::new(UNKNOWN),
             passed: AtomicU64::new(0),
             again: AtomicUsize::new(1),
-            // Two bits are worth trying earlier: signs pass more of the rows that are near the bar.
-            promising: if level == Level::Sign { 2.0 * usual } else { usual },
+            // Two bits are worth trying earlier: the others pass more of the rows near the bar.
+            promising: if level == Level::Two { usual } else { 2.0 * usual },
         };
         Self {
             ways: Level::ALL.map(known),
@@ -107,14 +107,13 @@ impl<'a> Pace<'a> {
     fn is_due(&self, known: &Known, piece: usize, floors: &[Floor]) -> bool {
         let again = known.again.load(Ordering::Relaxed);
         let never = known.pace.load(Ordering::Relaxed) == UNKNOWN;
-        if known.level == Level::Sign && !self.randomised || piece < again && !never {
+        if known.level != Level::Two && !self.randomised || piece < again && !never {
             return false;
         }
-        let sign = self.known(Level::Sign);
-        if known.level == Level::Two
-            && sign.pace.load(Ordering::Relaxed) != UNKNOWN
-            && sign.passed.load(Ordering::Relaxed) <= PASSED_FEW
-        {
+        let passes_few = |coarser: &Known| {
+            coarser.pace.load(Ordering::Relaxed) != UNKNOWN && coarser.passed.load(Ordering::Relaxed) <= PASSED_FEW
+        };
+        if self.ways[..known.level as usize].iter().any(passes_few) {
             return false;
         }
         if never && !self.is_promising(known, floors) {
@@ -127,7 +126,7 @@ impl<'a> Pace<'a> {
     /// strangers reach: a guess, for the first try alone.
     fn is_promising(&self, known: &Known, floors: &[Floor]) -> bool {
         let mean = floors.iter().map(|floor| floor.threshold().min(1.0)).sum::<f32>() / floors.len() as f32;
-        let cosine = if known.level == Level::Sign { 0.8 } else { 0.94 };
+        let cosine = known.level.usual_cosine();
         self.cutter.cut(mean.into()).is_some_and(|cut| cut.bar(self.cutter.leaning(cosine)) > known.promising)
     }
 

@@ -6,14 +6,15 @@
 use std::arch::x86_64::*;
 
 use thenar_index::codes::{BLOCK_ROWS, Terms};
+use thenar_index::sketch;
 
 use super::Level;
-use super::bars::{Parts, Scale, tell_rows};
+use super::bars::{self, Parts, Scale, tell_rows};
 use super::kernels::{CloseCall, Hit, IndexLine, ScanCall, ScanHits, SpreadCall, close_by, spread_bits};
 
 pub(super) const BITS: usize = 4;
-/// Groups whose entries are added in bytes before they are widened.
-pub(super) const TOGETHER: usize = 3;
+/// For each level, groups whose entries are added in bytes before they are widened.
+pub(super) const TOGETHER: [usize; Level::ALL.len()] = [2, 3, 3];
 
 /// See [`super::kernels::Spread`].
 #[target_feature(enable = "avx2")]
@@ -33,51 +34,90 @@ pub(super) fn tell(
     tell_rows(scale, level, terms, along, length)
 }
 
+/// See [`super::kernels::TellSketches`].
+#[target_feature(enable = "avx2")]
+pub(super) fn tell_sketches(scale: &Scale, cosines: &[u8; BLOCK_ROWS], along: &mut Parts) -> u64 {
+    bars::tell_sketches(scale, cosines, along)
+}
+
 /// See [`super::kernels::Scan`].
 #[target_feature(enable = "avx2")]
 pub(super) fn scan(call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
     let mut any = false;
     for p in 0..call.probes {
         let mut block = 0;
-        while block + 2 <= call.blocks {
-            any |= blocks::<2>(call, p, block, hits);
+        // Of sketches one block at a time: a table of theirs takes four registers.
+        while call.level != Level::Sketch && block + 2 <= call.blocks {
+            any |= blocks::<2, { TOGETHER[1] }, 1>(call, p, block, hits);
             block += 2;
         }
-        if block < call.blocks {
-            any |= blocks::<1>(call, p, block, hits);
+        while block < call.blocks {
+            any |= if call.level == Level::Sketch {
+                blocks::<1, { TOGETHER[0] }, WORD_QUARTERS>(call, p, block, hits)
+            } else {
+                blocks::<1, { TOGETHER[1] }, 1>(call, p, block, hits)
+            };
+            block += 1;
         }
     }
     any
 }
 
-/// `B` blocks from `first` on against the probe `p`.
+/// Look-ups of sixteen entries that one of a word takes.
+const WORD_QUARTERS: usize = sketch::WORD_COUNT >> BITS;
+
+/// The entries of 32 rows at their indices, in a table of `Q` times sixteen.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn look_up<const Q: usize>(table: &[__m256i; Q], index: __m256i) -> __m256i {
+    // Bits 4 to 6 of an index are not looked at.
+    let quarter = |q: usize| _mm256_shuffle_epi8(table[q], index);
+    if Q == 1 {
+        return quarter(0);
+    }
+    // A blend asks the highest bit of a byte.
+    let (bit_4, bit_5) = (_mm256_slli_epi16::<3>(index), _mm256_slli_epi16::<2>(index));
+    let low = _mm256_blendv_epi8(quarter(0), quarter(1), bit_4);
+    _mm256_blendv_epi8(low, _mm256_blendv_epi8(quarter(2), quarter(3), bit_4), bit_5)
+}
+
+/// `B` blocks from `first` on against the probe `p`; `N` groups are added in bytes, and a table is
+/// `Q` times sixteen entries.
 #[expect(clippy::needless_range_loop, reason = "counters are constants once the loops are unrolled")]
 #[target_feature(enable = "avx2")]
-fn blocks<const B: usize>(call: &ScanCall<'_>, p: usize, first: usize, hits: &mut ScanHits) -> bool {
-    assert!(call.groups.is_multiple_of(TOGETHER) && first + B <= call.blocks && p < call.probes);
-    assert!(
-        call.indices.len() >= call.groups * call.blocks && BLOCK_ROWS * call.tables[p].len() >= call.groups << BITS
-    );
+fn blocks<const B: usize, const N: usize, const Q: usize>(
+    call: &ScanCall<'_>,
+    p: usize,
+    first: usize,
+    hits: &mut ScanHits,
+) -> bool {
+    assert!(call.groups.is_multiple_of(N) && first + B <= call.blocks && p < call.probes);
+    assert!(call.indices.len() >= call.groups * call.blocks);
+    assert!(BLOCK_ROWS * call.tables[p].len() >= (call.groups * Q) << BITS);
     // As in `avx512`, for each half of each block.
     let mut both = [[_mm256_setzero_si256(); 2]; B];
     let mut odd = [[_mm256_setzero_si256(); 2]; B];
     let mut indices: *const IndexLine = call.indices.as_ptr().wrapping_add(first);
     let mut tables: *const u8 = call.tables[p].as_ptr().cast();
-    for _ in 0..call.groups / TOGETHER {
+    for _ in 0..call.groups / N {
         let mut part = [[_mm256_setzero_si256(); 2]; B];
-        for _ in 0..TOGETHER {
-            // SAFETY: this group's 16 entries of the probe's `groups` tables.
-            let table = _mm256_broadcastsi128_si256(unsafe { _mm_load_si128(tables.cast()) });
+        for _ in 0..N {
+            let mut table = [_mm256_setzero_si256(); Q];
+            for q in 0..Q {
+                // SAFETY: sixteen of this group's entries, of the probe's `groups` tables.
+                let entries = unsafe { _mm_load_si128(tables.wrapping_add(q << BITS).cast()) };
+                table[q] = _mm256_broadcastsi128_si256(entries);
+            }
             for b in 0..B {
                 for half in 0..2 {
                     let from: *const __m256i = indices.wrapping_add(b).cast();
                     // SAFETY: half of the line of this group and block `first + b < blocks`.
                     let index = unsafe { _mm256_load_si256(from.wrapping_add(half)) };
-                    part[b][half] = _mm256_add_epi8(part[b][half], _mm256_shuffle_epi8(table, index));
+                    part[b][half] = _mm256_add_epi8(part[b][half], look_up(&table, index));
                 }
             }
             indices = indices.wrapping_add(call.blocks);
-            tables = tables.wrapping_add(1 << BITS);
+            tables = tables.wrapping_add(Q << BITS);
         }
         for b in 0..B {
             for half in 0..2 {

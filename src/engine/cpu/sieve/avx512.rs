@@ -15,7 +15,7 @@ pub(super) const BITS: usize = 6;
 /// For each level, groups whose entries are added in bytes before they are widened. Fewer mean finer
 /// entries, and one operation more for every so many look-ups: of the three that a look-up with
 /// signs costs, that would be too much.
-pub(super) const TOGETHER: [usize; Level::ALL.len()] = [3, 2];
+pub(super) const TOGETHER: [usize; Level::ALL.len()] = [2, 3, 2];
 /// Lines that are taken apart together: their components are a whole number of groups.
 const LINES: usize = 3;
 /// Hits that [`close`] takes at once, and whose products it adds up together.
@@ -25,37 +25,36 @@ const CLOSE_DOTS: usize = 4;
 /// See [`super::kernels::Spread`]. Leaves anything in the upper two bits of a byte.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
 pub(super) fn spread(call: &SpreadCall<'_>, to: &mut [IndexLine]) {
-    let plane_bytes = call.blocks * call.lines * BLOCK_ROWS;
-    assert!(call.sign.len() >= plane_bytes && call.two.len() >= plane_bytes);
-    assert!(to.len() >= call.groups * call.blocks && call.dims == BITS / (1 + call.level as usize));
+    assert!(to.len() >= call.groups * call.blocks);
     match call.level {
-        Level::Sign => spread_by::<6, false>(call, to),
+        Level::Sketch | Level::Sign => spread_by::<6, false>(call, to),
         Level::Two => spread_by::<3, true>(call, to),
     }
 }
 
-/// Three lines are 24 components, a whole number of groups of `DIMS`.
+/// Three lines are 24 bits of a row, a whole number of groups of `WIDTH`.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi")]
-fn spread_by<const DIMS: usize, const MAGNITUDES: bool>(call: &SpreadCall<'_>, to: &mut [IndexLine]) {
-    let low_bits = _mm512_set1_epi8((1 << DIMS) - 1);
+fn spread_by<const WIDTH: usize, const MAGNITUDES: bool>(call: &SpreadCall<'_>, to: &mut [IndexLine]) {
+    assert!(call.width == WIDTH);
+    let low_bits = _mm512_set1_epi8((1 << WIDTH) - 1);
     for block in 0..call.blocks {
-        for first in (0..call.groups * DIMS / 8 + 1).step_by(LINES) {
+        for first in (0..call.groups * WIDTH / 8 + 1).step_by(LINES) {
             let mut signs = [_mm512_setzero_si512(); LINES];
             let mut larges = [_mm512_setzero_si512(); LINES];
             for n in 0..LINES {
                 if first + n < call.lines {
-                    let at = (block * call.lines + first + n) * BLOCK_ROWS;
-                    signs[n] = line(call.sign, at);
+                    let at = (block * call.stride + first + n) * BLOCK_ROWS;
+                    signs[n] = line(call.plane, at);
                     if MAGNITUDES {
                         larges[n] = line(call.two, at);
                     }
                 }
             }
-            for n in 0..LINES * 8 / DIMS {
-                let group = first * 8 / DIMS + n;
+            for n in 0..LINES * 8 / WIDTH {
+                let group = first * 8 / WIDTH + n;
                 if group < call.groups {
-                    let index = index_of::<DIMS, MAGNITUDES>(&signs, &larges, n, low_bits);
+                    let index = index_of::<WIDTH, MAGNITUDES>(&signs, &larges, n, low_bits);
                     let to = to.as_mut_ptr().wrapping_add(group * call.blocks + block);
                     // SAFETY: one of the `groups` times `blocks` lines of `to`: asserted by `spread`.
                     unsafe { _mm512_store_si512(to.cast(), index) };
@@ -77,14 +76,11 @@ fn line(plane: &[u8], at: usize) -> __m512i {
 /// See [`super::kernels::ScanPlanes`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,bmi2")]
 pub(super) fn scan_planes(planes: &SpreadCall<'_>, call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
-    let plane_bytes = planes.blocks * planes.lines * BLOCK_ROWS;
-    assert!(planes.sign.len() >= plane_bytes && planes.two.len() >= plane_bytes);
-    assert!(planes.dims == BITS / (1 + planes.level as usize));
     let mut any = false;
     for block in 0..planes.blocks {
         any |= match (planes.level, call.probes) {
-            (Level::Sign, 1) => block_planes::<6, false, 1>(planes, call, block, hits),
-            (Level::Sign, _) => block_planes::<6, false, 2>(planes, call, block, hits),
+            (Level::Sketch | Level::Sign, 1) => block_planes::<6, false, 1>(planes, call, block, hits),
+            (Level::Sketch | Level::Sign, _) => block_planes::<6, false, 2>(planes, call, block, hits),
             (Level::Two, 1) => block_planes::<3, true, 1>(planes, call, block, hits),
             (Level::Two, _) => block_planes::<3, true, 2>(planes, call, block, hits),
         };
@@ -96,7 +92,7 @@ pub(super) fn scan_planes(planes: &SpreadCall<'_>, call: &ScanCall<'_>, hits: &m
 #[inline]
 #[expect(clippy::needless_range_loop, reason = "counters are constants once the loops are unrolled")]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,bmi2")]
-fn block_planes<const DIMS: usize, const MAGNITUDES: bool, const P: usize>(
+fn block_planes<const WIDTH: usize, const MAGNITUDES: bool, const P: usize>(
     planes: &SpreadCall<'_>,
     call: &ScanCall<'_>,
     block: usize,
@@ -104,8 +100,10 @@ fn block_planes<const DIMS: usize, const MAGNITUDES: bool, const P: usize>(
 ) -> bool {
     // As many entries are added in bytes, which fits where more would.
     const PAIR: usize = 2;
-    assert!(P <= call.probes && call.tables[..P].iter().all(|tables| tables.len() >= call.groups));
-    let low_bits = _mm512_set1_epi8((1 << DIMS) - 1);
+    assert!(
+        planes.width == WIDTH && P <= call.probes && call.tables[..P].iter().all(|tables| tables.len() >= call.groups)
+    );
+    let low_bits = _mm512_set1_epi8((1 << WIDTH) - 1);
     let mut both = [_mm512_setzero_si512(); P];
     let mut odd = [_mm512_setzero_si512(); P];
     for first in (0..planes.lines).step_by(LINES) {
@@ -113,20 +111,20 @@ fn block_planes<const DIMS: usize, const MAGNITUDES: bool, const P: usize>(
         let mut larges = [_mm512_setzero_si512(); LINES];
         for n in 0..LINES {
             if first + n < planes.lines {
-                let at = (block * planes.lines + first + n) * BLOCK_ROWS;
-                signs[n] = line(planes.sign, at);
+                let at = (block * planes.stride + first + n) * BLOCK_ROWS;
+                signs[n] = line(planes.plane, at);
                 if MAGNITUDES {
                     larges[n] = line(planes.two, at);
                 }
             }
         }
-        for pair in 0..LINES * 8 / DIMS / PAIR {
+        for pair in 0..LINES * 8 / WIDTH / PAIR {
             let mut part = [_mm512_setzero_si512(); P];
             for n in pair * PAIR..(pair + 1) * PAIR {
-                let group = first * 8 / DIMS + n;
+                let group = first * 8 / WIDTH + n;
                 // Those behind the last component have nothing in their tables, or have none.
                 if group < call.groups {
-                    let index = index_of::<DIMS, MAGNITUDES>(&signs, &larges, n, low_bits);
+                    let index = index_of::<WIDTH, MAGNITUDES>(&signs, &larges, n, low_bits);
                     for p in 0..P {
                         // SAFETY: this group's 64 entries, of as many in each of `groups` tables.
                         let table = unsafe { _mm512_load_si512(call.tables[p].as_ptr().wrapping_add(group).cast()) };
@@ -149,20 +147,20 @@ fn block_planes<const DIMS: usize, const MAGNITUDES: bool, const P: usize>(
     any
 }
 
-/// The indices of the `n`-th group of the components in these lines.
+/// The indices of the `n`-th group in these lines.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn index_of<const DIMS: usize, const MAGNITUDES: bool>(
+fn index_of<const WIDTH: usize, const MAGNITUDES: bool>(
     signs: &[__m512i; LINES],
     larges: &[__m512i; LINES],
     n: usize,
     low_bits: __m512i,
 ) -> __m512i {
-    let signs = field(signs, n * DIMS, DIMS);
+    let signs = field(signs, n * WIDTH, WIDTH);
     if !MAGNITUDES {
         return signs;
     }
-    let magnitudes = _mm512_sll_epi16(field(larges, n * DIMS, DIMS), _mm_cvtsi32_si128(DIMS as i32));
+    let magnitudes = _mm512_sll_epi16(field(larges, n * WIDTH, WIDTH), _mm_cvtsi32_si128(WIDTH as i32));
     chosen(low_bits, signs, magnitudes)
 }
 
@@ -204,31 +202,47 @@ pub(super) fn tell(
     let mut lengths = [_mm256_setzero_si256(); 4];
     for (at, words) in words.as_chunks::<48>().0.iter().enumerate() {
         let cosines = every_third(words, 0);
-        let parts = match level {
-            Level::Sign => _mm512_and_si512(cosines, _mm512_set1_epi32(0xffff)),
-            Level::Two => _mm512_srli_epi32::<16>(cosines),
+        let parts = if level.has_lengths() {
+            _mm512_srli_epi32::<16>(cosines)
+        } else {
+            _mm512_and_si512(cosines, _mm512_set1_epi32(0xffff))
         };
         odd |= u64::from(_mm512_cmplt_epu32_mask(parts, reference)) << (16 * at);
         let above = _mm512_max_epi32(_mm512_sub_epi32(parts, reference), _mm512_setzero_si512());
-        match level {
-            Level::Sign => alongs[at] = _mm512_cvtepi32_epi16(above),
-            Level::Two => {
-                let threes = _mm512_srli_epi32::<16>(every_third(words, 1));
-                let squares = _mm512_add_epi32(_mm512_slli_epi32::<3>(threes), _mm512_set1_epi32(scale.dim as i32));
-                let norms = _mm512_sqrt_ps(_mm512_cvtepi32_ps(squares));
-                let units = _mm512_set1_ps(1.0 / 65_536.0 / scale.along_unit);
-                let row_along = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(above), norms), units);
-                alongs[at] = _mm512_cvtusepi32_epi16(_mm512_cvttps_epu32(row_along));
-                let longer =
-                    _mm512_max_ps(_mm512_sub_ps(norms, _mm512_set1_ps(scale.length_base)), _mm512_setzero_ps());
-                let row_length = _mm512_mul_ps(longer, _mm512_set1_ps(1.0 / scale.length_unit));
-                lengths[at] = _mm512_cvtusepi32_epi16(_mm512_cvttps_epu32(row_length));
-            }
+        if !level.has_lengths() {
+            alongs[at] = _mm512_cvtepi32_epi16(above);
+            continue;
         }
+        let threes = _mm512_srli_epi32::<16>(every_third(words, 1));
+        let squares = _mm512_add_epi32(_mm512_slli_epi32::<3>(threes), _mm512_set1_epi32(scale.dim as i32));
+        let norms = _mm512_sqrt_ps(_mm512_cvtepi32_ps(squares));
+        let units = _mm512_set1_ps(1.0 / 65_536.0 / scale.along_unit);
+        let row_along = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(above), norms), units);
+        alongs[at] = _mm512_cvtusepi32_epi16(_mm512_cvttps_epu32(row_along));
+        let longer = _mm512_max_ps(_mm512_sub_ps(norms, _mm512_set1_ps(scale.length_base)), _mm512_setzero_ps());
+        let row_length = _mm512_mul_ps(longer, _mm512_set1_ps(1.0 / scale.length_unit));
+        lengths[at] = _mm512_cvtusepi32_epi16(_mm512_cvttps_epu32(row_length));
     }
     write(along, alongs);
     write(length, lengths);
     odd
+}
+
+/// See [`super::kernels::TellSketches`]. Even rows come first, then odd ones.
+#[target_feature(enable = "avx512f,avx512bw")]
+pub(super) fn tell_sketches(scale: &Scale, cosines: &[u8; BLOCK_ROWS], along: &mut Parts) -> u64 {
+    // Parts of a cosine are bytes.
+    let reference = _mm512_set1_epi8(scale.reference_parts as i8);
+    let parts = line(cosines, 0);
+    let above = _mm512_subs_epu8(parts, reference);
+    let high_bytes = _mm512_set1_epi16(0xff00_u16.cast_signed());
+    let to: *mut u16 = along.0.as_mut_ptr();
+    // SAFETY: twice 32 of the 64 numbers.
+    unsafe {
+        _mm512_storeu_si512(to.cast(), _mm512_slli_epi16::<8>(above));
+        _mm512_storeu_si512(to.wrapping_add(BLOCK_ROWS / 2).cast(), _mm512_and_si512(above, high_bytes));
+    }
+    _mm512_cmplt_epu8_mask(parts, reference)
 }
 
 /// Writes the numbers of even rows, then those of odd ones.
@@ -282,10 +296,10 @@ fn every_third(words: &[u32; 48], word: i32) -> __m512i {
 /// See [`super::kernels::Scan`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,bmi2")]
 pub(super) fn scan(call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
-    if call.together == TOGETHER[Level::Sign as usize] {
-        by_groups::<3, false>(call, hits)
-    } else {
-        by_groups::<2, true>(call, hits)
+    match call.level {
+        Level::Sketch => by_groups::<{ TOGETHER[0] }, false>(call, hits),
+        Level::Sign => by_groups::<{ TOGETHER[1] }, false>(call, hits),
+        Level::Two => by_groups::<{ TOGETHER[2] }, true>(call, hits),
     }
 }
 

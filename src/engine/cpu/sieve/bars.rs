@@ -44,8 +44,8 @@ pub(super) struct TileBars {
     pub(super) odd: [u64; TILE_BLOCKS],
     /// n (c' - r) in units of [`Scale::along_unit`], rounded down.
     pub(super) along: [Parts; TILE_BLOCKS],
-    /// n - [`Scale::length_base`] in units of [`Scale::length_unit`], rounded down. Zero for signs,
-    /// which are all of one length.
+    /// n - [`Scale::length_base`] in units of [`Scale::length_unit`], rounded down. Not read where all
+    /// are of one length.
     pub(super) length: [Parts; TILE_BLOCKS],
 }
 
@@ -60,47 +60,46 @@ pub(super) struct Scale {
     pub(super) dim: usize,
     /// The usual cosine of a row with its code.
     usual: f32,
-    /// The reference r, in parts as [`Terms`] has them, and as a cosine.
+    /// The reference r, in parts as the codes have them, and as a cosine.
     pub(super) reference_parts: u16,
     pub(super) reference: f32,
     pub(super) along_unit: f32,
     pub(super) length_base: f32,
+    /// Zero where all codes are of one length.
     pub(super) length_unit: f32,
 }
 
 impl Scale {
     pub(super) fn new(level: Level, dim: usize) -> Self {
-        let root = (dim as f32).sqrt();
-        let usual = match level {
-            // The mean magnitude of a normal variable, and what four levels keep of one.
-            Level::Sign => 0.798,
-            Level::Two => 0.939,
+        let (usual, norm) = (level.usual_cosine(), level.least_norm(dim));
+        // Cosines deviate by about 0.2 / sqrt(dim) with signs, and by 0.5 / sqrt(dim) with sketches.
+        let reference = (usual - 2.5 / (dim as f32).sqrt()).max(0.0);
+        let (reference_parts, reference) = match level {
+            Level::Sketch => {
+                let parts = (reference / codes::sketch_cosine(1)) as u8;
+                (parts.into(), codes::sketch_cosine(parts))
+            }
+            Level::Sign | Level::Two => {
+                let parts = (reference / codes::cosine(1)) as u16;
+                (parts, codes::cosine(parts))
+            }
         };
-        // Cosines deviate by about 0.2 / root.
-        let reference = (usual - 2.5 / root).max(0.0);
-        let reference_parts = (reference * 65_536.0) as u16;
-        let reference = codes::cosine(reference_parts);
         let along_unit = match level {
-            // Parts of a cosine times the one length: no rounding at all.
-            Level::Sign => root * codes::cosine(1),
-            // n is at most three times the root, and (1 - r) is under a quarter for 200 components and
+            // Parts of a cosine times the one length: no rounding at all. Those of sketches are 256
+            // times larger, and are multiplied, since the probe's number must be under 1.
+            Level::Sketch => norm * codes::sketch_cosine(1) / 256.0,
+            Level::Sign => norm * codes::cosine(1),
+            // n is at most three times the least, and (1 - r) is under a quarter for 200 components and
             // more: what is larger is cut off, which is downwards.
-            Level::Two => 0.75 * root / f32::from(u16::MAX),
+            Level::Two => 0.75 * norm / f32::from(u16::MAX),
         };
-        Self {
-            dim,
-            usual,
-            reference_parts,
-            reference,
-            along_unit,
-            length_base: root,
-            length_unit: 2.0 * root / f32::from(u16::MAX),
-        }
+        let length_unit = if level.has_lengths() { 2.0 * norm / f32::from(u16::MAX) } else { 0.0 };
+        Self { dim, usual, reference_parts, reference, along_unit, length_base: norm, length_unit }
     }
 }
 
-/// The numbers of a block's rows, in their order, and the odd ones: the definition, in a shape that
-/// compilers vectorise.
+/// The numbers of a block's rows at the level of signs or two bits, in their order, and the odd ones:
+/// the definition, in a shape that compilers vectorise.
 #[inline(always)]
 pub(super) fn tell_rows(
     scale: &Scale,
@@ -111,15 +110,27 @@ pub(super) fn tell_rows(
 ) -> u64 {
     let mut odd = 0;
     for (r, terms) in terms.iter().enumerate() {
-        let cosine = level.cosine(*terms);
+        let (cosine, n) = match level {
+            Level::Two => (terms.two_cosine(), (terms.two_square(scale.dim) as f32).sqrt()),
+            _ => (terms.sign_cosine(), scale.length_base),
+        };
         odd |= u64::from(cosine < scale.reference) << r;
-        let n = level.norm(*terms, scale.dim);
         // The casts saturate, and round down.
         along.0[r] = ((cosine - scale.reference) * n / scale.along_unit) as u16;
-        length.0[r] = match level {
-            Level::Sign => 0,
-            Level::Two => ((n - scale.length_base) / scale.length_unit) as u16,
-        };
+        if level.has_lengths() {
+            length.0[r] = ((n - scale.length_base) / scale.length_unit) as u16;
+        }
+    }
+    odd
+}
+
+/// The numbers of a block's rows at the level of sketches, from the parts of their cosines.
+#[inline(always)]
+pub(super) fn tell_sketches(scale: &Scale, cosines: &[u8; BLOCK_ROWS], along: &mut Parts) -> u64 {
+    let mut odd = 0;
+    for (r, parts) in cosines.iter().enumerate() {
+        odd |= u64::from(u16::from(*parts) < scale.reference_parts) << r;
+        along.0[r] = u16::from(*parts).saturating_sub(scale.reference_parts) << 8;
     }
     odd
 }

@@ -11,7 +11,8 @@
 //!
 //! Knows slices only: no live bits, no floors beyond the sums to compare with.
 
-use thenar_index::codes::{BLOCK_ROWS, Codes, Terms};
+use thenar_index::codes::{BLOCK_ROWS, Codes, Terms, sign_bytes, sketch_bytes};
+use thenar_index::sketch;
 
 use super::bars::{Least, Parts, Scale, TileBars};
 use super::portable;
@@ -41,6 +42,7 @@ pub(super) type ScanHits = [[u64; TILE_BLOCKS]; SCAN_PROBES];
 
 /// One tile against a few probes.
 pub(super) struct ScanCall<'a> {
+    pub(super) level: Level,
     /// Shape: `[groups, blocks]`.
     pub(super) indices: &'a [IndexLine],
     pub(super) blocks: usize,
@@ -49,24 +51,23 @@ pub(super) struct ScanCall<'a> {
     pub(super) tables: [&'a [IndexLine]; SCAN_PROBES],
     pub(super) probes: usize,
     pub(super) groups: usize,
-    /// Groups whose entries are added in bytes.
-    pub(super) together: usize,
     pub(super) bars: &'a TileBars,
     pub(super) least: [Least; SCAN_PROBES],
 }
 
 /// The planes of a tile's blocks, to be made into indices.
 pub(super) struct SpreadCall<'a> {
-    /// Shape: `[blocks, lines, 64]`, as [`thenar_index::codes::Codes`] has them.
-    pub(super) sign: &'a [u8],
+    /// Words or signs. Shape: `[blocks, stride, 64]`, as [`thenar_index::codes::Codes`] has them.
+    pub(super) plane: &'a [u8],
     /// Likewise; only read for [`Level::Two`].
     pub(super) two: &'a [u8],
     pub(super) level: Level,
-    /// Lines of a plane: an eighth of the dimension.
+    /// Lines of a block that have bits, and lines from one block to the next.
     pub(super) lines: usize,
+    pub(super) stride: usize,
     pub(super) blocks: usize,
-    /// Components of a group.
-    pub(super) dims: usize,
+    /// Bits that a group has in a plane.
+    pub(super) width: usize,
     pub(super) groups: usize,
 }
 
@@ -123,6 +124,8 @@ pub(super) type Spread = unsafe fn(&SpreadCall<'_>, &mut [IndexLine]);
 /// (scale, level, terms of a block's rows, numbers along, numbers of length) to the odd rows, in the
 /// order of the rows; the numbers are in the path's own.
 pub(super) type Tell = unsafe fn(&Scale, Level, &[Terms; BLOCK_ROWS], &mut Parts, &mut Parts) -> u64;
+/// [`Tell`] for sketches: (scale, cosines of a block's rows, numbers along) to the odd rows.
+pub(super) type TellSketches = unsafe fn(&Scale, &[u8; BLOCK_ROWS], &mut Parts) -> u64;
 /// A scan of planes whose indices are not made before: for a few probes, which would read them no
 /// more often than they were written. The call has no indices.
 pub(super) type ScanPlanes = unsafe fn(&SpreadCall<'_>, &ScanCall<'_>, &mut ScanHits) -> bool;
@@ -137,13 +140,14 @@ pub(super) type Close = unsafe fn(&CloseCall<'_>, &mut [Hit]) -> usize;
 /// The kernels of one path. Calling them is sound where the processor has the path, which
 /// [`CodeKernels::of`] is only asked for then.
 pub(in crate::engine::cpu) struct CodeKernels {
-    /// Bits of an index.
-    pub(super) bits: usize,
+    /// Bits of an index into signs, or signs and magnitudes.
+    bits: usize,
     /// For each level: groups are padded to a multiple of this, and entries of so many are added in
     /// bytes.
     together: [usize; Level::ALL.len()],
     spread: Spread,
     tell: Tell,
+    tell_sketches: TellSketches,
     scan: Scan,
     scan_planes: Option<ScanPlanes>,
     list: List,
@@ -160,6 +164,7 @@ impl CodeKernels {
                 together: avx512::TOGETHER,
                 spread: avx512::spread,
                 tell: avx512::tell,
+                tell_sketches: avx512::tell_sketches,
                 scan: avx512::scan,
                 scan_planes: Some(avx512::scan_planes),
                 list: avx512::list,
@@ -168,9 +173,10 @@ impl CodeKernels {
             #[cfg(target_arch = "x86_64")]
             Simd::Avx512Bf16 | Simd::Avx512 | Simd::Avx2 => &Self {
                 bits: avx2::BITS,
-                together: [avx2::TOGETHER; 2],
+                together: avx2::TOGETHER,
                 spread: avx2::spread,
                 tell: avx2::tell,
+                tell_sketches: avx2::tell_sketches,
                 scan: avx2::scan,
                 scan_planes: None,
                 list: portable::list,
@@ -178,9 +184,10 @@ impl CodeKernels {
             },
             _ => &Self {
                 bits: portable::BITS,
-                together: [1; 2],
+                together: [1; Level::ALL.len()],
                 spread: portable::spread,
                 tell: portable::tell,
+                tell_sketches: portable::tell_sketches,
                 scan: portable::scan,
                 scan_planes: None,
                 list: portable::list,
@@ -189,9 +196,15 @@ impl CodeKernels {
         }
     }
 
+    /// Bits of an index.
+    pub(super) fn index_bits(&self, level: Level) -> usize {
+        if level == Level::Sketch { sketch::WORD_BITS } else { self.bits }
+    }
+
     /// Components of a group.
     pub(super) fn group_dims(&self, level: Level) -> usize {
         match level {
+            Level::Sketch => sketch::GROUP_DIMS,
             Level::Sign => self.bits,
             Level::Two => self.bits / 2,
         }
@@ -216,10 +229,15 @@ impl CodeKernels {
     }
 
     fn planes<'a>(&self, codes: &Codes<'a>, dim: usize, level: Level) -> SpreadCall<'a> {
-        let (lines, blocks) = (dim / 8, codes.rows() / BLOCK_ROWS);
-        assert!(codes.sign.len() == blocks * lines * BLOCK_ROWS && codes.two.len() == codes.sign.len());
-        let (dims, groups) = (self.group_dims(level), self.groups(level, dim));
-        SpreadCall { sign: codes.sign, two: codes.two, level, lines, blocks, dims, groups }
+        let (blocks, groups) = (codes.rows() / BLOCK_ROWS, self.groups(level, dim));
+        let (plane, lines, block_bytes) = match level {
+            Level::Sketch => (codes.sketch, sketch::lines(dim), sketch_bytes(dim)),
+            Level::Sign | Level::Two => (codes.sign, dim / 8, sign_bytes(dim)),
+        };
+        assert!(plane.len() == blocks * block_bytes && codes.two.len() == blocks * sign_bytes(dim));
+        let width = self.index_bits(level) / if level == Level::Two { 2 } else { 1 };
+        let stride = block_bytes / BLOCK_ROWS;
+        SpreadCall { plane, two: codes.two, level, lines, stride, blocks, width, groups }
     }
 
     /// Writes the indices of a tile: the blocks that `codes` are of.
@@ -246,8 +264,8 @@ impl CodeKernels {
     ) -> bool {
         let planes = self.planes(codes, dim, level);
         assert!((1..=SCAN_PROBES).contains(&call.probes) && (1..=TILE_BLOCKS).contains(&planes.blocks));
-        assert!(call.groups == planes.groups);
-        assert!(call.tables[..call.probes].iter().all(|tables| BLOCK_ROWS * tables.len() >= call.groups << self.bits));
+        assert!(call.groups == planes.groups && call.level == level);
+        assert!(self.has_tables(call));
         let scan = self.scan_planes.expect("asked by `scans_planes`");
         // SAFETY: the processor has this path, see `of`.
         unsafe { scan(&planes, call, hits) }
@@ -267,13 +285,25 @@ impl CodeKernels {
         unsafe { (self.tell)(scale, level, terms, along, length) }
     }
 
+    /// [`CodeKernels::tell`] for sketches, from their cosines.
+    #[inline]
+    pub(super) fn tell_sketches(&self, scale: &Scale, cosines: &[u8; BLOCK_ROWS], along: &mut Parts) -> u64 {
+        // SAFETY: the processor has this path, see `of`.
+        unsafe { (self.tell_sketches)(scale, cosines, along) }
+    }
+
+    /// Whether there are as many tables as groups.
+    fn has_tables(&self, call: &ScanCall<'_>) -> bool {
+        let entries = call.groups << self.index_bits(call.level);
+        call.groups.is_multiple_of(self.together(call.level))
+            && call.tables[..call.probes].iter().all(|tables| BLOCK_ROWS * tables.len() >= entries)
+    }
+
     /// Sums the entries of a tile's rows.
     #[inline]
     pub(super) fn scan(&self, call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
         assert!((1..=SCAN_PROBES).contains(&call.probes) && (1..=TILE_BLOCKS).contains(&call.blocks));
-        assert!(call.indices.len() >= call.groups * call.blocks && call.groups.is_multiple_of(call.together));
-        assert!(self.together.contains(&call.together));
-        assert!(call.tables[..call.probes].iter().all(|tables| BLOCK_ROWS * tables.len() >= call.groups << self.bits));
+        assert!(call.indices.len() >= call.groups * call.blocks && self.has_tables(call));
         // SAFETY: the processor has this path, see `of`.
         unsafe { (self.scan)(call, hits) }
     }
@@ -319,19 +349,19 @@ pub(super) fn close_by(call: &CloseCall<'_>, hits: &mut [Hit], dot: impl Fn(&[u8
 #[inline(always)]
 pub(super) fn spread_bits(call: &SpreadCall<'_>, to: &mut [IndexLine]) {
     const NOTHING: [u8; BLOCK_ROWS] = [0; BLOCK_ROWS];
-    let SpreadCall { dims, lines, .. } = *call;
-    let mask = (1_u16 << dims) - 1;
+    let SpreadCall { width, lines, stride, .. } = *call;
+    let mask = (1_u16 << width) - 1;
     let line = |plane: &'_ [u8], block: usize, at: usize| -> [u8; BLOCK_ROWS] {
         if at < lines {
-            plane[(block * lines + at) * BLOCK_ROWS..][..BLOCK_ROWS].try_into().expect("a line")
+            plane[(block * stride + at) * BLOCK_ROWS..][..BLOCK_ROWS].try_into().expect("a line")
         } else {
             NOTHING
         }
     };
     for (group, to) in to.chunks_exact_mut(call.blocks).take(call.groups).enumerate() {
-        let (at, shift) = (group * dims / 8, group * dims % 8);
+        let (at, shift) = (group * width / 8, group * width % 8);
         for (block, to) in to.iter_mut().enumerate() {
-            let (low, high) = (line(call.sign, block, at), line(call.sign, block, at + 1));
+            let (low, high) = (line(call.plane, block, at), line(call.plane, block, at + 1));
             for r in 0..BLOCK_ROWS {
                 let pair = u16::from(low[r]) | u16::from(high[r]) << 8;
                 to.0[r] = (pair >> shift & mask) as u8;
@@ -340,7 +370,7 @@ pub(super) fn spread_bits(call: &SpreadCall<'_>, to: &mut [IndexLine]) {
                 let (low, high) = (line(call.two, block, at), line(call.two, block, at + 1));
                 for r in 0..BLOCK_ROWS {
                     let pair = u16::from(low[r]) | u16::from(high[r]) << 8;
-                    to.0[r] |= ((pair >> shift & mask) << dims) as u8;
+                    to.0[r] |= ((pair >> shift & mask) << width) as u8;
                 }
             }
         }

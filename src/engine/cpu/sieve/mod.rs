@@ -26,7 +26,8 @@ mod tests;
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
-use thenar_index::codes::{BLOCK_ROWS, Codes, Terms};
+use thenar_index::codes::{self, BLOCK_ROWS, Codes, Terms};
+use thenar_index::sketch;
 use zeroize::Zeroize;
 
 use self::bars::{Least, Scale, TileBars};
@@ -45,6 +46,8 @@ const RANGE_KEPT: f32 = 0.72;
 /// Which bits of a row's codes the first look reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Level {
+    /// Words: six bits for eight components. Passes nothing over under the deterministic certificate.
+    Sketch,
     /// Signs: one bit a component. Passes nothing over under the deterministic certificate.
     Sign,
     /// Signs and two magnitudes.
@@ -52,20 +55,29 @@ pub(super) enum Level {
 }
 
 impl Level {
-    pub(super) const ALL: [Self; 2] = [Self::Sign, Self::Two];
+    pub(super) const ALL: [Self; 3] = [Self::Sketch, Self::Sign, Self::Two];
 
-    fn cosine(self, terms: Terms) -> f32 {
+    /// Whether codes of one dimension differ in length.
+    pub(super) fn has_lengths(self) -> bool {
+        self == Self::Two
+    }
+
+    /// The cosine of a usual row with its code.
+    pub(super) fn usual_cosine(self) -> f32 {
         match self {
-            Self::Sign => terms.sign_cosine(),
-            Self::Two => terms.two_cosine(),
+            // What words keep of normal variables.
+            Self::Sketch => 0.747,
+            // The mean magnitude of a normal variable, and what four levels keep of one.
+            Self::Sign => 0.798,
+            Self::Two => 0.939,
         }
     }
 
-    /// Length of a row's code.
-    fn norm(self, terms: Terms, dim: usize) -> f32 {
+    /// Length of every code of `dim` components; of the shortest, where they differ.
+    pub(super) fn least_norm(self, dim: usize) -> f32 {
         match self {
-            Self::Sign => (dim as f32).sqrt(),
-            Self::Two => (terms.two_square(dim) as f32).sqrt(),
+            Self::Sketch => (sketch::square(dim) as f32).sqrt(),
+            Self::Sign | Self::Two => (dim as f32).sqrt(),
         }
     }
 }
@@ -87,34 +99,47 @@ impl Tables {
     /// the step be smaller than the largest range asks for ([`RANGE_KEPT`]), and few of the parts
     /// of few groups pay for it.
     ///
-    /// Parts are added up in f32 by at most 2 * `bits` additions of terms whose magnitudes sum to
-    /// half the group's range, so they are wrong by less than 2^-18 of the range; a step is at least
-    /// 1/400 of the largest range, so 2^-9 of a step, added before rounding up, outweighs it.
+    /// Parts of signs and two bits are added up in f32 by at most 16 additions of terms whose
+    /// magnitudes sum to half the group's range, so they are wrong by less than 2^-18 of the range.
+    /// Those of words are eight products of a group q_g with a word of length 100: wrong by less than
+    /// 2^-20 * 100 ‖q_g‖, and the largest range is at least a quarter of the largest 100 ‖q_g‖, since
+    /// words point everywhere (`words_point_everywhere`). A step is at least 1/400 of the largest
+    /// range, so 2^-9 of a step, added before rounding up, outweighs either.
     fn new(kernels: &CodeKernels, level: Level, probe: &[f32]) -> Self {
         // Casting rounds down: a whole step less a little rounds up.
         const UP: f32 = 1.0 + 1.0 / 512.0;
         let dims = kernels.group_dims(level);
         let groups = kernels.groups(level, probe.len());
         let entry_max = f32::from(kernels.entry_max(level, probe.len()));
-        let largest = match level {
-            Level::Sign => 1.0,
-            Level::Two => 3.0,
-        };
-        let reach = |group: &[f32]| largest * group.iter().map(|q| q.abs()).sum::<f32>();
-        let range = probe.chunks(dims).map(|group| 2.0 * reach(group)).fold(0.0, f32::max);
+        let bits = kernels.index_bits(level);
+        let mut parts = vec![0.0_f32; 1 << bits];
+        let mut range = 0.0_f32;
+        for group in probe.chunks(dims) {
+            let (low, high) = match level {
+                Level::Sketch => extremes(&sketch::products(group)),
+                Level::Sign | Level::Two => {
+                    let largest = if level == Level::Sign { 1.0 } else { 3.0 };
+                    let reach = largest * group.iter().map(|q| q.abs()).sum::<f32>();
+                    (-reach, reach)
+                }
+            };
+            range = range.max(high - low);
+        }
         // A probe of zeros has no range, and any step will do.
         let step = (RANGE_KEPT * range / entry_max).max(f32::MIN_POSITIVE / f32::EPSILON);
         let inverse = 1.0 / step;
 
-        let mut entries = vec![IndexLine::ZERO; (groups << kernels.bits).div_ceil(BLOCK_ROWS)];
+        let mut entries = vec![IndexLine::ZERO; (groups << bits).div_ceil(BLOCK_ROWS)];
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut entries);
         let mut offset = 0.0_f64;
-        let mut parts = vec![0.0_f32; 1 << kernels.bits];
-        for (table, group) in bytes.chunks_exact_mut(1 << kernels.bits).zip(probe.chunks(dims)) {
-            fill_parts(&mut parts, group, dims, level);
+        for (table, group) in bytes.chunks_exact_mut(1 << bits).zip(probe.chunks(dims)) {
+            match level {
+                Level::Sketch => parts.copy_from_slice(&sketch::products(group)),
+                Level::Sign | Level::Two => fill_parts(&mut parts, group, dims, level),
+            }
             // The highest part gets the largest entry; one rounding more or less does not matter
             // next to what is added before rounding up.
-            let base = reach(group) - step * (entry_max - 1.0);
+            let base = extremes(&parts).1 - step * (entry_max - 1.0);
             offset += f64::from(base);
             for (entry, part) in table.iter_mut().zip(&parts) {
                 // The cast saturates at 0; at the top it is at most `entry_max`.
@@ -123,6 +148,11 @@ impl Tables {
         }
         Self { entries, offset: offset as f32, step }
     }
+}
+
+/// The least and the largest of some numbers.
+fn extremes(numbers: &[f32]) -> (f32, f32) {
+    numbers.iter().fold((f32::MAX, f32::MIN), |(low, high), number| (low.min(*number), high.max(*number)))
 }
 
 /// The parts of <q, c> for every index of a group: set bits are negative components, and above
@@ -298,7 +328,7 @@ pub(super) struct Sieve<'a> {
 }
 
 impl<'a> Sieve<'a> {
-    /// Under a randomised certificate each of the three codes has a third of the miss probability:
+    /// Under a randomised certificate each of the four codes has a quarter of the miss probability:
     /// which of them look at a row is decided by how fast they are, and a row must be safe
     /// whichever do.
     pub(super) fn new(kernels: &'static CodeKernels, dim: usize, probes: &'a [f32], certificate: Certificate) -> Self {
@@ -390,7 +420,7 @@ impl<'a> Sieve<'a> {
             let Tables { offset, step, .. } = *self.tables(level, probe);
             *least = Least::new(&self.scales[level as usize], &self.cutter, cuts.cut, (offset, step));
         }
-        let together = (TABLES_BYTES / (groups << self.kernels.bits)).next_multiple_of(SCAN_PROBES);
+        let together = (TABLES_BYTES / (groups << self.kernels.index_bits(level))).next_multiple_of(SCAN_PROBES);
         let (mut passed, mut waiting) = (0, 0);
         for from in (0..floors.len()).step_by(together) {
             let end = floors.len().min(from + together);
@@ -434,12 +464,12 @@ impl<'a> Sieve<'a> {
             some[p] = least[at + p];
         }
         let call = ScanCall {
+            level: tile.level,
             indices: tile.indices,
             blocks: tile.blocks,
             tables: entries,
             probes,
             groups: tile.groups,
-            together: self.kernels.together(tile.level),
             bars: &tile.terms.bars,
             least: some,
         };
@@ -516,10 +546,23 @@ impl<'a> Sieve<'a> {
         let scale = &self.scales[level as usize];
         let TileTerms { live, bars } = tile;
         *live = [0; TILE_BLOCKS];
-        for (b, terms) in codes.terms.as_chunks::<BLOCK_ROWS>().0.iter().enumerate() {
+        let blocks = codes.rows() / BLOCK_ROWS;
+        for b in 0..blocks {
             live[b] = block.live[first / BLOCK_ROWS + b].load(Ordering::Acquire);
-            bars.odd[b] = self.kernels.tell(scale, level, terms, &mut bars.along[b], &mut bars.length[b]) & live[b];
+            // Terms of other levels are left alone: a look at sketches reads nothing but their lines.
+            let odd = match level {
+                Level::Sketch => {
+                    let cosines = (b + 1) * codes::sketch_bytes(self.dim) - BLOCK_ROWS;
+                    let cosines = codes.sketch[cosines..][..BLOCK_ROWS].try_into().expect("a line");
+                    self.kernels.tell_sketches(scale, cosines, &mut bars.along[b])
+                }
+                Level::Sign | Level::Two => {
+                    let terms = codes.terms[b * BLOCK_ROWS..][..BLOCK_ROWS].try_into().expect("a block");
+                    self.kernels.tell(scale, level, terms, &mut bars.along[b], &mut bars.length[b])
+                }
+            };
+            bars.odd[b] = odd & live[b];
         }
-        bars.odd[codes.rows() / BLOCK_ROWS..].fill(0);
+        bars.odd[blocks..].fill(0);
     }
 }

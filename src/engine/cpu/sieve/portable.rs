@@ -1,9 +1,10 @@
 //! Code kernels in plain Rust, for every processor: the twin that the others are held against.
 
 use thenar_index::codes::{BLOCK_ROWS, Terms};
+use thenar_index::sketch;
 
 use super::Level;
-use super::bars::{Parts, Scale, tell_rows};
+use super::bars::{self, Parts, Scale, tell_rows};
 use super::kernels::{CloseCall, Hit, IndexLine, ListCall, ScanCall, ScanHits, SpreadCall, close_by, spread_bits};
 
 /// Bits of an index on this path: a table look-up of a byte costs as much as one of a nibble.
@@ -25,9 +26,14 @@ pub(super) fn tell(
     tell_rows(scale, level, terms, along, length)
 }
 
+/// See [`super::kernels::TellSketches`].
+pub(super) fn tell_sketches(scale: &Scale, cosines: &[u8; BLOCK_ROWS], along: &mut Parts) -> u64 {
+    bars::tell_sketches(scale, cosines, along)
+}
+
 /// See [`super::kernels::Scan`].
 pub(super) fn scan(call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
-    scan_with(BITS, call, hits)
+    scan_with(if call.level == Level::Sketch { sketch::WORD_BITS } else { BITS }, call, hits)
 }
 
 /// A scan with indices of `bits` bits.
