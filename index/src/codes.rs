@@ -402,7 +402,8 @@ impl OwnedCodes {
     /// Replaces the sketch of the row at `at`, which has the length `norm`.
     fn put_sketch(&mut self, at: usize, row: &[f16], norm: f64) {
         let (dim, lane) = (self.dim, at % BLOCK_ROWS);
-        let lines = self.sketch[at / BLOCK_ROWS * sketch_bytes(dim)..][..sketch_bytes(dim)].as_chunks_mut().0;
+        let lines = &mut self.sketch[at / BLOCK_ROWS * sketch_bytes(dim)..][..sketch_bytes(dim)];
+        let lines = lines.as_chunks_mut::<BLOCK_ROWS>().0;
         let (cosines, lines) = lines.split_last_mut().expect("one line at least");
         let mut dots = [0.0; LANES];
         let mut lines = lines.iter_mut();

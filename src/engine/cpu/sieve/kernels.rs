@@ -327,6 +327,31 @@ impl CodeKernels {
     }
 }
 
+/// Asks the memory for what a second look at `hits` reads: where few rows pass, their fine codes lie
+/// far apart, and one after the other would take as long as all of the first look.
+#[inline]
+pub(super) fn ask_for(codes: &Codes<'_>, hits: &[Hit]) {
+    let code_bytes = codes.fine.len() / codes.terms.len().max(1);
+    for hit in hits {
+        let code = &codes.fine[hit.row() * code_bytes..(hit.row() + 1) * code_bytes];
+        code.chunks(64).for_each(|line| prefetch(line.as_ptr()));
+        prefetch((&raw const codes.terms[hit.row()]).cast());
+    }
+}
+
+/// Asks for the line at `at`.
+#[inline]
+fn prefetch(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: prefetching reads nothing.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// Hits whose fine codes reach their bars, by a path's sum of products of nibbles and probe.
 #[inline(always)]
 pub(super) fn close_by(call: &CloseCall<'_>, hits: &mut [Hit], dot: impl Fn(&[u8], &[i8]) -> i32) -> usize {

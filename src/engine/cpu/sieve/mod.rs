@@ -430,7 +430,9 @@ impl<'a> Sieve<'a> {
                 let tile = Tile { level, groups, blocks, at: t * TILE_ROWS, terms, indices };
                 for at in (from..end).step_by(SCAN_PROBES) {
                     // Those of one more call always fit.
-                    waiting += self.first_look(&tile, at, end, &codes, least, &mut hits[waiting..]);
+                    let listed = self.first_look(&tile, at, end, &codes, least, &mut hits[waiting..]);
+                    kernels::ask_for(&codes, &hits[waiting..waiting + listed]);
+                    waiting += listed;
                     if waiting >= HITS_MAX {
                         passed += waiting;
                         self.second_look(&mut hits[..waiting], &codes, cuts, |probe, row| pass(probe, first + row));
