@@ -138,9 +138,16 @@ fn block_planes<const WIDTH: usize, const MAGNITUDES: bool, const P: usize>(
             }
         }
     }
+    let rows = if planes.level == Level::Sketch {
+        // The line is in reach of what fetched those before, and would not be before they were read.
+        let cosines = line(planes.plane, ((block + 1) * planes.stride - 1) * BLOCK_ROWS);
+        sketch_bars(call.reference, cosines)
+    } else {
+        told::<MAGNITUDES>(call.bars, block)
+    };
     let mut any = false;
     for p in 0..P {
-        let mask = reaching::<MAGNITUDES>(both[p], odd[p], call.least[p], call.bars, block);
+        let mask = reaching::<MAGNITUDES>(both[p], odd[p], call.least[p], &rows);
         hits[p][block] = mask;
         any |= mask != 0;
     }
@@ -231,18 +238,28 @@ pub(super) fn tell(
 /// See [`super::kernels::TellSketches`]. Even rows come first, then odd ones.
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) fn tell_sketches(scale: &Scale, cosines: &[u8; BLOCK_ROWS], along: &mut Parts) -> u64 {
-    // Parts of a cosine are bytes.
-    let reference = _mm512_set1_epi8(scale.reference_parts as i8);
-    let parts = line(cosines, 0);
-    let above = _mm512_subs_epu8(parts, reference);
-    let high_bytes = _mm512_set1_epi16(0xff00_u16.cast_signed());
+    let RowBars { along: [even, odd], odd_rows, .. } = sketch_bars(scale.reference_parts, line(cosines, 0));
     let to: *mut u16 = along.0.as_mut_ptr();
     // SAFETY: twice 32 of the 64 numbers.
     unsafe {
-        _mm512_storeu_si512(to.cast(), _mm512_slli_epi16::<8>(above));
-        _mm512_storeu_si512(to.wrapping_add(BLOCK_ROWS / 2).cast(), _mm512_and_si512(above, high_bytes));
+        _mm512_storeu_si512(to.cast(), even);
+        _mm512_storeu_si512(to.wrapping_add(BLOCK_ROWS / 2).cast(), odd);
     }
-    _mm512_cmplt_epu8_mask(parts, reference)
+    odd_rows
+}
+
+/// [`super::bars::tell_sketches`]. Parts of cosines of sketches are bytes, and so is their reference.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn sketch_bars(reference: u16, cosines: __m512i) -> RowBars {
+    let reference = _mm512_set1_epi8(reference as i8);
+    let above = _mm512_subs_epu8(cosines, reference);
+    let high_bytes = _mm512_set1_epi16(0xff00_u16.cast_signed());
+    RowBars {
+        along: [_mm512_slli_epi16::<8>(above), _mm512_and_si512(above, high_bytes)],
+        length: [_mm512_setzero_si512(); 2],
+        odd_rows: _mm512_cmplt_epu8_mask(cosines, reference),
+    }
 }
 
 /// Writes the numbers of even rows, then those of odd ones.
@@ -376,7 +393,8 @@ fn tile<const B: usize, const P: usize, const N: usize, const LENGTHS: bool>(
     let mut any = false;
     for p in 0..P {
         for b in 0..B {
-            let mask = reaching::<LENGTHS>(both[p][b], odd[p][b], call.least[from + p], call.bars, first + b);
+            let rows = told::<LENGTHS>(call.bars, first + b);
+            let mask = reaching::<LENGTHS>(both[p][b], odd[p][b], call.least[from + p], &rows);
             hits[from + p][first + b] = mask;
             any |= mask != 0;
         }
@@ -384,31 +402,68 @@ fn tile<const B: usize, const P: usize, const N: usize, const LENGTHS: bool>(
     any
 }
 
+/// What tells a block's rows apart: numbers of even rows, then of odd ones.
+struct RowBars {
+    along: [__m512i; 2],
+    length: [__m512i; 2],
+    /// Rows that always pass.
+    odd_rows: u64,
+}
+
+/// The numbers of a block that were told before.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn told<const LENGTHS: bool>(bars: &TileBars, block: usize) -> RowBars {
+    let halves = |parts: &Parts| {
+        // SAFETY: twice 32 of the 64 numbers.
+        [0, BLOCK_ROWS / 2].map(|at| unsafe { _mm512_loadu_si512(parts.0.as_ptr().wrapping_add(at).cast()) })
+    };
+    let length = if LENGTHS { halves(&bars.length[block]) } else { [_mm512_setzero_si512(); 2] };
+    RowBars { along: halves(&bars.along[block]), length, odd_rows: 0 }
+}
+
 /// The rows of a block whose sums reach their least: [`Least::of`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,bmi2")]
-fn reaching<const LENGTHS: bool>(both: __m512i, odd: __m512i, least: Least, bars: &TileBars, block: usize) -> u64 {
+fn reaching<const LENGTHS: bool>(both: __m512i, odd: __m512i, least: Least, rows: &RowBars) -> u64 {
     let even = _mm512_sub_epi16(both, _mm512_slli_epi16::<8>(odd));
     let mut masks = [0; 2];
     for (half, sums) in [even, odd].into_iter().enumerate() {
-        let at = half * BLOCK_ROWS / 2;
-        // SAFETY: half of the 64 numbers.
-        let along = unsafe { _mm512_loadu_si512(bars.along[block].0.as_ptr().wrapping_add(at).cast()) };
-        let times = _mm512_mulhi_epu16(along, _mm512_set1_epi16(least.along.cast_signed()));
+        let times = high_product(rows.along[half], least.along);
         let mut bar = _mm512_adds_epu16(_mm512_set1_epi16(least.base.cast_signed()), times);
         if LENGTHS {
-            // SAFETY: likewise.
-            let length = unsafe { _mm512_loadu_si512(bars.length[block].0.as_ptr().wrapping_add(at).cast()) };
-            let longer = _mm512_mulhi_epu16(length, _mm512_set1_epi16(least.longer.cast_signed()));
-            let shorter = _mm512_mulhi_epu16(length, _mm512_set1_epi16(least.shorter.cast_signed()));
+            let longer = high_product(rows.length[half], least.longer);
+            let shorter = high_product(rows.length[half], least.shorter);
             bar = _mm512_subs_epu16(_mm512_adds_epu16(bar, longer), shorter);
         }
         masks[half] = _mm512_cmpge_epu16_mask(sums, bar);
     }
     if masks == [0; 2] {
-        return 0;
+        return rows.odd_rows;
     }
-    _pdep_u64(masks[0].into(), 0x5555_5555_5555_5555) | _pdep_u64(masks[1].into(), 0xaaaa_aaaa_aaaa_aaaa)
+    _pdep_u64(masks[0].into(), 0x5555_5555_5555_5555)
+        | _pdep_u64(masks[1].into(), 0xaaaa_aaaa_aaaa_aaaa)
+        | rows.odd_rows
+}
+
+/// The upper halves of the products of 16-bit numbers with `factor`: `vpmulhuw`. The compiler takes the
+/// intrinsic apart where the factor does not change, and multiplies in 32 bits, which takes four times
+/// as long.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn high_product(numbers: __m512i, factor: u16) -> __m512i {
+    let product: __m512i;
+    // SAFETY: needs AVX-512BW, which is enabled here; touches nothing but its registers.
+    unsafe {
+        std::arch::asm!(
+            "vpmulhuw {product}, {numbers}, {factor}",
+            product = lateout(zmm_reg) product,
+            numbers = in(zmm_reg) numbers,
+            factor = in(zmm_reg) _mm512_set1_epi16(factor.cast_signed()),
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    product
 }
 
 /// See [`super::kernels::List`].

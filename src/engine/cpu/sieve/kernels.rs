@@ -51,7 +51,10 @@ pub(super) struct ScanCall<'a> {
     pub(super) tables: [&'a [IndexLine]; SCAN_PROBES],
     pub(super) probes: usize,
     pub(super) groups: usize,
+    /// A scan of planes of sketches reads their cosines itself, and puts the odd rows among the hits.
     pub(super) bars: &'a TileBars,
+    /// [`Scale::reference_parts`] of the level.
+    pub(super) reference: u16,
     pub(super) least: [Least; SCAN_PROBES],
 }
 

@@ -407,8 +407,9 @@ impl<'a> Sieve<'a> {
         let tiles = &mut tiles[..tiles_count];
         for (t, (terms, indices)) in tiles.iter_mut().zip(indices.chunks_exact_mut(tile_lines)).enumerate() {
             let codes = codes.blocks(self.dim, t * TILE_BLOCKS, blocks_of(t));
-            self.read_terms(level, block, first + t * TILE_ROWS, &codes, terms);
-            if !self.kernels.scans_planes(floors.len()) {
+            let by_planes = self.kernels.scans_planes(floors.len());
+            self.read_terms(level, by_planes, block, first + t * TILE_ROWS, &codes, terms);
+            if !by_planes {
                 self.kernels.spread(&codes, self.dim, level, indices);
             }
         }
@@ -473,6 +474,7 @@ impl<'a> Sieve<'a> {
             probes,
             groups: tile.groups,
             bars: &tile.terms.bars,
+            reference: self.scales[tile.level as usize].reference_parts,
             least: some,
         };
         let mut found: ScanHits = Default::default();
@@ -544,7 +546,15 @@ impl<'a> Sieve<'a> {
         self.kernels.close(&call, hits)
     }
 
-    fn read_terms(&self, level: Level, block: &BlockView<'_>, first: usize, codes: &Codes<'_>, tile: &mut TileTerms) {
+    fn read_terms(
+        &self,
+        level: Level,
+        by_planes: bool,
+        block: &BlockView<'_>,
+        first: usize,
+        codes: &Codes<'_>,
+        tile: &mut TileTerms,
+    ) {
         let scale = &self.scales[level as usize];
         let TileTerms { live, bars } = tile;
         *live = [0; TILE_BLOCKS];
@@ -553,6 +563,7 @@ impl<'a> Sieve<'a> {
             live[b] = block.live[first / BLOCK_ROWS + b].load(Ordering::Acquire);
             // Terms of other levels are left alone: a look at sketches reads nothing but their lines.
             let odd = match level {
+                Level::Sketch if by_planes => 0,
                 Level::Sketch => {
                     let cosines = (b + 1) * codes::sketch_bytes(self.dim) - BLOCK_ROWS;
                     let cosines = codes.sketch[cosines..][..BLOCK_ROWS].try_into().expect("a line");
