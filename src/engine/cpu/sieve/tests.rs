@@ -4,9 +4,9 @@ use half::f16;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
-use thenar_index::codes::OwnedCodes;
+use thenar_index::codes::{OwnedCodes, sketch_bytes, sketch_cosine};
 
-use super::bars::{Parts, tell_rows};
+use super::bars::Parts;
 use super::*;
 use crate::simd::Simd;
 
@@ -37,9 +37,44 @@ fn coded(rng: &mut ChaCha8Rng, dim: usize, blocks: usize) -> (Vec<f16>, OwnedCod
     (rows, codes)
 }
 
+/// The cosines of a block's sketches, in parts.
+fn sketch_cosines<'a>(codes: &Codes<'a>, dim: usize, block: usize) -> &'a [u8; BLOCK_ROWS] {
+    codes.sketch[..(block + 1) * sketch_bytes(dim)].last_chunk().unwrap()
+}
+
+/// The cosine that is known of a row's code at a level, and the code's length.
+fn cosine_and_norm(codes: &Codes<'_>, level: Level, dim: usize, row: usize) -> (f64, f64) {
+    let (terms, norm) = (codes.terms[row], f64::from(level.least_norm(dim)));
+    match level {
+        Level::Sketch => (sketch_cosine(sketch_cosines(codes, dim, row / BLOCK_ROWS)[row % BLOCK_ROWS]).into(), norm),
+        Level::Sign => (terms.sign_cosine().into(), norm),
+        Level::Two => (terms.two_cosine().into(), f64::from(terms.two_square(dim)).sqrt()),
+    }
+}
+
+/// What tells the rows of a block apart, and the odd ones, by the kernels of a path.
+fn told(kernels: &CodeKernels, scale: &Scale, level: Level, codes: &Codes<'_>, block: usize) -> (Parts, Parts, u64) {
+    let (mut along, mut length) = (Parts::ZERO, Parts::ZERO);
+    let odd = if level == Level::Sketch {
+        kernels.tell_sketches(scale, sketch_cosines(codes, scale.dim, block), &mut along)
+    } else {
+        let terms = codes.terms[block * BLOCK_ROWS..][..BLOCK_ROWS].try_into().unwrap();
+        kernels.tell(scale, level, terms, &mut along, &mut length)
+    };
+    (along, length, odd)
+}
+
 /// The integers of a row's code at a level, from the bits of its planes.
 fn integers(codes: &Codes<'_>, level: Level, dim: usize, row: usize) -> Vec<f64> {
     let (block, lane) = (row / BLOCK_ROWS, row % BLOCK_ROWS);
+    if level == Level::Sketch {
+        let bit = |at: usize| {
+            let byte = codes.sketch[block * sketch_bytes(dim) + at / 8 * BLOCK_ROWS + lane];
+            usize::from(byte >> (at % 8) & 1)
+        };
+        let word = |g: usize| (0..sketch::WORD_BITS).map(|n| bit(g * sketch::WORD_BITS + n) << n).sum::<usize>();
+        return (0..sketch::groups(dim)).flat_map(|g| sketch::WORDS[word(g)]).map(f64::from).collect();
+    }
     let bit = |plane: &[u8], i: usize| plane[(block * dim / 8 + i / 8) * BLOCK_ROWS + lane] >> (i % 8) & 1 == 1;
     (0..dim)
         .map(|i| {
@@ -57,10 +92,11 @@ fn indices(kernels: &CodeKernels, level: Level, dim: usize, codes: &Codes<'_>) -
 }
 
 /// The sum of a row's entries: the definition.
-fn sum(kernels: &CodeKernels, indices: &[IndexLine], blocks: usize, entries: &[IndexLine], row: usize) -> u32 {
-    let tables = bytemuck::cast_slice::<IndexLine, u8>(entries).chunks_exact(1 << kernels.bits);
+fn sum(bits: usize, indices: &[IndexLine], blocks: usize, entries: &[IndexLine], row: usize) -> u32 {
+    let entry_count = 1 << bits;
+    let tables = bytemuck::cast_slice::<IndexLine, u8>(entries).chunks_exact(entry_count);
     let places = indices.iter().skip(row / BLOCK_ROWS).step_by(blocks);
-    let place = |line: &IndexLine| usize::from(line.0[row % BLOCK_ROWS]) & ((1 << kernels.bits) - 1);
+    let place = |line: &IndexLine| usize::from(line.0[row % BLOCK_ROWS]) & (entry_count - 1);
     tables.zip(places).map(|(table, line)| u32::from(table[place(line)])).sum()
 }
 
@@ -88,20 +124,30 @@ fn first_looks_bound_the_product_from_above_and_closely_on_every_path() {
                     // its table's.
                     let step = f64::from(tables.step);
                     let kept = step * (f64::from(kernels.entry_max(level, dim)) - 1.0);
-                    let largest = if level == Level::Sign { 1.0 } else { 3.0 };
-                    let loose = kernels.groups(level, dim) as f64 * step * 1.01
-                        + probe
-                            .chunks(kernels.group_dims(level))
-                            .map(|group| 2.0 * largest * group.iter().map(|q| f64::from(q.abs())).sum::<f64>())
-                            .map(|range| (range - kept).max(0.0))
-                            .sum::<f64>();
+                    let range = |group: &[f32]| {
+                        let sum = 2.0 * group.iter().map(|q| f64::from(q.abs())).sum::<f64>();
+                        match level {
+                            Level::Sketch => {
+                                let (low, high) = extremes(&sketch::products(group));
+                                f64::from(high) - f64::from(low)
+                            }
+                            Level::Sign => sum,
+                            Level::Two => 3.0 * sum,
+                        }
+                    };
+                    let cut_off = probe
+                        .chunks(kernels.group_dims(level))
+                        .map(|group| (range(group) - kept).max(0.0))
+                        .sum::<f64>();
+                    let loose = kernels.groups(level, dim) as f64 * step * 1.01 + cut_off;
+                    let tiny = 1e-7 * f64::from(level.least_norm(dim)) * (dim as f64).sqrt();
                     for row in 0..codes.rows() {
                         let products = integers(&codes, level, dim, row).into_iter().zip(&probe);
                         let exact: f64 = products.map(|(c, q)| c * f64::from(*q)).sum();
-                        let sum = sum(kernels, &indices, blocks, &tables.entries, row);
+                        let sum = sum(kernels.index_bits(level), &indices, blocks, &tables.entries, row);
                         let bound = f64::from(tables.offset) + f64::from(tables.step) * f64::from(sum);
                         let what = format!("{path} dim {dim} {level:?} blocks {blocks} row {row}");
-                        assert!(bound >= exact - 1e-5, "{what}: {bound} < {exact}");
+                        assert!(bound >= exact - tiny, "{what}: {bound} < {exact}");
                         assert!(bound <= exact + loose, "{what}: {bound} > {exact} + {loose}");
                     }
                 }
@@ -127,13 +173,19 @@ fn a_scan_reports_exactly_the_rows_that_reach_their_least() {
                 let tables: Vec<Tables> =
                     (0..probes).map(|_| Tables::new(kernels, level, &unit(&mut rng, dim))).collect();
                 let mut bars = TileBars::EMPTY;
-                for b in 0..blocks {
+                let scale = Scale::new(level, dim);
+                let mut odd = [0; TILE_BLOCKS];
+                for (b, odd) in odd.iter_mut().enumerate().take(blocks) {
                     bars.along[b] = Parts(std::array::from_fn(|_| rng.random()));
                     if level == Level::Two {
                         bars.length[b] = Parts(std::array::from_fn(|_| rng.random()));
                     }
+                    if level == Level::Sketch {
+                        (bars.along[b], _, *odd) = told(kernels, &scale, level, &codes, b);
+                    }
                 }
-                let wanted = |p: usize, row: usize| sum(kernels, &indices, blocks, &tables[p].entries, row);
+                let wanted =
+                    |p: usize, row: usize| sum(kernels.index_bits(level), &indices, blocks, &tables[p].entries, row);
                 let mut least = [Least::NONE; SCAN_PROBES];
                 for (p, least) in least.iter_mut().enumerate().take(probes) {
                     let usual = wanted(p, 5) as u16;
@@ -141,13 +193,14 @@ fn a_scan_reports_exactly_the_rows_that_reach_their_least() {
                     *least = Least { base: usual / 4 * 3, along: usual / 4, longer, shorter };
                 }
                 let call = ScanCall {
+                    level,
                     indices: &indices,
                     blocks,
                     tables: [&tables[0].entries, &tables[probes - 1].entries],
                     probes,
                     groups,
-                    together: kernels.together(level),
                     bars: &bars,
+                    reference: scale.reference_parts,
                     least,
                 };
                 let mut expected: ScanHits = Default::default();
@@ -162,6 +215,10 @@ fn a_scan_reports_exactly_the_rows_that_reach_their_least() {
                 assert_eq!(kernels.scan(&call, &mut found), any, "{what}");
                 assert_eq!(found, expected, "{what}");
                 if kernels.scans_planes(probes) {
+                    for expected in &mut expected[..probes] {
+                        expected.iter_mut().zip(odd).for_each(|(mask, odd)| *mask |= odd);
+                    }
+                    let any = any || odd != [0; TILE_BLOCKS];
                     let mut found: ScanHits = Default::default();
                     assert_eq!(kernels.scan_planes(&codes, dim, level, &call, &mut found), any, "{what}");
                     assert_eq!(found, expected, "{what}, by planes");
@@ -202,16 +259,22 @@ fn rows_tell_the_same_on_every_path_but_for_the_last_unit() {
     for dim in DIMS {
         let mut rng = ChaCha8Rng::seed_from_u64(dim as u64);
         let (_, codes) = coded(&mut rng, dim, 1);
-        let terms: &[Terms; BLOCK_ROWS] = codes.as_codes().terms.try_into().unwrap();
+        let codes = codes.as_codes();
         for level in Level::ALL {
             let scale = Scale::new(level, dim);
-            let (mut along, mut length) = (Parts::ZERO, Parts::ZERO);
-            let odd = tell_rows(&scale, level, terms, &mut along, &mut length);
+            let (along, length, odd) = told(CodeKernels::of(Simd::Portable), &scale, level, &codes, 0);
+            for r in 0..BLOCK_ROWS {
+                let (cosine, norm) = cosine_and_norm(&codes, level, dim, r);
+                assert_eq!(odd >> r & 1 == 1, cosine < f64::from(scale.reference), "dim {dim} {level:?} row {r}");
+                let exact = (norm * (cosine - f64::from(scale.reference)) / f64::from(scale.along_unit)).max(0.0);
+                let found = f64::from(along.0[r]);
+                assert!(found <= exact * (1.0 + 1e-6), "dim {dim} {level:?} row {r}: {found} of {exact}");
+                assert!(found >= exact.min(65_535.0) - 2.0, "dim {dim} {level:?} row {r}: {found} of {exact}");
+            }
             assert_ne!(odd, 0, "an axis is far from its code");
             for path in paths() {
-                let (mut other_along, mut other_length) = (Parts::ZERO, Parts::ZERO);
-                let kernels = CodeKernels::of(path);
-                assert_eq!(kernels.tell(&scale, level, terms, &mut other_along, &mut other_length), odd, "{path}");
+                let (other_along, other_length, other_odd) = told(CodeKernels::of(path), &scale, level, &codes, 0);
+                assert_eq!(other_odd, odd, "{path}");
                 for r in 0..BLOCK_ROWS {
                     let at = place(path, r);
                     assert!(along.0[r].abs_diff(other_along.0[at]) <= 1, "{path} dim {dim} {level:?} row {r}");
@@ -227,22 +290,21 @@ fn the_least_sum_is_never_above_the_bar_and_close_below_it() {
     for dim in DIMS {
         let mut rng = ChaCha8Rng::seed_from_u64(dim as u64);
         let (_, codes) = coded(&mut rng, dim, 2);
-        let terms: &[[Terms; BLOCK_ROWS]] = codes.as_codes().terms.as_chunks().0;
-        let mut told = 0;
+        let codes = codes.as_codes();
+        let mut counted = 0;
         for (path, level) in paths().flat_map(|path| Level::ALL.map(|level| (path, level))) {
             let kernels = CodeKernels::of(path);
             for certificate in [Certificate::Deterministic, Certificate::Randomised { miss_probability: 1e-12 }] {
                 let cutter = Cutter::new(certificate, dim);
                 let scale = Scale::new(level, dim);
-                for (terms, floor) in terms.iter().zip([0.25, 0.6]) {
+                for (block, floor) in [0.25, 0.6].into_iter().enumerate() {
                     let cut = cutter.cut(floor).unwrap();
                     let tables = Tables::new(kernels, level, &unit(&mut rng, dim));
                     let least = Least::new(&scale, &cutter, Some(cut), (tables.offset, tables.step));
-                    let (mut along, mut length) = (Parts::ZERO, Parts::ZERO);
-                    let odd = kernels.tell(&scale, level, terms, &mut along, &mut length);
+                    let (along, length, odd) = told(kernels, &scale, level, &codes, block);
                     for r in (0..BLOCK_ROWS).filter(|r| odd >> r & 1 == 0) {
-                        let n = f64::from(level.norm(terms[r], dim));
-                        let x = (f64::from(level.cosine(terms[r])) - f64::from(cutter.loss())).max(0.0);
+                        let (cosine, n) = cosine_and_norm(&codes, level, dim, block * BLOCK_ROWS + r);
+                        let x = (cosine - f64::from(cutter.loss())).max(0.0);
                         let (a, b, slack) = cut.parts();
                         let bar = f64::from(a) * x - f64::from(b) * (1.0 - x * x).max(0.0).sqrt() - f64::from(slack);
                         let exact = (n * bar - f64::from(tables.offset)) / f64::from(tables.step);
@@ -253,7 +315,7 @@ fn the_least_sum_is_never_above_the_bar_and_close_below_it() {
                         // Usual rows of many components lose a few steps, and a hundredth of the code's
                         // length where their cosine is a tenth off.
                         if dim == 512 && r % 16 != 5 && r % 16 != 7 && exact > 0.0 {
-                            told += 1;
+                            counted += 1;
                             let lost = (x - 0.86).abs().min(0.1) / 10.0 * n / f64::from(tables.step);
                             assert!(found >= exact - 8.0 - lost, "{what}");
                         }
@@ -261,8 +323,25 @@ fn the_least_sum_is_never_above_the_bar_and_close_below_it() {
                 }
             }
         }
-        assert!(dim != 512 || told > 0);
+        assert!(dim != 512 || counted > 0);
     }
+}
+
+#[test]
+fn words_point_everywhere() {
+    let mut rng = ChaCha8Rng::seed_from_u64(11);
+    let mut least = f32::MAX;
+    for n in 0..20_000 {
+        // Axes and corners, then anything.
+        let group: Vec<f32> = match n {
+            0..8 => (0..8).map(|i| if i == n { 1.0 } else { 0.0 }).collect(),
+            8..264 => (0..8).map(|i| if n - 8 >> i & 1 == 1 { 0.125_f32.sqrt() } else { -0.125_f32.sqrt() }).collect(),
+            _ => unit(&mut rng, 8),
+        };
+        let (low, high) = extremes(&sketch::products(&group));
+        least = least.min(high - low);
+    }
+    assert!(least > 50.0, "a range of {least}, of words of length 100");
 }
 
 #[test]
