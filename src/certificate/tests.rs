@@ -4,7 +4,8 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use rand_distr::StandardNormal;
 use rayon::prelude::*;
-use thenar_index::codes::OwnedCodes;
+use thenar_index::codes::{OwnedCodes, sketch_cosine};
+use thenar_index::sketch;
 
 use super::*;
 
@@ -34,8 +35,11 @@ fn at_cosine(tau: f64, y: &[f64], w: &[f64]) -> Vec<f64> {
     y.iter().zip(w).map(|(y, w)| tau * y + sine * w).collect()
 }
 
-/// A stored row and its three codes as unit vectors, each with the cosine kept for it.
-fn stored(y: &[f64]) -> (Vec<f64>, [(Vec<f64>, f32); 3]) {
+/// How many codes a row has.
+const CODES: usize = 4;
+
+/// A stored row and its codes as unit vectors, each with the cosine kept for it.
+fn stored(y: &[f64]) -> (Vec<f64>, [(Vec<f64>, f32); CODES]) {
     let dim = y.len();
     let row: Vec<f16> = y.iter().map(|v| f16::from_f64(*v)).collect();
     let mut codes = OwnedCodes::zeroed(dim, 64);
@@ -49,10 +53,14 @@ fn stored(y: &[f64]) -> (Vec<f64>, [(Vec<f64>, f32); 3]) {
             f64::from(2 * i32::from(if i < dim / 2 { byte & 15 } else { byte >> 4 }) - 15)
         })
         .collect();
+    let bits = |g: usize| (0..sketch::WORD_BITS).map(move |n| g * sketch::WORD_BITS + n);
+    let word = |g: usize| bits(g).rev().fold(0, |word, at| word << 1 | usize::from(bit(&codes.sketch, at)));
+    let words = (0..sketch::groups(dim)).flat_map(|g| sketch::WORDS[word(g)]).map(f64::from).collect();
     let terms = codes.terms[0];
-    let cosines = [terms.sign_cosine(), terms.two_cosine(), terms.fine_cosine()];
+    let sketch_cosine = sketch_cosine(codes.sketch[sketch::lines(dim) * 64]);
+    let cosines = [sketch_cosine, terms.sign_cosine(), terms.two_cosine(), terms.fine_cosine()];
     let mut cosines = cosines.into_iter();
-    let codes = [sign, two, fine].map(|c| (scaled(&c, 1.0 / dot(&c, &c).sqrt()), cosines.next().unwrap()));
+    let codes = [words, sign, two, fine].map(|c| (scaled(&c, 1.0 / dot(&c, &c).sqrt()), cosines.next().unwrap()));
     (row.iter().map(|v| v.to_f64()).collect(), codes)
 }
 
@@ -172,8 +180,8 @@ proptest! {
     }
 }
 
-/// Misses among `pairs` mated pairs of exactly the floor's score, for each of the three codes.
-fn misses(dim: usize, tau: f64, probability: f64, pairs: u64) -> [u64; 3] {
+/// Misses among `pairs` mated pairs of exactly the floor's score, for each code.
+fn misses(dim: usize, tau: f64, probability: f64, pairs: u64) -> [u64; CODES] {
     const PROBES_A_ROW: u64 = 4096;
     let cutter = Cutter::new(Certificate::Randomised { miss_probability: probability }, dim);
     (0..pairs / PROBES_A_ROW)
@@ -182,13 +190,13 @@ fn misses(dim: usize, tau: f64, probability: f64, pairs: u64) -> [u64; 3] {
             let mut rng = SmallRng::seed_from_u64(nth);
             let y = unit(&mut rng, dim);
             let (row, codes) = stored(&y);
-            let bars = [0, 1, 2].map(|i| cutter.leaning(codes[i].1));
-            let mut missed = [0; 3];
+            let bars = codes.each_ref().map(|(_, cosine)| cutter.leaning(*cosine));
+            let mut missed = [0; CODES];
             let mut w = vec![0.0_f32; dim];
             let y32: Vec<f32> = y.iter().map(|v| *v as f32).collect();
             let dot32 = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
             let row: Vec<f32> = row.iter().map(|v| *v as f32).collect();
-            let units = [0, 1, 2].map(|i| codes[i].0.iter().map(|v| *v as f32).collect::<Vec<f32>>());
+            let units = codes.each_ref().map(|(u, _)| u.iter().map(|v| *v as f32).collect::<Vec<f32>>());
             let (cosine, sine) = (tau as f32, (1.0 - tau * tau).sqrt() as f32);
             for _ in 0..PROBES_A_ROW {
                 w.iter_mut().for_each(|w| *w = rng.sample(StandardNormal));
@@ -198,24 +206,24 @@ fn misses(dim: usize, tau: f64, probability: f64, pairs: u64) -> [u64; 3] {
                 w.iter_mut().zip(&y32).for_each(|(w, y)| *w = *w * scale + cosine * y);
                 // The score that the server would find for this probe is the floor to hold.
                 let cut = cutter.cut(f64::from(dot32(&w, &row))).unwrap();
-                for i in 0..3 {
+                for i in 0..CODES {
                     missed[i] += u64::from(dot32(&w, &units[i]) < cut.bar(bars[i]));
                 }
             }
             missed
         })
-        .reduce(|| [0; 3], |a, b| [a[0] + b[0], a[1] + b[1], a[2] + b[2]])
+        .reduce(|| [0; CODES], |a, b| std::array::from_fn(|i| a[i] + b[i]))
 }
 
 #[test]
 fn randomised_misses_are_no_more_than_claimed_and_not_far_fewer() {
-    // Over 10^8 pairs in all. Means and three deviations of a Poisson count: a claim that were too
+    // Over 10^8 pairs of each code. Means and three deviations of a Poisson count: a claim that were too
     // small by a tenth would be caught, and so would a bar that never misses.
     const PAIRS: u64 = 26 << 20;
     for (dim, tau, probability) in [(32, 0.5, 1e-3), (32, 0.8, 1e-4), (64, 0.35, 1e-3), (64, 0.6, 1e-4)] {
         let claimed = PAIRS as f64 * probability;
         // The slack for a row's rounding is a large part of the little that a fine code leaves open.
-        for (missed, share) in misses(dim, tau, probability, PAIRS).into_iter().zip([0.5, 0.5, 0.02]) {
+        for (missed, share) in misses(dim, tau, probability, PAIRS).into_iter().zip([0.5, 0.5, 0.5, 0.02]) {
             let what = format!("dim {dim}, tau {tau}: {missed} missed of {PAIRS}, claimed {claimed}");
             assert!(missed as f64 <= claimed + 3.0 * claimed.sqrt(), "{what}");
             assert!(missed as f64 >= share * claimed, "{what}");
