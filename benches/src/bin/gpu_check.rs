@@ -141,6 +141,7 @@ impl<'a> Segment<'a> {
         let parts: Vec<OwnedCodes> =
             rows[..coded * dim].par_chunks(BLOCK_ROWS * dim).map(|rows| OwnedCodes::of(rows, dim)).collect();
         for part in parts {
+            codes.sketch.extend(part.sketch);
             codes.sign.extend(part.sign);
             codes.two.extend(part.two);
             codes.fine.extend(part.fine);
