@@ -134,11 +134,17 @@ pub fn search_batch(
             })
             .collect();
         let survivors = &*survivors;
-        open.par_iter_mut().zip(firsts).for_each(|(run, first)| {
+        let step = |(run, first): (&mut &mut Running<'_>, usize)| {
             let range = first..first + run.search.probes.len();
             run.held = survivors.certificate;
             run.step(snapshot, &survivors.rows[range.clone()], &survivors.overflowed[range]);
-        });
+        };
+        if open.len() == 1 {
+            // Waking another thread would take longer.
+            open.iter_mut().zip(firsts).for_each(step);
+        } else {
+            open.par_iter_mut().zip(firsts).for_each(step);
+        }
         timing.verify += started.elapsed();
     }
 
