@@ -203,6 +203,9 @@ impl Unrepaired {
         if let Some(first) = self.damage.first() {
             return Err(Error::Damaged { count: self.damage.len(), first: Box::new(first.clone()) });
         }
+        // A process that ended may have given the manifest its name and not synced that. Nothing is
+        // overwritten that the manifest before it counts until that one cannot come back.
+        folder::sync_dir(&*self.storage, &self.dir)?;
         self.finish_erasures()?;
         let upgraded = self.upgrade(progress)?;
         if self.replaced || upgraded {

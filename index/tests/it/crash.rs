@@ -391,6 +391,50 @@ fn a_power_cut_while_opening_after_the_process_ended_leaves_the_last_durable_sta
 }
 
 #[test]
+fn an_opening_makes_the_manifest_it_found_durable_before_it_overwrites_anything() {
+    // The process ends while it replaces a segment, maybe between renaming the manifest and
+    // syncing the folder; the next one sees the new name, and the disk need not have it yet.
+    let rows: Vec<OwnedRow> = (1..=100).map(|n| row(n, n % 9, TORN.dim)).collect();
+    let kept: Vec<OwnedRow> = rows.iter().filter(|row| row.subject.0 != 3).cloned().collect();
+    let by_template = |rows: &[OwnedRow]| rows.iter().map(|row| (row.template.0, row.clone())).collect();
+    let allowed: [(Lsn, BTreeMap<u64, OwnedRow>); 2] = [(Lsn(1), by_template(&rows)), (Lsn(2), by_template(&kept))];
+    for op in 0.. {
+        for second in 0.. {
+            let dir = tempfile::tempdir().unwrap();
+            let disk = disk_of(dir.path());
+            let mut index = Index::create_on(Arc::new(disk.clone()), dir.path(), TORN, KEY).unwrap();
+            index.append(&borrowed(&rows)).unwrap();
+            drop(index.publish(Lsn(1)));
+            index.checkpoint().unwrap();
+            index.forget(SubjectNumber(3));
+            drop(index.publish(Lsn(2)));
+            disk.plan(disk.ops() + op, Mishap::Fails(io::ErrorKind::Other));
+            let replaced = index.replace_segment(0, kept.iter().cloned());
+            drop(index);
+            if replaced.is_ok() {
+                assert!(op > 10, "a replacement of {op} operations proves little");
+                return;
+            }
+            disk.plan(disk.ops() + second, Mishap::PowerCut);
+            drop(Index::open_on(Arc::new(disk.clone()), dir.path(), KEY).and_then(thenar_index::Unrepaired::finish));
+            if !disk.is_dead() {
+                break;
+            }
+            for luck in 0..2 {
+                let context = format!("end at operation {op}, power cut at operation {second} of opening, luck {luck}");
+                let left = tempfile::tempdir().unwrap();
+                disk.leave(left.path(), op * 64 + second * 2 + luck);
+                let unrepaired = Index::open_on(Arc::new(disk_of(left.path())), left.path(), KEY).unwrap();
+                assert_eq!(unrepaired.damage(), [], "{context}");
+                let index = unrepaired.finish().unwrap();
+                let shown = (index.snapshot().lsn(), live_rows(&index.snapshot()));
+                assert!(allowed.contains(&shown), "{context}: {:?}", shown.0);
+            }
+        }
+    }
+}
+
+#[test]
 fn any_operation_that_fails_stops_the_writer_and_costs_nothing_durable() {
     let seed = SEEDS[1];
     for op in 0..ops_of(seed) {
