@@ -215,6 +215,24 @@ fn downgrade(dir: &Path, shape: Geometry, version: u32, files_version: u32) {
 }
 
 #[test]
+fn a_row_of_512_components_takes_the_bytes_that_format_md_says() {
+    let (dir, shape) = (tempfile::tempdir().unwrap(), Geometry::new(512));
+    let mut index = Index::create(dir.path(), shape, KEY).unwrap();
+    index.append(&palms::borrowed(&[palms::row(1, 1, shape.dim)])).unwrap();
+    let bytes = fs::metadata(dir.path().join(FILES[1])).unwrap().len() as usize;
+    let rows = shape.segment_rows as usize;
+    assert_eq!((bare_bytes(shape) - 4096) / rows, 1152);
+    let (codes, sketch) = ((bytes - bare_bytes(shape)) / rows, sketch_bytes(shape.dim) / BLOCK_ROWS);
+    let page = include_str!("../../FORMAT.md");
+    for said in [
+        format!("a row and its record take 1,152 bytes, its codes {codes}, of which its sketch is {sketch}."),
+        format!("a row takes {codes} bytes more than in version 1, where it took 1,152, and {sketch} more than"),
+    ] {
+        assert!(page.contains(&said), "{said}");
+    }
+}
+
+#[test]
 fn the_files_of_earlier_versions_are_those_of_this_one_without_codes() {
     for version in 1..VERSION {
         let dir = tempfile::tempdir().unwrap();
@@ -285,12 +303,14 @@ struct Outdated {
 
 /// An index of `version` in which all was cut short that can be, its files as `files_version` has
 /// them: two rows are erased whose codes are not, one is to be erased, and behind the rows that
-/// count are others, with codes, which fill up a block. Five blocks are full.
+/// count are others, with codes, which fill up two blocks. Four blocks are full, and the last
+/// segment has none: what version 2 has where this one has sketches, checksums, lies there where a
+/// block has no sketches.
 fn outdated(version: u32, files_version: u32) -> Outdated {
     let dir = tempfile::tempdir().unwrap();
     let mut index = Index::create_on(Arc::new(disk_of(dir.path())), dir.path(), TORN, KEY).unwrap();
     let rows: Vec<OwnedRow> = (1..=384).map(|n| palms::row(n, n / 2, TORN.dim)).collect();
-    index.append(&palms::borrowed(&rows[..340])).unwrap();
+    index.append(&palms::borrowed(&rows[..276])).unwrap();
     let erased = index.forget(SubjectNumber(9));
     drop(index.publish(Lsn(5)));
     let first = dir.path().join(FILES[1]);
@@ -299,7 +319,7 @@ fn outdated(version: u32, files_version: u32) -> Outdated {
     index.forget_template(TemplateId(200)).unwrap();
     index.checkpoint().unwrap();
     let live = live_rows(&index.snapshot());
-    index.append(&palms::borrowed(&rows[340..])).unwrap();
+    index.append(&palms::borrowed(&rows[276..])).unwrap();
     drop(index);
     let codes_at = areas(TORN)[0].0;
     let mut bytes = fs::read(&first).unwrap();
@@ -307,7 +327,7 @@ fn outdated(version: u32, files_version: u32) -> Outdated {
     fs::write(&first, bytes).unwrap();
     downgrade(dir.path(), TORN, version, files_version);
     let gone: Vec<u64> = (1..=384).filter(|template| !live.contains_key(template)).collect();
-    assert_eq!((gone[..3].to_vec(), gone.len()), (vec![18, 19, 200], 3 + 44));
+    assert_eq!((gone[..3].to_vec(), gone.len()), (vec![18, 19, 200], 3 + 108));
     Outdated { dir, live, gone }
 }
 
@@ -346,9 +366,9 @@ fn verifying_an_index_of_an_earlier_format_finds_codes_of_rows_that_are_gone() {
         let outdated = outdated(version, files_version);
         let report = verified(outdated.dir.path());
         assert_eq!((report.version, report.damage.len(), report.codes_damage.len()), (version, 0, 0));
-        assert_eq!((report.live, report.erased, report.forgotten), (340 - 2, 2, 1));
+        assert_eq!((report.live, report.erased, report.forgotten), (276 - 2, 2, 1));
         // In version 1 what is behind the rows means nothing.
-        assert_eq!((report.stale, report.codes_unfinished), (44, if version == 2 { 2 } else { 0 }));
+        assert_eq!((report.stale, report.codes_unfinished), (108, if version == 2 { 3 } else { 0 }));
         assert!(!report.is_sound());
         outdated.assert_upgraded(outdated.dir.path(), "verified");
     }
