@@ -220,16 +220,15 @@ impl<'a> Codes<'a> {
     /// Where there is no such row.
     #[must_use]
     pub fn is_clear(&self, dim: usize, at: usize) -> bool {
-        let (block, lane) = (at / BLOCK_ROWS, at % BLOCK_ROWS);
-        let lane_is_zero = |plane: &[u8], bytes: usize| {
-            let lines = plane[block * bytes..][..bytes].as_chunks::<BLOCK_ROWS>().0;
-            lines.iter().all(|line| line[lane] == 0)
-        };
+        is_lane_zero(self.sketch, sketch_bytes(dim), at) && self.is_clear_beside_sketch(dim, at)
+    }
+
+    /// [`Codes::is_clear`] of codes that have no sketches, or whatever theirs are.
+    pub(crate) fn is_clear_beside_sketch(&self, dim: usize, at: usize) -> bool {
         self.terms[at] == Terms::zeroed()
             && is_zero(&self.fine[at * dim / 2..][..dim / 2])
-            && lane_is_zero(self.sketch, sketch_bytes(dim))
-            && lane_is_zero(self.sign, sign_bytes(dim))
-            && lane_is_zero(self.two, sign_bytes(dim))
+            && is_lane_zero(self.sign, sign_bytes(dim), at)
+            && is_lane_zero(self.two, sign_bytes(dim), at)
     }
 
     /// The codes of `count` blocks from the block `first` on.
@@ -247,6 +246,12 @@ impl<'a> Codes<'a> {
             terms: &self.terms[first * BLOCK_ROWS..(first + count) * BLOCK_ROWS],
         }
     }
+}
+
+/// Whether the row at `at` has only zeros in a plane of `bytes` a block.
+fn is_lane_zero(plane: &[u8], bytes: usize, at: usize) -> bool {
+    let lines = plane[at / BLOCK_ROWS * bytes..][..bytes].as_chunks::<BLOCK_ROWS>().0;
+    lines.iter().all(|line| line[at % BLOCK_ROWS] == 0)
 }
 
 /// Bytes of a block's sketches, with their cosines.
@@ -607,17 +612,20 @@ mod tests {
     /// the format has a new version.
     #[test]
     fn codes_have_not_changed() {
-        for (dim, expected) in [
-            (32, 0xbdf6_2d8e_7415_09d0),
-            (128, 0x115a_e941_3dd0_a276),
-            (512, 0x8be4_32fe_fa87_c64b),
-            (1024, 0x0f4a_9c13_f8f3_7fe7),
-        ] {
+        // Of sign, two, fine and terms, which are those of version 2, and of sketches.
+        let expected = [
+            (32, 0xbdf6_2d8e_7415_09d0, 0x0efc_5309_6056_06cb),
+            (128, 0x115a_e941_3dd0_a276, 0x690e_1ed8_8f84_a75e),
+            (512, 0x8be4_32fe_fa87_c64b, 0xae31_b155_4d85_df2a),
+            (1024, 0x0f4a_9c13_f8f3_7fe7, 0xf031_55af_852b_0df0),
+        ];
+        let found = expected.map(|(dim, ..)| {
             let owned = OwnedCodes::of(&rows(7, dim, 128), dim);
-            let mut bytes = [&*owned.sketch, &*owned.sign, &*owned.two, &*owned.fine].concat();
+            let mut bytes = [&*owned.sign, &*owned.two, &*owned.fine].concat();
             bytes.extend_from_slice(bytemuck::cast_slice(&owned.terms));
-            assert_eq!(xxh3_64(&bytes), expected, "dim {dim}: {:#x}", xxh3_64(&bytes));
-        }
+            (dim, xxh3_64(&bytes), xxh3_64(&owned.sketch))
+        });
+        assert_eq!(found, expected, "{found:#x?}");
     }
 
     #[test]
@@ -628,6 +636,45 @@ mod tests {
             codes.put(at, &vec![f16::ZERO; dim]);
         }
         assert_eq!(codes, OwnedCodes::zeroed(dim, 64));
+        let mut codes = OwnedCodes::of(&rows(3, dim, 64), dim);
+        codes.wipe();
+        assert_eq!(codes, OwnedCodes::zeroed(dim, 64));
+    }
+
+    #[test]
+    fn a_row_is_clear_when_none_of_its_codes_is_left() {
+        let dim = 64;
+        let (zeros, made) = (OwnedCodes::zeroed(dim, 128), OwnedCodes::of(&rows(4, dim, 128), dim));
+        let at = 64 + 9;
+        assert!(zeros.as_codes().is_clear(dim, at) && !made.as_codes().is_clear(dim, at));
+        // Whatever of the row is left, its first line or its last, in the block it is in.
+        let last = |plane: &[u8]| plane.len() - BLOCK_ROWS + at % BLOCK_ROWS;
+        for end in [false, true] {
+            for area in 0..4 {
+                let mut left = zeros.clone();
+                let (plane, first) = match area {
+                    0 => (&mut left.sketch, sketch_bytes(dim) + at % BLOCK_ROWS),
+                    1 => (&mut left.sign, sign_bytes(dim) + at % BLOCK_ROWS),
+                    2 => (&mut left.two, sign_bytes(dim) + at % BLOCK_ROWS),
+                    _ => (&mut left.fine, at * dim / 2),
+                };
+                let place = match (end, area) {
+                    (false, _) => first,
+                    (true, 3) => first + dim / 2 - 1,
+                    (true, _) => last(plane),
+                };
+                plane[place] = 1;
+                assert!(!left.as_codes().is_clear(dim, at), "area {area}");
+                assert!(left.as_codes().is_clear(dim, at - 1) && left.as_codes().is_clear(dim, at - BLOCK_ROWS));
+                left.clear(at);
+                assert_eq!(left, zeros, "area {area}");
+            }
+            let mut left = zeros.clone();
+            left.terms[at].threes = 1;
+            assert!(!left.as_codes().is_clear(dim, at));
+            left.clear(at);
+            assert_eq!(left, zeros);
+        }
     }
 
     #[test]

@@ -117,6 +117,12 @@ pub(crate) fn is_uncoded(pages: &Pages, block: u32, writer: &Writer) -> bool {
     planes.into_iter().all(crate::format::is_zero) && pages.block_sum(block, writer) == 0
 }
 
+/// Whether a block of an earlier version has codes of rows that have a bit in `rows`.
+pub(crate) fn has_codes_of(pages: &Pages, block: u32, rows: u64, writer: &Writer) -> bool {
+    let (dim, codes) = (pages.layout().dim, pages.block_codes(block, writer));
+    (0..BLOCK_ROWS).any(|lane| rows >> lane & 1 == 1 && !codes.is_clear_beside_sketch(dim, lane))
+}
+
 /// What is wrong with the codes of a block.
 pub(crate) struct CodesFault {
     /// Where, and how.

@@ -18,6 +18,9 @@ use crate::nouns::{Geometry, LABEL_BYTES_MAX, NewRow, SUBJECT_NUMBER_MAX};
 pub const VERSION: u32 = 3;
 /// The oldest version, whose segments end with their rows.
 pub(crate) const VERSION_FIRST: u32 = 1;
+/// The version whose segments have all codes but sketches, where this one has them, and their
+/// checksums where this one has sketches.
+pub(crate) const VERSION_UNSKETCHED: u32 = 2;
 /// Bytes of the header page.
 pub(crate) const HEADER_BYTES: usize = 4096;
 /// Boundary on which areas of codes start.
@@ -45,19 +48,23 @@ pub(crate) const STATE_GONE: u32 = u32::from_le_bytes(*b"GONE");
 pub(crate) struct Layout {
     pub(crate) dim: usize,
     pub(crate) capacity: u32,
-    /// Whether what follows the rows are areas of codes as [`VERSION`] has them. Otherwise it means
-    /// nothing.
-    pub(crate) coded: bool,
+    /// Of the index: says what follows the rows. Codes are read of [`VERSION`] only.
+    pub(crate) version: u32,
 }
 
 impl Layout {
     pub(crate) fn of(geometry: Geometry) -> Self {
-        Self { dim: geometry.dim, capacity: geometry.segment_rows, coded: true }
+        Self { dim: geometry.dim, capacity: geometry.segment_rows, version: VERSION }
     }
 
-    /// The same segment as earlier versions had it, as far as it is read.
-    pub(crate) fn bare(self) -> Self {
-        Self { coded: false, ..self }
+    /// The same segment as `version` has it: all is where it was up to the last row.
+    pub(crate) fn in_version(self, version: u32) -> Self {
+        Self { version, ..self }
+    }
+
+    /// Whether what follows the rows are codes as [`VERSION`] has them.
+    pub(crate) fn is_coded(self) -> bool {
+        self.version == VERSION
     }
 
     /// Bytes of one row.
@@ -110,17 +117,19 @@ impl Layout {
         self.sketch_at(self.blocks()).next_multiple_of(PAGE_BYTES) + block as usize * 8
     }
 
-    /// Whether a file of an earlier version may be `found` bytes long: with its rows alone, as version
-    /// 1 has it; with the checksums of version 2 behind the terms; or with room for this version's
-    /// codes, where a change to it was cut short.
-    pub(crate) fn may_have_been(self, found: u64) -> bool {
-        let two = self.sketch_at(0) + self.blocks() as usize * 8;
-        [self.bare().file_bytes(), two, Self { coded: true, ..self }.file_bytes()].contains(&(found as usize))
-    }
-
     /// Length of the file.
     pub(crate) fn file_bytes(self) -> usize {
-        if self.coded { self.sum_at(self.blocks()) } else { self.row_at(self.capacity) }
+        match self.version {
+            VERSION_FIRST => self.row_at(self.capacity),
+            VERSION_UNSKETCHED => self.sketch_at(0) + self.blocks() as usize * 8,
+            _ => self.sum_at(self.blocks()),
+        }
+    }
+
+    /// Whether the file may be `found` bytes long: as it should be, or as a later version has it
+    /// where a change to that one was cut short.
+    pub(crate) fn may_be(self, found: u64) -> bool {
+        (self.version..=VERSION).any(|version| self.in_version(version).file_bytes() as u64 == found)
     }
 }
 
@@ -162,8 +171,8 @@ pub(crate) struct Fault {
     pub(crate) found: u64,
 }
 
-/// Checks a header page against what the manifest, of `version`, says of the segment.
-pub(crate) fn check_header(page: &[u8], layout: Layout, version: u32, identity: u64) -> Result<(), Fault> {
+/// Checks a header page against what the manifest says of the segment.
+pub(crate) fn check_header(page: &[u8], layout: Layout, identity: u64) -> Result<(), Fault> {
     assert_eq!(page.len(), HEADER_BYTES);
     let expected = xxh3_64(&page[..HEADER_BYTES - 8]);
     let found = u64_at(page, HEADER_BYTES - 8);
@@ -171,8 +180,9 @@ pub(crate) fn check_header(page: &[u8], layout: Layout, version: u32, identity: 
         return Err(Fault { offset: (HEADER_BYTES - 8) as u64, kind: DamageKind::HeaderChecksum, expected, found });
     }
     let header: Header = bytemuck::pod_read_unaligned(&page[..size_of::<Header>()]);
-    // Of the version that made the segment, which the manifest's may be later than.
-    let version = if (VERSION_FIRST..version).contains(&header.version) { header.version } else { version };
+    // Of the version that made the segment, which that of the index may be later than.
+    let earlier = (VERSION_FIRST..layout.version).contains(&header.version);
+    let version = if earlier { header.version } else { layout.version };
     let fields = [
         (0, u64::from_le_bytes(SEGMENT_MAGIC), u64::from_le_bytes(header.magic)),
         (8, u64::from(version), u64::from(header.version)),

@@ -184,8 +184,7 @@ impl Manifest {
 
     /// Where things are in the segments.
     pub(crate) fn layout(&self) -> Layout {
-        let layout = Layout::of(self.geometry);
-        if self.version < VERSION { layout.bare() } else { layout }
+        Layout::of(self.geometry).in_version(self.version)
     }
 }
 
@@ -219,7 +218,7 @@ mod tests {
         for version in VERSION_FIRST..=VERSION {
             let manifest = Manifest { version, ..manifest() };
             assert_eq!(Manifest::decode(&manifest.encode(), Path::new("m")).unwrap(), manifest);
-            assert_eq!(manifest.layout().coded, version == VERSION);
+            assert_eq!((manifest.layout().version, manifest.layout().is_coded()), (version, version == VERSION));
         }
         for version in [0, VERSION + 1] {
             let other = Manifest { version, ..manifest() }.encode();

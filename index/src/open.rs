@@ -77,7 +77,7 @@ impl Unrepaired {
                 done_rows += rows;
                 progress(&manifest, done_rows)
             };
-            let found = read_segment(&*storage, dir, entry, &manifest, depth, &writer, &mut on_step)?;
+            let found = read_segment(&*storage, dir, entry, manifest.layout(), depth, &writer, &mut on_step)?;
             let segment_damage = |fault: Fault, bad_rows| Damage {
                 path: dir.join(file_name(entry.file)),
                 segment: place,
@@ -203,6 +203,9 @@ impl Unrepaired {
         if let Some(first) = self.damage.first() {
             return Err(Error::Damaged { count: self.damage.len(), first: Box::new(first.clone()) });
         }
+        // A process that ended may have given the manifest its name and not synced that. Nothing is
+        // overwritten that the manifest before it counts until that one cannot come back.
+        folder::sync_dir(&*self.storage, &self.dir)?;
         self.finish_erasures()?;
         let upgraded = self.upgrade(progress)?;
         if self.replaced || upgraded {
@@ -265,7 +268,7 @@ impl Unrepaired {
             }
             // Only after their rows are what they will be.
             let mut codes: BTreeSet<u32> = scan.half_coded.drain(..).chain(scan.miscoded.drain(..)).collect();
-            if segment.pages.layout().coded {
+            if segment.pages.layout().is_coded() {
                 let full = part.entry.rows / BLOCK_ROWS as u32;
                 codes.extend(gone.iter().map(|offset| offset / BLOCK_ROWS as u32).filter(|&block| block < full));
             }
@@ -322,12 +325,12 @@ fn read_segment(
     storage: &dyn Storage,
     dir: &Path,
     entry: &SegmentEntry,
-    manifest: &Manifest,
+    layout: Layout,
     depth: Depth,
     writer: &Writer,
     progress: &mut dyn FnMut(u64) -> bool,
 ) -> Result<Result<(Segment, Scan), Fault>, Error> {
-    let (path, layout) = (dir.join(file_name(entry.file)), manifest.layout());
+    let path = dir.join(file_name(entry.file));
     let file = match storage.open(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Ok(Err(Fault { offset: 0, kind: DamageKind::Missing, expected: 1, found: 0 }));
@@ -335,12 +338,12 @@ fn read_segment(
         file => file.map_err(Error::io(&path, "open"))?,
     };
     let (expected, found) = (layout.file_bytes() as u64, file.len().map_err(Error::io(&path, "measure"))?);
-    if expected != found && (layout.coded || !layout.may_have_been(found)) {
+    if !layout.may_be(found) {
         return Ok(Err(Fault { offset: expected.min(found), kind: DamageKind::Length, expected, found }));
     }
     let mut header = vec![0; HEADER_BYTES];
     file.read_at(&mut header, 0).map_err(Error::io(&path, "read"))?;
-    if let Err(fault) = check_header(&header, layout, manifest.version, entry.identity) {
+    if let Err(fault) = check_header(&header, layout, entry.identity) {
         return Ok(Err(fault));
     }
     let pages = Pages::new(file, &path, layout)?;

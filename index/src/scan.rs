@@ -7,9 +7,9 @@
 use rayon::prelude::*;
 
 use crate::codes::BLOCK_ROWS;
-use crate::coding::{Depth, check_codes, is_uncoded};
+use crate::coding::{Depth, check_codes, has_codes_of, is_uncoded};
 use crate::error::DamageKind;
-use crate::format::{Fault, Found, HEADER_BYTES, META_BYTES, check_row, is_zero};
+use crate::format::{Fault, Found, HEADER_BYTES, META_BYTES, VERSION, VERSION_UNSKETCHED, check_row, is_zero};
 use crate::gate::Writer;
 use crate::manifest::SegmentEntry;
 use crate::map::Pages;
@@ -43,6 +43,9 @@ pub(crate) struct Scan {
     pub(crate) first_code_fault: Option<Fault>,
     /// Blocks that are not full, and have codes that are not all zeros.
     pub(crate) stale_codes: Vec<u32>,
+    /// Blocks of an earlier version with codes of rows that are erased or do not count. Looked for
+    /// at [`Depth::Bytes`] only: opening makes all codes of that version anew.
+    pub(crate) outdated_left: u64,
     /// First and last template seen live.
     templates: Option<(u64, u64)>,
 }
@@ -83,6 +86,7 @@ impl Scan {
         self.miscoded.append(&mut later.miscoded);
         self.first_code_fault = self.first_code_fault.or(later.first_code_fault);
         self.stale_codes.append(&mut later.stale_codes);
+        self.outdated_left += later.outdated_left;
     }
 }
 
@@ -93,8 +97,8 @@ fn order_fault(entry: &SegmentEntry, before: u64, found: u64) -> Fault {
     Fault { offset: HEADER_BYTES as u64, kind: DamageKind::Order, expected, found }
 }
 
-/// Checks every row of `pages`, and its codes if it has any. After each step `progress` hears how many rows that were; a false
-/// from it ends the pass without a result.
+/// Checks every row of `pages`, and its codes if it has any. After each step `progress` hears how
+/// many rows that were; a false from it ends the pass without a result.
 pub(crate) fn scan(
     pages: &Pages,
     entry: &SegmentEntry,
@@ -126,8 +130,13 @@ fn scan_task(pages: &Pages, entry: &SegmentEntry, depth: Depth, writer: &Writer,
     let mut scan = Scan { live: vec![0; (end - from) as usize / 64], ..Scan::default() };
     for block in from / ROWS_PER_BLOCK..end / ROWS_PER_BLOCK {
         let gone = scan.rows(pages, entry, writer, block, from);
-        if pages.layout().coded {
-            scan.codes(pages, entry, depth, writer, block, gone);
+        match pages.layout().version {
+            VERSION => scan.codes(pages, entry, depth, writer, block, gone),
+            VERSION_UNSKETCHED if depth == Depth::Bytes => {
+                let uncounted = if block < entry.rows / ROWS_PER_BLOCK { 0 } else { u64::MAX };
+                scan.outdated_left += u64::from(has_codes_of(pages, block, gone | uncounted, writer));
+            }
+            _ => {}
         }
     }
     scan
@@ -199,7 +208,7 @@ mod tests {
     use crate::fill::write_segment;
     use crate::format::Layout;
     use crate::gate::gate;
-    use crate::nouns::{OwnedRow, SubjectNumber, TemplateId};
+    use crate::nouns::{Geometry, OwnedRow, SubjectNumber, TemplateId};
     use crate::storage::Files;
 
     fn rows(templates: impl Iterator<Item = u64>) -> impl Iterator<Item = OwnedRow> {
@@ -214,7 +223,7 @@ mod tests {
 
     #[test]
     fn a_new_segment_scans_as_what_it_was_said_to_be() {
-        let layout = Layout { dim: 32, capacity: 2112, coded: true };
+        let layout = Layout::of(Geometry { dim: 32, segment_rows: 2112 });
         for count in [0, 1, 63, 64, 65, 2111, 2112] {
             let dir = tempfile::tempdir().unwrap();
             let (_, mut writer) = gate();
@@ -241,7 +250,7 @@ mod tests {
 
     #[test]
     fn rows_out_of_order_or_range_are_found_across_tasks() {
-        let layout = Layout { dim: 32, capacity: 2112, coded: true };
+        let layout = Layout::of(Geometry { dim: 32, segment_rows: 2112 });
         let dir = tempfile::tempdir().unwrap();
         let (_, mut writer) = gate();
         let range = (TemplateId(1), TemplateId(5000));

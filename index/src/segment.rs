@@ -136,6 +136,7 @@ fn zero_out(file: &dyn StoredFile) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nouns::Geometry;
     use crate::storage::Files;
 
     #[test]
@@ -153,7 +154,8 @@ mod tests {
     #[test]
     fn live_rows_are_found_and_counted_across_words() {
         let dir = tempfile::tempdir().unwrap();
-        let segment = Segment::create(&Files, dir.path(), 0, Layout { dim: 32, capacity: 256, coded: true }).unwrap();
+        let segment =
+            Segment::create(&Files, dir.path(), 0, Layout::of(Geometry { dim: 32, segment_rows: 256 })).unwrap();
         let live = [0, 1, 63, 64, 127, 200, 255];
         live.iter().for_each(|&row| segment.set_live(row));
         for end in 0..=256 {

@@ -28,8 +28,8 @@ impl Unrepaired {
         self.manifest.version
     }
 
-    /// Gives codes to segments that have none of this version, and the manifest the present version: whoever calls
-    /// writes it. Says whether there was something to do.
+    /// Gives codes to segments that have none of this version, and the manifest the present version:
+    /// whoever calls writes it. Says whether there was something to do.
     pub(crate) fn upgrade(&mut self, progress: &mut dyn FnMut(u64, u64)) -> Result<bool, Error> {
         if self.manifest.version == VERSION {
             return Ok(false);
@@ -39,7 +39,7 @@ impl Unrepaired {
         for part in &mut self.parts {
             let (segment, _) = part.found.as_mut().expect("no segment is damaged");
             // One that was replaced on the way has its codes.
-            if !segment.pages.layout().coded {
+            if !segment.pages.layout().is_coded() {
                 segment.pages.extend()?;
                 let full = part.entry.rows / BLOCK_ROWS as u32;
                 for first in (0..full).step_by(STEP_BLOCKS as usize) {

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use thenar_index::{Damage, DamageKind, Error, Index, KeyId, Lsn, OwnedRow, SubjectNumber, TemplateId, verify};
+use thenar_index::codes::sketch_bytes;
+use thenar_index::{
+    Damage, DamageKind, Error, Index, KeyId, Lsn, OwnedRow, SubjectNumber, TemplateId, VERSION, verify,
+};
 
 use crate::model::live_rows;
 use crate::palms::{Dice, KEY, SMALL, borrowed, row};
@@ -12,16 +15,19 @@ use crate::palms::{Dice, KEY, SMALL, borrowed, row};
 const HEADER: usize = 4096;
 const META: usize = 128;
 const ROWS_AT: usize = HEADER + 64 * META;
-/// Areas of codes of the one block a segment has: sign, two, fine, terms, checksum. Each is a page
-/// or less, and starts on one.
-const CODES: [(usize, usize); 5] = [
+/// Areas of codes of the one block a segment has: sign, two, fine, terms, sketches, checksum. Each is
+/// a page or less, and starts on one.
+const CODES: [(usize, usize); 6] = [
     (ROWS_AT + 64 * 64, 64 * 32 / 8),
     (ROWS_AT + 64 * 64 + 4096, 64 * 32 / 8),
     (ROWS_AT + 64 * 64 + 2 * 4096, 64 * 32 / 2),
     (ROWS_AT + 64 * 64 + 3 * 4096, 64 * 12),
-    (ROWS_AT + 64 * 64 + 4 * 4096, 8),
+    (ROWS_AT + 64 * 64 + 4 * 4096, sketch_bytes(32)),
+    (ROWS_AT + 64 * 64 + 5 * 4096, 8),
 ];
-const SEGMENT: usize = CODES[4].0 + CODES[4].1;
+const SKETCH: usize = 4;
+const SUM: usize = 5;
+const SEGMENT: usize = CODES[SUM].0 + CODES[SUM].1;
 /// Rows in the index: two full segments and one with 30 rows.
 const ROWS: u64 = 2 * 64 + 30;
 
@@ -214,7 +220,8 @@ fn flipped_bits_of_codes_are_found_and_the_codes_made_anew() {
         let name = segment_name(place);
         let mut dice = Dice(place as u64);
         for (area, &(start, len)) in CODES.iter().enumerate() {
-            for at in (start..start + len).step_by(if area == 4 { 1 } else { 7 }) {
+            // Steps that meet every line, and in the sketches, which are few, every byte.
+            for at in (start..start + len).step_by(if area >= SKETCH { 1 } else { 7 }) {
                 let context = format!("byte {at} of segment {place}");
                 let mut bytes = sample.files[&name].clone();
                 bytes[at] ^= 1 << dice.below(8);
@@ -231,7 +238,7 @@ fn flipped_bits_of_codes_are_found_and_the_codes_made_anew() {
                     let (opened, verified) = (&opened[0], &report.codes_damage[0]);
                     assert_eq!((opened.segment, opened.kind), (1, DamageKind::CodesChecksum), "{context}");
                     let (kind, offset) =
-                        if area == 4 { (DamageKind::CodesChecksum, CODES[4].0) } else { (DamageKind::Codes, at) };
+                        if area == SUM { (DamageKind::CodesChecksum, start) } else { (DamageKind::Codes, at) };
                     assert_eq!((verified.kind, verified.offset), (kind, offset as u64), "{context}");
                     for damage in [opened, verified] {
                         assert_eq!(
@@ -261,22 +268,25 @@ fn flipped_bits_of_codes_are_found_and_the_codes_made_anew() {
 fn wrong_codes_with_a_right_checksum_are_found_by_verifying() {
     // Segment 0 has erased rows: codes of others that are wrong are not taken for an erasure cut short.
     for segment in [0, 1] {
-        wrong_codes_are_found(segment);
+        // Of the row at offset 6, which is live: its fine code, its sketch and the sketch's cosine.
+        let cosine = CODES[SKETCH].0 + CODES[SKETCH].1 - 64 + 6;
+        for at in [CODES[2].0 + 100, CODES[SKETCH].0 + 6, cosine] {
+            wrong_codes_are_found(segment, at);
+        }
     }
 }
 
-fn wrong_codes_are_found(segment: usize) {
+fn wrong_codes_are_found(segment: usize, at: usize) {
     let sample = sample();
     let name = segment_name(segment);
-    // Of the row at offset 6, which is live.
-    let at = CODES[2].0 + 100;
     let mut bytes = sample.files[&name].clone();
     bytes[at] ^= 1;
-    let sums: Vec<u64> = CODES[..4].iter().map(|&(at, len)| xxhash_rust::xxh3::xxh3_64(&bytes[at..at + len])).collect();
+    let sums: Vec<u64> =
+        CODES[..SUM].iter().map(|&(at, len)| xxhash_rust::xxh3::xxh3_64(&bytes[at..at + len])).collect();
     let mut hashed: Vec<u8> = sums.iter().flat_map(|sum| sum.to_le_bytes()).collect();
     hashed.extend_from_slice(&sample.files[&name][24..32]);
     hashed.extend_from_slice(&0_u64.to_le_bytes());
-    bytes[CODES[4].0..].copy_from_slice(&xxhash_rust::xxh3::xxh3_64(&hashed).to_le_bytes());
+    bytes[CODES[SUM].0..].copy_from_slice(&xxhash_rust::xxh3::xxh3_64(&hashed).to_le_bytes());
     fs::write(sample.path(&name), &bytes).unwrap();
     assert_eq!(Index::open(sample.dir.path(), KEY).unwrap().codes_damage(), []);
     let report = verify(sample.dir.path(), KEY, &|_, _| std::ops::ControlFlow::Continue(())).unwrap();
@@ -288,11 +298,17 @@ fn wrong_codes_are_found(segment: usize) {
 
 #[test]
 fn an_erasure_in_a_block_whose_codes_went_bad_meanwhile_does_not_make_them_look_right() {
+    // A sign code, a sketch, the cosine of one.
+    for at in [CODES[0].0 + 40, CODES[SKETCH].0 + 40, CODES[SKETCH].0 + CODES[SKETCH].1 - 24] {
+        bad_codes_are_not_vouched_for(at);
+    }
+}
+
+fn bad_codes_are_not_vouched_for(at: usize) {
     let sample = sample();
     let name = segment_name(1);
     let mut index = Index::open(sample.dir.path(), KEY).unwrap().finish().unwrap();
     let mut bytes = fs::read(sample.path(&name)).unwrap();
-    let at = CODES[0].0 + 40;
     bytes[at] ^= 4;
     // Into the file that is mapped, as a disk that forgets would.
     std::os::unix::fs::FileExt::write_all_at(
@@ -328,6 +344,9 @@ fn cut_lengthened_and_missing_segments_are_found() {
         ROWS_AT + 64 * 30,
         ROWS_AT + 64 * 64,
         CODES[3].0,
+        // As long as version 2 has it.
+        CODES[SKETCH].0 + 8,
+        CODES[SUM].0,
         SEGMENT - 1,
         SEGMENT + 1,
         SEGMENT * 2,
@@ -416,12 +435,15 @@ fn another_key_and_another_version_are_refused() {
         opened => panic!("{opened:?}"),
     }
     let mut bytes = sample.files["MANIFEST"].clone();
-    bytes[8] = 3;
+    bytes[8] = VERSION as u8 + 1;
     let end = bytes.len() - 8;
     let checksum = xxhash_rust::xxh3::xxh3_64(&bytes[..end]);
     bytes[end..].copy_from_slice(&checksum.to_le_bytes());
     fs::write(sample.path("MANIFEST"), bytes).unwrap();
-    assert!(matches!(Index::open(sample.dir.path(), KEY), Err(Error::Version { found: 3, supported: 2, .. })));
+    match Index::open(sample.dir.path(), KEY) {
+        Err(Error::Version { found, supported, .. }) => assert_eq!((found, supported), (VERSION + 1, VERSION)),
+        opened => panic!("{opened:?}"),
+    }
 }
 
 #[test]
@@ -449,7 +471,7 @@ fn a_verification_counts_says_how_far_it_is_and_can_be_broken_off() {
     assert!(report.is_sound());
     assert_eq!((report.segments, report.rows, report.live, report.erased), (3, ROWS, ROWS - 6, 6));
     assert_eq!((report.lsn, report.geometry, report.bytes), (Lsn(9), SMALL, 3 * SEGMENT as u64));
-    assert_eq!(report.version, 2);
+    assert_eq!(report.version, VERSION);
     let broken_off = verify(sample.dir.path(), KEY, &|_, _| std::ops::ControlFlow::Break(()));
     assert!(matches!(broken_off, Err(Error::Cancelled { done_rows: 64 })));
     for (name, bytes) in &sample.files {

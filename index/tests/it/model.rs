@@ -226,10 +226,12 @@ fn assert_codes(block: &Block<'_>, dim: usize, cut_short: bool) {
     let mut expected = OwnedCodes::of(&block.rows[..whole * dim], dim);
     let found = block.codes;
     assert_eq!(found.rows(), whole);
-    for area in [found.sign.as_ptr().addr(), found.fine.as_ptr().addr(), found.terms.as_ptr().addr()] {
-        assert!(area.is_multiple_of(4096));
+    let terms: &[u8] = bytemuck::cast_slice(found.terms);
+    for area in [found.sign, found.two, found.fine, terms, found.sketch] {
+        assert!(area.as_ptr().addr().is_multiple_of(4096));
     }
     let mut copy = OwnedCodes::zeroed(dim, whole);
+    copy.sketch.copy_from_slice(found.sketch);
     copy.sign.copy_from_slice(found.sign);
     copy.two.copy_from_slice(found.two);
     copy.fine.copy_from_slice(found.fine);

@@ -42,7 +42,7 @@ fn a_scan_never_sees_a_row_change_under_it() {
                     let codes = || -> Vec<u64> {
                         let hash = |codes: Codes<'_>| {
                             let terms = bytemuck::cast_slice(codes.terms);
-                            [codes.sign, codes.two, codes.fine, terms].map(xxh3_64)
+                            [codes.sign, codes.two, codes.fine, terms, codes.sketch].map(xxh3_64)
                         };
                         snapshot.blocks().flat_map(|block| hash(block.codes)).collect()
                     };
