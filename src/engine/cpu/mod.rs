@@ -2,14 +2,14 @@
 //! coarser where they have none or codes tell too little, at the speed of memory for a few probes
 //! and at the arithmetic peak for a batch.
 //!
-//! It keeps no copy of the gallery: it reads codes and rows where the view has them. What it
-//! returns is a superset by proof, not by tuning: a row is dropped where its code is below the bar
+//! It reads codes and rows where the view has them, and keeps a copy of no more than the sketches
+//! ([`sketches`]). What it returns is a superset by proof, not by tuning: a row is dropped where its code is below the bar
 //! of its certificate ([`crate::certificate`]), or where its f32 number, which is within
 //! [`sift_slack`] of the exact score, is further than that below the floor.
 //!
 //! Does not know subjects, policies, files or codes. Invariants: between two sifts nothing of a
-//! gallery is kept but scratch memory, bounded by `SCRATCH_KEPT`; after `erase` returns, no
-//! scratch memory holds a row that was read before.
+//! gallery is kept but sketches and scratch memory, bounded by `SCRATCH_KEPT`; after `erase` returns,
+//! no scratch memory holds a row that was read before, and no sketch of the erased rows is left.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -22,6 +22,7 @@ mod kernels;
 mod pace;
 mod portable;
 mod sieve;
+mod sketches;
 mod slack;
 mod sweep;
 #[cfg(test)]
@@ -36,6 +37,7 @@ use zeroize::Zeroize;
 use self::floors::Shortlist;
 use self::kernels::{Kernels, Line};
 use self::sieve::kernels::CodeKernels;
+use self::sketches::Sketches;
 pub use self::slack::sift_slack;
 use self::sweep::{Bench, Sweep};
 use super::{Engine, EngineDescription, EngineError, GalleryView, SiftRequest, Survivors};
@@ -98,8 +100,8 @@ pub struct CpuEngine {
     paces: [AtomicU64; PACES],
     pool: rayon::ThreadPool,
     scratch: Mutex<Vec<Scratch>>,
-    /// Held shared by sifts under way, alone by an erasure, which so waits for them.
-    sifting: RwLock<()>,
+    /// Held shared by sifts under way; alone by an erasure, which so waits for them, and by who copies.
+    sketches: RwLock<Sketches>,
     scratch_bytes: AtomicU64,
 }
 
@@ -134,7 +136,7 @@ impl CpuEngine {
             paces: Default::default(),
             pool,
             scratch: Mutex::default(),
-            sifting: RwLock::new(()),
+            sketches: RwLock::default(),
             scratch_bytes: AtomicU64::new(0),
         })
     }
@@ -166,26 +168,31 @@ impl CpuEngine {
 }
 
 impl Engine for CpuEngine {
-    /// `host_bytes` counts the scratch kept between sifts, not that of sifts under way.
+    /// `host_bytes` counts sketches and the scratch kept between sifts, not that of sifts under way.
     fn describe(&self) -> EngineDescription {
         EngineDescription {
             kind: "cpu",
             adapter: self.path.as_str().to_owned(),
             threads: self.pool.current_num_threads(),
-            host_bytes: self.scratch_bytes.load(Ordering::Relaxed),
+            host_bytes: self.scratch_bytes.load(Ordering::Relaxed) + self.sketches.read().bytes() as u64,
             device_bytes: 0,
         }
     }
 
-    /// Nothing to follow: there is no copy.
-    fn follow(&self, _view: &GalleryView<'_>) -> Result<(), EngineError> {
+    /// Copies the sketches of segments that are new. Does not fail: without a copy the map is read.
+    fn follow(&self, view: &GalleryView<'_>) -> Result<(), EngineError> {
+        let is_up_to = self.sketches.read().is_up_to(view);
+        if !is_up_to {
+            self.sketches.write().follow(view);
+        }
         Ok(())
     }
 
-    /// There is no copy of the gallery, but scratch memory still holds the rows read last. Waits
-    /// for the sifts under way and overwrites all of it: some hundred kilobytes a thread.
-    fn erase(&self, _rows: &[u32]) -> Result<(), EngineError> {
-        let _alone = self.sifting.write();
+    /// Waits for the sifts under way, and overwrites the sketches of these rows and all scratch memory,
+    /// which still holds the rows read last: some hundred kilobytes a thread.
+    fn erase(&self, rows: &[u32]) -> Result<(), EngineError> {
+        let mut sketches = self.sketches.write();
+        sketches.erase(rows);
         self.scratch.lock().iter_mut().for_each(Scratch::wipe);
         Ok(())
     }
@@ -201,7 +208,8 @@ impl Engine for CpuEngine {
         if probes == 0 {
             return Ok(());
         }
-        let _shared = self.sifting.read();
+        let sketches = self.sketches.read();
+        let view = &sketches.over(view);
         let rows: usize = view.blocks.iter().map(|block| block.count(view.dim)).sum();
         let narrow = |filter: &Option<&RoaringBitmap>| filter.is_some_and(|f| f.len() <= rows as u64 / FEW_OF);
         if request.filters.iter().any(narrow) {
