@@ -28,7 +28,7 @@ pub(super) enum Way {
 const UNKNOWN: u64 = 0;
 /// Of 65,536 pairs, so many must pass the first look at a level before a look at more bits is worth
 /// trying: that look takes nearly twice as long.
-const PASSED_FEW: u64 = 512;
+const PASSED_FEW: u64 = 128;
 
 /// What is known of one way by codes.
 #[derive(Debug)]
