@@ -559,8 +559,8 @@ impl<'a> Sieve<'a> {
         let TileTerms { live, bars } = tile;
         *live = [0; TILE_BLOCKS];
         let blocks = codes.rows() / BLOCK_ROWS;
-        for b in 0..blocks {
-            live[b] = block.live[first / BLOCK_ROWS + b].load(Ordering::Acquire);
+        for (b, live) in live.iter_mut().enumerate().take(blocks) {
+            *live = block.live[first / BLOCK_ROWS + b].load(Ordering::Acquire);
             // Terms of other levels are left alone: a look at sketches reads nothing but their lines.
             let odd = match level {
                 Level::Sketch if by_planes => 0,
@@ -574,7 +574,7 @@ impl<'a> Sieve<'a> {
                     self.kernels.tell(scale, level, terms, &mut bars.along[b], &mut bars.length[b])
                 }
             };
-            bars.odd[b] = odd & live[b];
+            bars.odd[b] = odd & *live;
         }
         bars.odd[blocks..].fill(0);
     }

@@ -335,7 +335,9 @@ fn words_point_everywhere() {
         // Axes and corners, then anything.
         let group: Vec<f32> = match n {
             0..8 => (0..8).map(|i| if i == n { 1.0 } else { 0.0 }).collect(),
-            8..264 => (0..8).map(|i| if n - 8 >> i & 1 == 1 { 0.125_f32.sqrt() } else { -0.125_f32.sqrt() }).collect(),
+            8..264 => {
+                (0..8).map(|i| if (n - 8) >> i & 1 == 1 { 0.125_f32.sqrt() } else { -0.125_f32.sqrt() }).collect()
+            }
             _ => unit(&mut rng, 8),
         };
         let (low, high) = extremes(&sketch::products(&group));
