@@ -202,8 +202,8 @@ mod with_faiss {
         assert_eq!(code, Some(1), "codes are also held against their rows: {said}");
     }
 
-    /// Turns every sign of every code around and makes the checksums right, by the offsets of
-    /// index/FORMAT.md. Returns how many blocks had codes.
+    /// Turns every sign around, takes other words for every sketch, and makes the checksums right, by
+    /// the offsets of index/FORMAT.md. Returns how many blocks had codes.
     fn forge_codes(site: &Site) -> u64 {
         const META_BYTES: u64 = 128;
         const BLOCK: u64 = 64;
@@ -222,7 +222,8 @@ mod with_faiss {
             let identity = read(24, 8);
             let blocks = capacity / BLOCK;
             let mut at = 4096 + (META_BYTES + 2 * dim) * capacity;
-            let areas = [8 * dim, 8 * dim, 32 * dim, 768, 8].map(|bytes| {
+            let words = 6 * dim;
+            let areas = [8 * dim, 8 * dim, 32 * dim, 768, words + BLOCK, 8].map(|bytes| {
                 let start = at.next_multiple_of(4096);
                 at = start + bytes * blocks;
                 (start, bytes)
@@ -237,18 +238,24 @@ mod with_faiss {
                     words.extend_from_slice(&block.to_le_bytes());
                     xxh3_64(&words).to_le_bytes()
                 };
-                if parts[4] == [0; 8] {
+                if parts[5] == [0; 8] {
                     continue;
                 }
-                assert_eq!(parts[4], checksum(&parts[..4]), "the checksum is as FORMAT.md says");
+                assert_eq!(parts[5], checksum(&parts[..5]), "the checksum is as FORMAT.md says");
                 // The codes of erased rows are zero and stay so.
                 for row in 0..BLOCK as usize {
                     if parts[0].iter().skip(row).step_by(BLOCK as usize).any(|byte| *byte != 0) {
-                        parts[0].iter_mut().skip(row).step_by(BLOCK as usize).for_each(|byte| *byte ^= 0xff);
+                        let turn = |bytes: &mut [u8]| {
+                            bytes.iter_mut().skip(row).step_by(BLOCK as usize).for_each(|byte| *byte ^= 0xff);
+                        };
+                        turn(&mut parts[0]);
+                        turn(&mut parts[4][..words as usize]);
                     }
                 }
-                file.write_all_at(&parts[0], areas[0].0 + block * areas[0].1).unwrap();
-                file.write_all_at(&checksum(&parts[..4]), areas[4].0 + block * 8).unwrap();
+                for forged in [0, 4] {
+                    file.write_all_at(&parts[forged], areas[forged].0 + block * areas[forged].1).unwrap();
+                }
+                file.write_all_at(&checksum(&parts[..5]), areas[5].0 + block * 8).unwrap();
                 forged += 1;
             }
         }
