@@ -222,6 +222,9 @@ struct Prepared {
 /// Rows that have passed the first look and wait for the second, at most, but for those of one
 /// more scan: their fine codes, which are asked for meanwhile, fit a core's own cache.
 const HITS_MAX: usize = 1024;
+/// Rows that one scan may list for their fine codes to be asked for at once. Where more pass, the
+/// second look itself asks early enough, and this would be work twice.
+const ASKED_MAX: usize = 6;
 /// Bytes of the tables of probes that take turns over the tiles of a piece: with the tiles' indices
 /// they stay in a core's own cache.
 const TABLES_BYTES: usize = 384 << 10;
@@ -432,7 +435,9 @@ impl<'a> Sieve<'a> {
                 for at in (from..end).step_by(SCAN_PROBES) {
                     // Those of one more call always fit.
                     let listed = self.first_look(&tile, at, end, &codes, least, &mut hits[waiting..]);
-                    kernels::ask_for(&codes, &hits[waiting..waiting + listed]);
+                    if listed <= ASKED_MAX {
+                        kernels::ask_for(&codes, &hits[waiting..waiting + listed]);
+                    }
                     waiting += listed;
                     if waiting >= HITS_MAX {
                         passed += waiting;
