@@ -3,9 +3,9 @@
 //! and at the arithmetic peak for a batch.
 //!
 //! It reads codes and rows where the view has them, and keeps a copy of no more than the sketches
-//! (`sketches.rs`). What it returns is a superset by proof, not by tuning: a row is dropped where its code is below the bar
-//! of its certificate ([`crate::certificate`]), or where its f32 number, which is within
-//! [`sift_slack`] of the exact score, is further than that below the floor.
+//! (`sketches.rs`). What it returns is a superset by proof, not by tuning: a row is dropped where
+//! its code is below the bar of its certificate ([`crate::certificate`]), or where its f32 number,
+//! which is within [`sift_slack`] of the exact score, is further than that below the floor.
 //!
 //! Does not know subjects, policies, files or codes. Invariants: between two sifts nothing of a
 //! gallery is kept but sketches and scratch memory, bounded by `SCRATCH_KEPT`; after `erase` returns,

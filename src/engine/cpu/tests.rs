@@ -219,6 +219,8 @@ fn check_gallery(seed: u64, kind: Kind, dim: usize, count: usize, probes: usize)
             let mut survivors = Survivors::default();
             for round in 0..2 {
                 engine.sift(&view, &request, &mut survivors).unwrap();
+                // The next round reads copies of sketches.
+                engine.follow(&view).unwrap();
                 assert_eq!(survivors.rows.len(), probes);
                 for p in 0..probes {
                     let what = format!(
@@ -417,8 +419,21 @@ fn an_engine_says_what_it_is_and_forgets_what_it_read() {
             kept.iter_mut().flat_map(|scratch| scratch.benches.iter_mut()).any(|bench| bench.get_mut().holds_rows())
         };
         assert!(rows_left(&engine), "{path}: a sift leaves the last panels behind");
-        engine.erase(&[0]).unwrap();
+        engine.follow(&gallery.view()).unwrap();
+        let whole = &gallery.blocks[..gallery.blocks.len() - 1];
+        let copied: usize = whole.iter().map(|block| block.codes.sketch.len()).sum();
+        assert!(copied > 0, "{path}: there are whole blocks");
+        assert_eq!(engine.describe().host_bytes, description.host_bytes + copied as u64, "{path}");
+        let first = whole.iter().position(|block| !block.codes.sketch.is_empty()).unwrap();
+        engine.erase(&[whole[first].first_row + 1]).unwrap();
         assert!(!rows_left(&engine), "{path}: an erasure does not");
+        let mut left = whole[first].codes.clone();
+        left.clear(1);
+        let sketches = engine.sketches.read();
+        assert!(
+            sketches.over(&gallery.view()).blocks[first].codes.sketch == left.sketch,
+            "{path}: and takes the sketch"
+        );
     }
 }
 
