@@ -29,6 +29,15 @@ const HEAVY_DECAY: f64 = -0.8;
 /// Length of the noise between two captures of one palm, as in the standard gallery.
 const NOISE: f32 = 0.85;
 
+/// The dimension that a command line says.
+///
+/// # Errors
+/// What is wrong with it, for a person.
+pub fn dimension(text: &str) -> Result<usize, String> {
+    let dim = text.replace('_', "").parse().map_err(|_| format!("{text:?} is not a number"))?;
+    thenar::palm::checked_dim(dim).map_err(|invalid| invalid.to_string())
+}
+
 /// Which gallery.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]

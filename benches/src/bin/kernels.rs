@@ -32,7 +32,7 @@ struct Arguments {
     #[arg(long, default_value_t = 1_000_000)]
     n: usize,
     /// Components of a row, a multiple of 32.
-    #[arg(long, default_value_t = 512, value_parser = dimension)]
+    #[arg(long, default_value_t = 512, value_parser = thenar_bench::gallery::dimension)]
     dim: usize,
     /// Threads.
     #[arg(long, default_value_t = 2)]
@@ -58,11 +58,6 @@ struct Arguments {
     /// Print a JSON object a line: one for each path and batch, last the facts of the run.
     #[arg(long)]
     json: bool,
-}
-
-fn dimension(text: &str) -> Result<usize, String> {
-    let dim = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
-    thenar::palm::checked_dim(dim).map_err(|invalid| invalid.to_string())
 }
 
 /// One line of the result.

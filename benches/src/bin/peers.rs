@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
 use serde::Serialize;
-use thenar::certificate::{Certificate, MISS_PROBABILITY_DEFAULT};
+use thenar::certificate::Certificate;
 use thenar::cli::table::{facts, grouped, say, say_json, table};
 use thenar::engine::Engine;
 use thenar::engine::cpu::CpuEngine;
@@ -46,7 +46,7 @@ struct Arguments {
     #[arg(long, value_delimiter = ',', default_value = "1000000", value_parser = positive)]
     n: Vec<usize>,
     /// Components of a row, multiples of 32.
-    #[arg(long, value_delimiter = ',', default_value = "512", value_parser = dimension)]
+    #[arg(long, value_delimiter = ',', default_value = "512", value_parser = thenar_bench::gallery::dimension)]
     dim: Vec<usize>,
     /// Probes of a call.
     #[arg(long, value_delimiter = ',', default_value = "1,16,256", value_parser = positive)]
@@ -62,7 +62,7 @@ struct Arguments {
     k: usize,
     /// Why Thenar's answers are complete: deterministic, randomised (with a miss probability of
     /// 1e-12), or randomised:P.
-    #[arg(long, value_delimiter = ',', default_value = "randomised,deterministic", value_parser = certificate)]
+    #[arg(long, value_delimiter = ',', default_value = "randomised,deterministic")]
     certificate: Vec<Certificate>,
     /// What Thenar sifts with.
     #[arg(long, value_enum, default_value_t = EngineWord::Cpu)]
@@ -111,22 +111,6 @@ fn positive(text: &str) -> Result<usize, String> {
     match text.replace('_', "").parse() {
         Ok(number) if number > 0 => Ok(number),
         _ => Err(format!("{text:?} is not a number from 1")),
-    }
-}
-
-fn dimension(text: &str) -> Result<usize, String> {
-    thenar::palm::checked_dim(positive(text)?).map_err(|invalid| invalid.to_string())
-}
-
-fn certificate(text: &str) -> Result<Certificate, String> {
-    match text.split_once(':') {
-        None if text == "deterministic" => Ok(Certificate::Deterministic),
-        None if text == "randomised" => Ok(Certificate::Randomised { miss_probability: MISS_PROBABILITY_DEFAULT }),
-        Some(("randomised", probability)) => {
-            let probability = probability.parse().map_err(|_| format!("{probability:?} is not a number"))?;
-            Certificate::randomised(probability).map_err(|invalid| invalid.to_string())
-        }
-        _ => Err(format!("{text:?} is not deterministic, randomised or randomised:P")),
     }
 }
 
@@ -213,8 +197,10 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
             machine,
             seed: arguments.seed,
             thenar: format!(
-                "{} engine, {}, certificates {:?}",
-                described.kind, described.adapter, arguments.certificate
+                "{} engine, {}, certificates {}",
+                described.kind,
+                described.adapter,
+                arguments.certificate.iter().map(Certificate::to_string).collect::<Vec<_>>().join(", ")
             ),
             faiss: faiss_facts(arguments.threads),
             notes: Vec::new(),
