@@ -57,7 +57,7 @@ fn stored(y: &[f64]) -> (Vec<f64>, [(Vec<f64>, f32); CODES]) {
     let word = |g: usize| bits(g).rev().fold(0, |word, at| word << 1 | usize::from(bit(&codes.sketch, at)));
     let words = (0..sketch::groups(dim)).flat_map(|g| sketch::WORDS[word(g)]).map(f64::from).collect();
     let terms = codes.terms[0];
-    let sketch_cosine = sketch_cosine(codes.sketch[sketch::lines(dim) * 64]);
+    let sketch_cosine = sketch_cosine(codes.as_codes().sketch_cosines(dim, 0)[0]);
     let cosines = [sketch_cosine, terms.sign_cosine(), terms.two_cosine(), terms.fine_cosine()];
     let mut cosines = cosines.into_iter();
     let codes = [words, sign, two, fine].map(|c| (scaled(&c, 1.0 / dot(&c, &c).sqrt()), cosines.next().unwrap()));

@@ -15,7 +15,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
 use memmap2::MmapMut;
-use thenar_index::codes::BLOCK_ROWS;
+use thenar_index::codes::{BLOCK_ROWS, clear_lane};
 use zeroize::Zeroize;
 
 use crate::engine::{BlockView, GalleryView};
@@ -128,8 +128,7 @@ impl Sketches {
             for row in rows {
                 let Some(offset) = row.checked_sub(place.first_row).map(|offset| offset as usize) else { continue };
                 if offset < count {
-                    let block = &mut copy[offset / BLOCK_ROWS * block_bytes..][..block_bytes];
-                    block.iter_mut().skip(offset % BLOCK_ROWS).step_by(BLOCK_ROWS).for_each(|byte| *byte = 0);
+                    clear_lane(copy, block_bytes, offset);
                 }
             }
         }

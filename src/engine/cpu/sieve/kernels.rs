@@ -18,7 +18,7 @@ use super::bars::{Least, Parts, Scale, TileBars};
 use super::portable;
 use super::{Cuts, Level, PLACES_MAX, PROBES_MAX, Sieve};
 #[cfg(target_arch = "x86_64")]
-use super::{avx2, avx512};
+use super::{avx2, avx512, avx512_close};
 use crate::certificate::{Cut, Cutter};
 use crate::simd::Simd;
 
@@ -171,7 +171,7 @@ impl CodeKernels {
                 scan: avx512::scan,
                 scan_planes: Some(avx512::scan_planes),
                 list: avx512::list,
-                close: avx512::close,
+                close: avx512_close::close,
             },
             #[cfg(target_arch = "x86_64")]
             Simd::Avx512Bf16 | Simd::Avx512 | Simd::Avx2 => &Self {
@@ -336,10 +336,15 @@ impl CodeKernels {
 pub(super) fn ask_for(codes: &Codes<'_>, hits: &[Hit]) {
     let code_bytes = codes.fine.len() / codes.terms.len().max(1);
     for hit in hits {
-        let code = &codes.fine[hit.row() * code_bytes..(hit.row() + 1) * code_bytes];
-        code.chunks(64).for_each(|line| prefetch(line.as_ptr()));
+        ask_for_lines(&codes.fine[hit.row() * code_bytes..(hit.row() + 1) * code_bytes]);
         prefetch((&raw const codes.terms[hit.row()]).cast());
     }
+}
+
+/// Asks for the lines of a fine code.
+#[inline]
+pub(super) fn ask_for_lines(code: &[u8]) {
+    code.chunks(64).for_each(|line| prefetch(line.as_ptr()));
 }
 
 /// Asks for the line at `at`.

@@ -17,6 +17,8 @@
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_close;
 mod bars;
 pub(super) mod kernels;
 mod portable;
@@ -26,7 +28,7 @@ mod tests;
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
-use thenar_index::codes::{self, BLOCK_ROWS, Codes, Terms};
+use thenar_index::codes::{BLOCK_ROWS, Codes, Terms};
 use thenar_index::sketch;
 use zeroize::Zeroize;
 
@@ -112,19 +114,10 @@ impl Tables {
         let groups = kernels.groups(level, probe.len());
         let entry_max = f32::from(kernels.entry_max(level, probe.len()));
         let bits = kernels.index_bits(level);
-        let mut parts = vec![0.0_f32; 1 << bits];
-        let mut range = 0.0_f32;
-        for group in probe.chunks(dims) {
-            let (low, high) = match level {
-                Level::Sketch => extremes(&sketch::products(group)),
-                Level::Sign | Level::Two => {
-                    let largest = if level == Level::Sign { 1.0 } else { 3.0 };
-                    let reach = largest * group.iter().map(|q| q.abs()).sum::<f32>();
-                    (-reach, reach)
-                }
-            };
-            range = range.max(high - low);
-        }
+        let mut parts = vec![0.0_f32; probe.len().div_ceil(dims) << bits];
+        let of_groups = parts.chunks_exact_mut(1 << bits).zip(probe.chunks(dims));
+        let extremes: Vec<(f32, f32)> = of_groups.map(|(parts, group)| fill_parts(parts, group, dims, level)).collect();
+        let range = extremes.iter().map(|(low, high)| high - low).fold(0.0, f32::max);
         // A probe of zeros has no range, and any step will do.
         let step = (RANGE_KEPT * range / entry_max).max(f32::MIN_POSITIVE / f32::EPSILON);
         let inverse = 1.0 / step;
@@ -132,16 +125,13 @@ impl Tables {
         let mut entries = vec![IndexLine::ZERO; (groups << bits).div_ceil(BLOCK_ROWS)];
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut entries);
         let mut offset = 0.0_f64;
-        for (table, group) in bytes.chunks_exact_mut(1 << bits).zip(probe.chunks(dims)) {
-            match level {
-                Level::Sketch => parts.copy_from_slice(&sketch::products(group)),
-                Level::Sign | Level::Two => fill_parts(&mut parts, group, dims, level),
-            }
+        let tables = bytes.chunks_exact_mut(1 << bits).zip(parts.chunks_exact(1 << bits));
+        for ((table, parts), (_, high)) in tables.zip(extremes) {
             // The highest part gets the largest entry; one rounding more or less does not matter
             // next to what is added before rounding up.
-            let base = extremes(&parts).1 - step * (entry_max - 1.0);
+            let base = high - step * (entry_max - 1.0);
             offset += f64::from(base);
-            for (entry, part) in table.iter_mut().zip(&parts) {
+            for (entry, part) in table.iter_mut().zip(parts) {
                 // The cast saturates at 0; at the top it is at most `entry_max`.
                 *entry = ((part - base) * inverse + UP) as u8;
             }
@@ -155,9 +145,13 @@ fn extremes(numbers: &[f32]) -> (f32, f32) {
     numbers.iter().fold((f32::MAX, f32::MIN), |(low, high), number| (low.min(*number), high.max(*number)))
 }
 
-/// The parts of <q, c> for every index of a group: set bits are negative components, and above
-/// them (`Level::Two`) larger ones.
-fn fill_parts(parts: &mut [f32], group: &[f32], dims: usize, level: Level) {
+/// The parts of <q, c> for every index of a group: numbers of words, or set bits that are negative
+/// components, and above them (`Level::Two`) larger ones. Returns the least and the largest part.
+fn fill_parts(parts: &mut [f32], group: &[f32], dims: usize, level: Level) -> (f32, f32) {
+    if level == Level::Sketch {
+        parts.copy_from_slice(&sketch::products(group));
+        return extremes(parts);
+    }
     parts[0] = group.iter().sum();
     for bit in 0..dims {
         let twice = 2.0 * group.get(bit).copied().unwrap_or(0.0);
@@ -176,6 +170,9 @@ fn fill_parts(parts: &mut [f32], group: &[f32], dims: usize, level: Level) {
             }
         }
     }
+    let largest = if level == Level::Sign { 1.0 } else { 3.0 };
+    let reach = largest * group.iter().map(|q| q.abs()).sum::<f32>();
+    (-reach, reach)
 }
 
 /// A probe in eight bits, for fine codes.
@@ -570,9 +567,7 @@ impl<'a> Sieve<'a> {
             let odd = match level {
                 Level::Sketch if by_planes => 0,
                 Level::Sketch => {
-                    let cosines = (b + 1) * codes::sketch_bytes(self.dim) - BLOCK_ROWS;
-                    let cosines = codes.sketch[cosines..][..BLOCK_ROWS].try_into().expect("a line");
-                    self.kernels.tell_sketches(scale, cosines, &mut bars.along[b])
+                    self.kernels.tell_sketches(scale, codes.sketch_cosines(self.dim, b), &mut bars.along[b])
                 }
                 Level::Sign | Level::Two => {
                     let terms = codes.terms[b * BLOCK_ROWS..][..BLOCK_ROWS].try_into().expect("a block");

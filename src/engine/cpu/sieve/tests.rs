@@ -37,16 +37,11 @@ fn coded(rng: &mut ChaCha8Rng, dim: usize, blocks: usize) -> (Vec<f16>, OwnedCod
     (rows, codes)
 }
 
-/// The cosines of a block's sketches, in parts.
-fn sketch_cosines<'a>(codes: &Codes<'a>, dim: usize, block: usize) -> &'a [u8; BLOCK_ROWS] {
-    codes.sketch[..(block + 1) * sketch_bytes(dim)].last_chunk().unwrap()
-}
-
 /// The cosine that is known of a row's code at a level, and the code's length.
 fn cosine_and_norm(codes: &Codes<'_>, level: Level, dim: usize, row: usize) -> (f64, f64) {
     let (terms, norm) = (codes.terms[row], f64::from(level.least_norm(dim)));
     match level {
-        Level::Sketch => (sketch_cosine(sketch_cosines(codes, dim, row / BLOCK_ROWS)[row % BLOCK_ROWS]).into(), norm),
+        Level::Sketch => (sketch_cosine(codes.sketch_cosines(dim, row / BLOCK_ROWS)[row % BLOCK_ROWS]).into(), norm),
         Level::Sign => (terms.sign_cosine().into(), norm),
         Level::Two => (terms.two_cosine().into(), f64::from(terms.two_square(dim)).sqrt()),
     }
@@ -56,7 +51,7 @@ fn cosine_and_norm(codes: &Codes<'_>, level: Level, dim: usize, row: usize) -> (
 fn told(kernels: &CodeKernels, scale: &Scale, level: Level, codes: &Codes<'_>, block: usize) -> (Parts, Parts, u64) {
     let (mut along, mut length) = (Parts::ZERO, Parts::ZERO);
     let odd = if level == Level::Sketch {
-        kernels.tell_sketches(scale, sketch_cosines(codes, scale.dim, block), &mut along)
+        kernels.tell_sketches(scale, codes.sketch_cosines(scale.dim, block), &mut along)
     } else {
         let terms = codes.terms[block * BLOCK_ROWS..][..BLOCK_ROWS].try_into().unwrap();
         kernels.tell(scale, level, terms, &mut along, &mut length)
