@@ -38,6 +38,31 @@
 //!
 //! and Gautschi's inequality gives C <= sqrt((n - 1) / (2 pi)). (3) is solved for t, rounded up.
 //!
+//! **Dithered.** An engine sums an estimate of <q, u> from G entries of tables. Entries that are
+//! rounded to whole steps with a *dither*, a random number of the search's own that knows neither
+//! rotation nor row (Roberts, Picture coding using pseudo-random noise, 1962), are right on average, and what they are off by adds up like the
+//! steps of a random walk instead of all in one direction. Suppose the estimate is at least <q, u> - E
+//! with E a sum of G independent numbers, each of mean zero at most and within an interval of
+//! length `step`, and that it is held against the tangent of the bar at a usual cosine o, for a
+//! floor of at most tau and a cosine a' of at most a:
+//!
+//! ```text
+//! tau' a' - T k,   k = sqrt(1 - tau'²) (1 - o a') / sqrt(1 - o²),   tau' <= tau, a' <= a
+//! ```
+//!
+//! By (2) a mate is passed over only where sqrt(1 - tau²) sqrt(1 - a²) <w, v> < E - T k. The factor on
+//! the left is at most k, since 1 - o a' >= sqrt(1 - o²) sqrt(1 - a'²). So, as long as E < T k,
+//! <w, v> < -(T - E/k), which has a probability of at most F(T - E/k), with F the right side of (3).
+//! ln F is concave where t² >= 1 / (2 (m + 1)): it lies under its tangent at T, of slope -h with
+//! h = 2 (m + 1) T / (1 - T²) + 1 / T. With Hoeffding's lemma for the mean of exp(h E / k),
+//!
+//! ```text
+//! P(miss) <= F(T) exp(h² G step² / (8 k²)) <= 2 F(T)   where step <= k sqrt(8 ln 2 / G) / h    (4)
+//! ```
+//!
+//! and T - G step / k stays where ln F is concave. So T is the quantile of half the miss
+//! probability, and steps of a tenth of <w, v>'s deviation cost next to nothing.
+//!
 //! What is not exact is carried as slack, each term rounded to the safe side:
 //! - Rows are rounded to f16 after the rotation. (1) speaks of the stored row and needs nothing;
 //!   (2) speaks of the row before, which is within [`row_rounding`] of the stored one.
@@ -61,6 +86,11 @@ pub const MISS_PROBABILITY_DEFAULT: f64 = 1e-12;
 pub const FLOOR_MIN: f64 = 0.02;
 /// Largest length of a stored row and of a rotated probe, multiplied.
 const NORMS_MAX: f64 = (1.0 + 1.0 / 1024.0) * (1.0 + 1.0 / 1_048_576.0);
+/// What dithering may multiply a miss probability by: (4).
+const DITHER_FACTOR: f64 = 2.0;
+/// The highest floor that dithered estimates are held against, so that the k of (4) is never small.
+/// Hardly any stranger reaches the bar of this one.
+pub const DITHERED_FLOOR_MAX: f64 = 0.6;
 /// More than f32 arithmetic on bars and estimates loses in all, whose values are at most a few
 /// units and go through fewer than thirty roundings of 2^-24: 30 * 4 * 2^-24 < 2^-17.
 const ARITHMETIC_SLACK: f64 = 1.0 / 65_536.0;
@@ -140,6 +170,7 @@ pub struct Cutter {
     spread: f64,
     /// What the row moved when it was rounded, where that matters.
     moved: f64,
+    dim: usize,
 }
 
 impl Cutter {
@@ -150,11 +181,49 @@ impl Cutter {
     #[must_use]
     pub fn new(certificate: Certificate, dim: usize) -> Self {
         match certificate {
-            Certificate::Deterministic => Self { spread: 1.0, moved: 0.0 },
+            Certificate::Deterministic => Self { spread: 1.0, moved: 0.0, dim },
             Certificate::Randomised { miss_probability } => {
-                Self { spread: sphere_quantile(dim, miss_probability), moved: row_rounding(dim) }
+                Self { spread: sphere_quantile(dim, miss_probability), moved: row_rounding(dim), dim }
             }
         }
+    }
+
+    /// The cutter of `certificate` for estimates that may be dithered, in steps of at most
+    /// [`Cutter::dither_step`] and for [`Cutter::dithered_cut`].
+    #[must_use]
+    pub fn dithered(certificate: Certificate, dim: usize) -> Self {
+        match certificate {
+            Certificate::Deterministic => Self::new(certificate, dim),
+            Certificate::Randomised { miss_probability } => {
+                Self::new(Certificate::Randomised { miss_probability: miss_probability / DITHER_FACTOR }, dim)
+            }
+        }
+    }
+
+    /// The largest step of estimates of <q, u> with `errors` dithered entries, held against the tangent
+    /// at the cosine `usual` for rows whose cosine counts as `most` at most. None where dithering is
+    /// not certified: under the deterministic certificate.
+    #[must_use]
+    pub fn dither_step(&self, errors: usize, usual: f32, most: f32) -> Option<f32> {
+        if self.spread >= 1.0 || most >= 1.0 {
+            return None;
+        }
+        let (t, usual, most) = (self.spread, f64::from(usual), f64::from(most));
+        // 2 (m + 1) = n - 1 with n = dim - 1.
+        let power = self.dim as f64 - 2.0;
+        let slope = power * t / (1.0 - t * t) + 1.0 / t;
+        let k = (1.0 - DITHERED_FLOOR_MAX.powi(2)).sqrt() * (1.0 - usual * most) / (1.0 - usual * usual).sqrt();
+        let of_k = (8.0 * DITHER_FACTOR.ln() / errors as f64).sqrt() / slope;
+        // As far as all errors together can go, ln F is concave.
+        let of_k = of_k.min((t - power.recip().sqrt()) / errors as f64);
+        // Less what the arithmetic of steps may add.
+        (of_k > 0.0).then_some((k * of_k * (1.0 - 1e-4)) as f32)
+    }
+
+    /// The cut of a floor for dithered estimates.
+    #[must_use]
+    pub fn dithered_cut(&self, floor: f64) -> Option<Cut> {
+        self.cut(if floor > DITHERED_FLOOR_MAX { DITHERED_FLOOR_MAX } else { floor })
     }
 
     /// The cut of a floor, or none where the floor is so low that nothing can be certified.

@@ -14,7 +14,7 @@ use super::kernels::{CloseCall, Hit, IndexLine, ScanCall, ScanHits, SpreadCall, 
 
 pub(super) const BITS: usize = 4;
 /// For each level, groups whose entries are added in bytes before they are widened.
-pub(super) const TOGETHER: [usize; Level::ALL.len()] = [2, 3, 3];
+pub(super) const TOGETHER: [usize; Level::ALL.len()] = [8, 8, 4];
 
 /// See [`super::kernels::Spread`].
 #[target_feature(enable = "avx2")]
@@ -44,18 +44,21 @@ pub(super) fn tell_sketches(scale: &Scale, cosines: &[u8; BLOCK_ROWS], along: &m
 #[target_feature(enable = "avx2")]
 pub(super) fn scan(call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
     let mut any = false;
-    for p in 0..call.probes {
+    for p in 0..call.probes.len() {
         let mut block = 0;
         // Of sketches one block at a time: a table of theirs takes four registers.
         while call.level != Level::Sketch && block + 2 <= call.blocks {
-            any |= blocks::<2, { TOGETHER[1] }, 1>(call, p, block, hits);
+            any |= match call.level {
+                Level::Sketch | Level::Sign => blocks::<2, { TOGETHER[Level::Sign as usize] }, 1>(call, p, block, hits),
+                Level::Two => blocks::<2, { TOGETHER[Level::Two as usize] }, 1>(call, p, block, hits),
+            };
             block += 2;
         }
         while block < call.blocks {
-            any |= if call.level == Level::Sketch {
-                blocks::<1, { TOGETHER[0] }, WORD_QUARTERS>(call, p, block, hits)
-            } else {
-                blocks::<1, { TOGETHER[1] }, 1>(call, p, block, hits)
+            any |= match call.level {
+                Level::Sketch => blocks::<1, { TOGETHER[Level::Sketch as usize] }, WORD_QUARTERS>(call, p, block, hits),
+                Level::Sign => blocks::<1, { TOGETHER[Level::Sign as usize] }, 1>(call, p, block, hits),
+                Level::Two => blocks::<1, { TOGETHER[Level::Two as usize] }, 1>(call, p, block, hits),
             };
             block += 1;
         }
@@ -91,14 +94,14 @@ fn blocks<const B: usize, const N: usize, const Q: usize>(
     first: usize,
     hits: &mut ScanHits,
 ) -> bool {
-    assert!(call.groups.is_multiple_of(N) && first + B <= call.blocks && p < call.probes);
+    assert!(call.groups.is_multiple_of(N) && first + B <= call.blocks && p < call.probes.len());
     assert!(call.indices.len() >= call.groups * call.blocks);
-    assert!(BLOCK_ROWS * call.tables[p].len() >= (call.groups * Q) << BITS);
+    assert!(BLOCK_ROWS * call.probes[p].table.len() >= (call.groups * Q) << BITS);
     // As in `avx512`, for each half of each block.
     let mut both = [[_mm256_setzero_si256(); 2]; B];
     let mut odd = [[_mm256_setzero_si256(); 2]; B];
     let mut indices: *const IndexLine = call.indices.as_ptr().wrapping_add(first);
-    let mut tables: *const u8 = call.tables[p].as_ptr().cast();
+    let mut tables: *const u8 = call.probes[p].table.as_ptr().cast();
     for _ in 0..call.groups / N {
         let mut part = [[_mm256_setzero_si256(); 2]; B];
         for _ in 0..N {
@@ -113,7 +116,7 @@ fn blocks<const B: usize, const N: usize, const Q: usize>(
                     let from: *const __m256i = indices.wrapping_add(b).cast();
                     // SAFETY: half of the line of this group and block `first + b < blocks`.
                     let index = unsafe { _mm256_load_si256(from.wrapping_add(half)) };
-                    part[b][half] = _mm256_add_epi8(part[b][half], look_up(&table, index));
+                    part[b][half] = _mm256_adds_epu8(part[b][half], look_up(&table, index));
                 }
             }
             indices = indices.wrapping_add(call.blocks);
@@ -127,9 +130,8 @@ fn blocks<const B: usize, const N: usize, const Q: usize>(
         }
     }
     let splat = |value: u16| _mm256_set1_epi16(value.cast_signed());
-    let least = call.least[p];
-    let (base, along, longer, shorter) =
-        (splat(least.base), splat(least.along), splat(least.longer), splat(least.shorter));
+    let most = call.probes[p].most;
+    let (base, along, longer, shorter) = (splat(most.base), splat(most.along), splat(most.longer), splat(most.shorter));
     let mut any = false;
     for b in 0..B {
         let mut mask = 0_u64;
@@ -139,7 +141,7 @@ fn blocks<const B: usize, const N: usize, const Q: usize>(
             let high = _mm256_unpackhi_epi16(even, odd[b][half]);
             // Rows 0 to 15 and 16 to 31 of this half.
             let rows = [_mm256_permute2x128_si256::<0x20>(low, high), _mm256_permute2x128_si256::<0x31>(low, high)];
-            let mut reached = [_mm256_setzero_si256(); 2];
+            let mut passed = [_mm256_setzero_si256(); 2];
             for i in 0..2 {
                 let at = 32 * half + 16 * i;
                 // SAFETY: sixteen of the 64 numbers.
@@ -149,14 +151,14 @@ fn blocks<const B: usize, const N: usize, const Q: usize>(
                         _mm256_loadu_si256(call.bars.length[first + b].0.as_ptr().wrapping_add(at).cast()),
                     )
                 };
-                // `Least::of`.
-                let bar = _mm256_adds_epu16(base, _mm256_mulhi_epu16(row_along, along));
-                let bar = _mm256_adds_epu16(bar, _mm256_mulhi_epu16(row_length, longer));
-                let bar = _mm256_subs_epu16(bar, _mm256_mulhi_epu16(row_length, shorter));
-                // Unsigned a >= b where max(a, b) is a.
-                reached[i] = _mm256_cmpeq_epi16(_mm256_max_epu16(rows[i], bar), rows[i]);
+                // `Most::of`.
+                let most = _mm256_subs_epu16(base, _mm256_mulhi_epu16(row_along, along));
+                let most = _mm256_subs_epu16(most, _mm256_mulhi_epu16(row_length, longer));
+                let most = _mm256_adds_epu16(most, _mm256_mulhi_epu16(row_length, shorter));
+                // Unsigned a <= b where min(a, b) is a.
+                passed[i] = _mm256_cmpeq_epi16(_mm256_min_epu16(rows[i], most), rows[i]);
             }
-            let bits = _mm256_packs_epi16(reached[0], reached[1]);
+            let bits = _mm256_packs_epi16(passed[0], passed[1]);
             let bits = _mm256_movemask_epi8(_mm256_permute4x64_epi64::<0b11_01_10_00>(bits)).cast_unsigned();
             mask |= u64::from(bits) << (32 * half);
         }

@@ -8,14 +8,15 @@ use std::arch::x86_64::*;
 use thenar_index::codes::{BLOCK_ROWS, Terms};
 
 use super::Level;
-use super::bars::{Least, Parts, Scale, TileBars};
-use super::kernels::{Hit, IndexLine, ListCall, SCAN_PROBES, ScanCall, ScanHits, SpreadCall, TILE_BLOCKS};
+use super::bars::{Most, Parts, Scale, TileBars};
+use super::kernels::{
+    Hit, IndexLine, ListCall, PLANES_TOGETHER, SCAN_PROBES, ScanCall, ScanHits, SpreadCall, TILE_BLOCKS,
+};
 
 pub(super) const BITS: usize = 6;
 /// For each level, groups whose entries are added in bytes before they are widened. Fewer mean finer
-/// entries, and one operation more for every so many look-ups: of the three that a look-up with
-/// signs costs, that would be too much.
-pub(super) const TOGETHER: [usize; Level::ALL.len()] = [2, 3, 2];
+/// entries, and three operations more for every so many look-ups, each of which costs two.
+pub(super) const TOGETHER: [usize; Level::ALL.len()] = [8, 8, 4];
 /// Lines that are taken apart together: their components are a whole number of groups.
 const LINES: usize = 3;
 
@@ -75,7 +76,7 @@ fn line(plane: &[u8], at: usize) -> __m512i {
 pub(super) fn scan_planes(planes: &SpreadCall<'_>, call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
     let mut any = false;
     for block in 0..planes.blocks {
-        any |= match (planes.level, call.probes) {
+        any |= match (planes.level, call.probes.len()) {
             (Level::Sketch | Level::Sign, 1) => block_planes::<6, false, 1>(planes, call, block, hits),
             (Level::Sketch | Level::Sign, _) => block_planes::<6, false, 2>(planes, call, block, hits),
             (Level::Two, 1) => block_planes::<3, true, 1>(planes, call, block, hits),
@@ -95,11 +96,7 @@ fn block_planes<const WIDTH: usize, const MAGNITUDES: bool, const P: usize>(
     block: usize,
     hits: &mut ScanHits,
 ) -> bool {
-    // As many entries are added in bytes, which fits where more would.
-    const PAIR: usize = 2;
-    assert!(
-        planes.width == WIDTH && P <= call.probes && call.tables[..P].iter().all(|tables| tables.len() >= call.groups)
-    );
+    assert!(planes.width == WIDTH && call.probes[..P].iter().all(|probe| probe.table.len() >= call.groups));
     let low_bits = _mm512_set1_epi8((1 << WIDTH) - 1);
     let mut both = [_mm512_setzero_si512(); P];
     let mut odd = [_mm512_setzero_si512(); P];
@@ -115,17 +112,18 @@ fn block_planes<const WIDTH: usize, const MAGNITUDES: bool, const P: usize>(
                 }
             }
         }
-        for pair in 0..LINES * 8 / WIDTH / PAIR {
+        for few in 0..LINES * 8 / WIDTH / PLANES_TOGETHER {
             let mut part = [_mm512_setzero_si512(); P];
-            for n in pair * PAIR..(pair + 1) * PAIR {
+            for n in few * PLANES_TOGETHER..(few + 1) * PLANES_TOGETHER {
                 let group = first * 8 / WIDTH + n;
                 // Those behind the last component have nothing in their tables, or have none.
                 if group < call.groups {
                     let index = index_of::<WIDTH, MAGNITUDES>(&signs, &larges, n, low_bits);
                     for p in 0..P {
                         // SAFETY: this group's 64 entries, of as many in each of `groups` tables.
-                        let table = unsafe { _mm512_load_si512(call.tables[p].as_ptr().wrapping_add(group).cast()) };
-                        part[p] = _mm512_add_epi8(part[p], _mm512_permutexvar_epi8(index, table));
+                        let table =
+                            unsafe { _mm512_load_si512(call.probes[p].table.as_ptr().wrapping_add(group).cast()) };
+                        part[p] = added::<MAGNITUDES>(part[p], _mm512_permutexvar_epi8(index, table));
                     }
                 }
             }
@@ -138,13 +136,13 @@ fn block_planes<const WIDTH: usize, const MAGNITUDES: bool, const P: usize>(
     let rows = if planes.level == Level::Sketch {
         // The line is in reach of what fetched those before, and would not be before they were read.
         let cosines = line(planes.plane, ((block + 1) * planes.stride - 1) * BLOCK_ROWS);
-        sketch_bars(call.reference, cosines)
+        sketch_bars(call.scale, cosines)
     } else {
         told::<MAGNITUDES>(call.bars, block)
     };
     let mut any = false;
     for p in 0..P {
-        let mask = reaching::<MAGNITUDES>(both[p], odd[p], call.least[p], &rows);
+        let mask = passing::<MAGNITUDES>(both[p], odd[p], call.probes[p].most, &rows);
         hits[p][block] = mask;
         any |= mask != 0;
     }
@@ -200,6 +198,7 @@ pub(super) fn tell(
 ) -> u64 {
     let words: &[u32] = bytemuck::cast_slice(terms);
     let reference = _mm512_set1_epi32(i32::from(scale.reference_parts));
+    let most = _mm512_set1_epi32(i32::from(scale.most_parts));
     let mut odd = 0;
     // Of sixteen rows each, numbers in their order.
     let mut alongs = [_mm256_setzero_si256(); 4];
@@ -212,13 +211,16 @@ pub(super) fn tell(
             _mm512_and_si512(cosines, _mm512_set1_epi32(0xffff))
         };
         odd |= u64::from(_mm512_cmplt_epu32_mask(parts, reference)) << (16 * at);
-        let above = _mm512_max_epi32(_mm512_sub_epi32(parts, reference), _mm512_setzero_si512());
+        let above = _mm512_sub_epi32(_mm512_min_epi32(parts, most), reference);
+        let above = _mm512_max_epi32(above, _mm512_setzero_si512());
         if !level.has_lengths() {
             alongs[at] = _mm512_cvtepi32_epi16(above);
             continue;
         }
         let threes = _mm512_srli_epi32::<16>(every_third(words, 1));
         let squares = _mm512_add_epi32(_mm512_slli_epi32::<3>(threes), _mm512_set1_epi32(scale.dim as i32));
+        let short = _mm512_cmplt_epu32_mask(squares, _mm512_set1_epi32(scale.square_base.cast_signed()));
+        odd |= u64::from(short) << (16 * at);
         let norms = _mm512_sqrt_ps(_mm512_cvtepi32_ps(squares));
         let units = _mm512_set1_ps(1.0 / 65_536.0 / scale.along_unit);
         let row_along = _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(above), norms), units);
@@ -235,7 +237,7 @@ pub(super) fn tell(
 /// See [`super::kernels::TellSketches`]. Even rows come first, then odd ones.
 #[target_feature(enable = "avx512f,avx512bw")]
 pub(super) fn tell_sketches(scale: &Scale, cosines: &[u8; BLOCK_ROWS], along: &mut Parts) -> u64 {
-    let RowBars { along: [even, odd], odd_rows, .. } = sketch_bars(scale.reference_parts, line(cosines, 0));
+    let RowBars { along: [even, odd], odd_rows, .. } = sketch_bars(scale, line(cosines, 0));
     let to: *mut u16 = along.0.as_mut_ptr();
     // SAFETY: twice 32 of the 64 numbers.
     unsafe {
@@ -245,12 +247,13 @@ pub(super) fn tell_sketches(scale: &Scale, cosines: &[u8; BLOCK_ROWS], along: &m
     odd_rows
 }
 
-/// [`super::bars::tell_sketches`]. Parts of cosines of sketches are bytes, and so is their reference.
+/// [`super::bars::tell_sketches`]. Parts of cosines of sketches are bytes, and so are their ends.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
-fn sketch_bars(reference: u16, cosines: __m512i) -> RowBars {
-    let reference = _mm512_set1_epi8(reference as i8);
-    let above = _mm512_subs_epu8(cosines, reference);
+fn sketch_bars(scale: &Scale, cosines: __m512i) -> RowBars {
+    let [reference, most] =
+        [scale.reference_parts, scale.most_parts].map(|parts| _mm512_set1_epi8((parts as u8).cast_signed()));
+    let above = _mm512_subs_epu8(_mm512_min_epu8(cosines, most), reference);
     let high_bytes = _mm512_set1_epi16(0xff00_u16.cast_signed());
     RowBars {
         along: [_mm512_slli_epi16::<8>(above), _mm512_and_si512(above, high_bytes)],
@@ -321,7 +324,7 @@ pub(super) fn scan(call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,bmi2")]
 fn by_groups<const N: usize, const LENGTHS: bool>(call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
-    match (call.blocks, call.probes) {
+    match (call.blocks, call.probes.len()) {
         (TILE_BLOCKS, SCAN_PROBES) => tile::<TILE_BLOCKS, SCAN_PROBES, N, LENGTHS>(call, TILE_BLOCKS, 0, 0, hits),
         (TILE_BLOCKS, probes) => (0..probes)
             .fold(false, |any, probe| tile::<TILE_BLOCKS, 1, N, LENGTHS>(call, TILE_BLOCKS, 0, probe, hits) | any),
@@ -345,9 +348,9 @@ fn tile<const B: usize, const P: usize, const N: usize, const LENGTHS: bool>(
     from: usize,
     hits: &mut ScanHits,
 ) -> bool {
-    assert!(call.groups.is_multiple_of(N) && first + B <= stride && stride == call.blocks && from + P <= call.probes);
+    assert!(call.groups.is_multiple_of(N) && first + B <= stride && stride == call.blocks);
     assert!(call.indices.len() >= call.groups * call.blocks);
-    assert!(call.tables[from..from + P].iter().all(|tables| tables.len() >= call.groups));
+    assert!(call.probes[from..from + P].iter().all(|probe| probe.table.len() >= call.groups));
     // Sums of whole 16-bit words, so that of an odd row's byte there is 256 times its entry in
     // `both`, and sums of the odd rows' entries.
     let mut both = [[_mm512_setzero_si512(); B]; P];
@@ -356,7 +359,7 @@ fn tile<const B: usize, const P: usize, const N: usize, const LENGTHS: bool>(
     let mut indices: *const IndexLine = call.indices.as_ptr().wrapping_add(first);
     let mut tables: [*const IndexLine; P] = [std::ptr::null(); P];
     for p in 0..P {
-        tables[p] = call.tables[from + p].as_ptr();
+        tables[p] = call.probes[from + p].table.as_ptr();
     }
     for _ in 0..groups / N {
         let mut part = [[_mm512_setzero_si512(); B]; P];
@@ -372,7 +375,7 @@ fn tile<const B: usize, const P: usize, const N: usize, const LENGTHS: bool>(
                     unsafe { _mm512_load_si512(indices.wrapping_add(n.wrapping_mul(stride).wrapping_add(b)).cast()) };
                 for p in 0..P {
                     let entries = _mm512_permutexvar_epi8(index, table[p]);
-                    part[p][b] = if n == 0 { entries } else { _mm512_add_epi8(part[p][b], entries) };
+                    part[p][b] = if n == 0 { entries } else { added::<LENGTHS>(part[p][b], entries) };
                 }
             }
         }
@@ -391,12 +394,19 @@ fn tile<const B: usize, const P: usize, const N: usize, const LENGTHS: bool>(
     for p in 0..P {
         for b in 0..B {
             let rows = told::<LENGTHS>(call.bars, first + b);
-            let mask = reaching::<LENGTHS>(both[p][b], odd[p][b], call.least[from + p], &rows);
+            let mask = passing::<LENGTHS>(both[p][b], odd[p][b], call.probes[from + p].most, &rows);
             hits[from + p][first + b] = mask;
             any |= mask != 0;
         }
     }
     any
+}
+
+/// Entries added in bytes, which saturate where more may come together: [`Level::saturates`].
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn added<const SATURATES: bool>(a: __m512i, b: __m512i) -> __m512i {
+    if SATURATES { _mm512_adds_epu8(a, b) } else { _mm512_add_epi8(a, b) }
 }
 
 /// What tells a block's rows apart: numbers of even rows, then of odd ones.
@@ -419,24 +429,21 @@ fn told<const LENGTHS: bool>(bars: &TileBars, block: usize) -> RowBars {
     RowBars { along: halves(&bars.along[block]), length, odd_rows: 0 }
 }
 
-/// The rows of a block whose sums reach their least: [`Least::of`].
+/// The rows of a block whose deficits are at most the largest that counts: [`Most::of`].
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,bmi2")]
-fn reaching<const LENGTHS: bool>(both: __m512i, odd: __m512i, least: Least, rows: &RowBars) -> u64 {
+fn passing<const LENGTHS: bool>(both: __m512i, odd: __m512i, most: Most, rows: &RowBars) -> u64 {
     let even = _mm512_sub_epi16(both, _mm512_slli_epi16::<8>(odd));
     let mut masks = [0; 2];
     for (half, sums) in [even, odd].into_iter().enumerate() {
-        let times = high_product(rows.along[half], least.along);
-        let mut bar = _mm512_adds_epu16(_mm512_set1_epi16(least.base.cast_signed()), times);
+        let times = high_product(rows.along[half], most.along);
+        let mut largest = _mm512_subs_epu16(_mm512_set1_epi16(most.base.cast_signed()), times);
         if LENGTHS {
-            let longer = high_product(rows.length[half], least.longer);
-            let shorter = high_product(rows.length[half], least.shorter);
-            bar = _mm512_subs_epu16(_mm512_adds_epu16(bar, longer), shorter);
+            let longer = high_product(rows.length[half], most.longer);
+            let shorter = high_product(rows.length[half], most.shorter);
+            largest = _mm512_adds_epu16(_mm512_subs_epu16(largest, longer), shorter);
         }
-        masks[half] = _mm512_cmpge_epu16_mask(sums, bar);
-    }
-    if masks == [0; 2] {
-        return rows.odd_rows;
+        masks[half] = _mm512_cmple_epu16_mask(sums, largest);
     }
     _pdep_u64(masks[0].into(), 0x5555_5555_5555_5555)
         | _pdep_u64(masks[1].into(), 0xaaaa_aaaa_aaaa_aaaa)

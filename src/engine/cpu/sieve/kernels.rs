@@ -2,9 +2,11 @@
 //!
 //! The first look at a row is a sum of table look-ups. Components are taken in *groups*; the bits
 //! of a group in a row's code are an *index* of [`CodeKernels::bits`] bits, and a probe has a
-//! table for each group whose entry at that index bounds the group's part of <q, c> from above, in
-//! whole steps. So a row's sum bounds <q, c> from above, in integers, and a byte shuffle looks up
-//! the same group of many rows at once (fast scan: André, Kermarrec and Le Scouarnec, VLDB 2015).
+//! table for each group whose entry at that index says, in whole steps, by how much the group's part
+//! of <q, c> falls short of the group's largest. So a row's sum of entries, its *deficit*, bounds
+//! <q, c> from above, in integers, and a byte shuffle looks up the same group of many rows at once
+//! (fast scan: André, Kermarrec and Le Scouarnec, VLDB 2015). Sums of some groups may saturate: a
+//! deficit that is too small is a bound that is too large.
 //!
 //! Layouts. A *tile* is one to [`TILE_BLOCKS`] blocks of 64 rows. Its indices are lines of 64
 //! bytes, `[groups][blocks]`, byte r for row r of the block. Tables are `[groups][2^bits]` bytes.
@@ -14,9 +16,9 @@
 use thenar_index::codes::{BLOCK_ROWS, Codes, Terms, sign_bytes, sketch_bytes};
 use thenar_index::sketch;
 
-use super::bars::{Least, Parts, Scale, TileBars};
+use super::bars::{Most, Parts, Scale, TileBars};
 use super::portable;
-use super::{Cuts, Level, PLACES_MAX, PROBES_MAX, Sieve};
+use super::{FineProbe, Level, PLACES_MAX, PROBES_MAX};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512, avx512_close};
 use crate::certificate::{Cut, Cutter};
@@ -24,6 +26,8 @@ use crate::simd::Simd;
 
 /// Blocks of the largest tile.
 pub(in crate::engine::cpu) const TILE_BLOCKS: usize = 4;
+/// Groups whose entries a scan of planes adds in bytes.
+pub(super) const PLANES_TOGETHER: usize = 4;
 /// Probes that one call of a scan takes, at most.
 pub(super) const SCAN_PROBES: usize = 2;
 
@@ -37,7 +41,7 @@ impl IndexLine {
     pub(super) const ZERO: Self = Self([0; BLOCK_ROWS]);
 }
 
-/// For each probe and block, the rows whose sums reach their least.
+/// For each probe and block, the rows whose deficits are at most the largest that counts.
 pub(super) type ScanHits = [[u64; TILE_BLOCKS]; SCAN_PROBES];
 
 /// One tile against a few probes.
@@ -46,16 +50,21 @@ pub(super) struct ScanCall<'a> {
     /// Shape: `[groups, blocks]`.
     pub(super) indices: &'a [IndexLine],
     pub(super) blocks: usize,
-    /// For each probe, the bytes `[groups, 2^bits]`, in whole lines. Those from `probes` on are not
-    /// read.
-    pub(super) tables: [&'a [IndexLine]; SCAN_PROBES],
-    pub(super) probes: usize,
+    /// One to [`SCAN_PROBES`].
+    pub(super) probes: &'a [ScanProbe<'a>],
     pub(super) groups: usize,
     /// A scan of planes of sketches reads their cosines itself, and puts the odd rows among the hits.
     pub(super) bars: &'a TileBars,
-    /// [`Scale::reference_parts`] of the level.
-    pub(super) reference: u16,
-    pub(super) least: [Least; SCAN_PROBES],
+    /// Of the level.
+    pub(super) scale: &'a Scale,
+}
+
+/// What a scan needs of a probe.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct ScanProbe<'a> {
+    /// The bytes `[groups, 2^bits]`, in whole lines.
+    pub(super) table: &'a [IndexLine],
+    pub(super) most: Most,
 }
 
 /// The planes of a tile's blocks, to be made into indices.
@@ -118,9 +127,31 @@ pub(super) struct CloseCall<'a> {
     pub(super) fine: &'a [u8],
     /// Shape: `[rows]`.
     pub(super) terms: &'a [Terms],
-    pub(super) sieve: &'a Sieve<'a>,
-    pub(super) cuts: &'a [Cuts],
+    /// Those that hits number.
+    pub(super) probes: &'a [CloseProbe<'a>],
     pub(super) cutter: &'a Cutter,
+}
+
+/// What a look at fine codes needs of a probe.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct CloseProbe<'a> {
+    integers: &'a [i8],
+    scale: f32,
+    /// 15 times the sum of the integers.
+    sum: i32,
+    /// The cut's parts; its slack and what the error may take from <q, u>.
+    along: f32,
+    across: f32,
+    slack: f32,
+}
+
+impl<'a> CloseProbe<'a> {
+    /// Without a cut every row passes.
+    pub(super) fn new(fine: &'a FineProbe, cut: Option<Cut>) -> Self {
+        let FineProbe { integers, scale, sum, error } = fine;
+        let (along, across, slack) = cut.map_or((0.0, 0.0, f32::INFINITY), |cut| cut.parts());
+        Self { integers, scale: *scale, sum: 15 * sum, along, across, slack: slack + error }
+    }
 }
 
 pub(super) type Spread = unsafe fn(&SpreadCall<'_>, &mut [IndexLine]);
@@ -132,7 +163,7 @@ pub(super) type TellSketches = unsafe fn(&Scale, &[u8; BLOCK_ROWS], &mut Parts) 
 /// A scan of planes whose indices are not made before: for a few probes, which would read them no
 /// more often than they were written. The call has no indices.
 pub(super) type ScanPlanes = unsafe fn(&SpreadCall<'_>, &ScanCall<'_>, &mut ScanHits) -> bool;
-/// Whether any row reached its least.
+/// Whether any row passes.
 pub(super) type Scan = unsafe fn(&ScanCall<'_>, &mut ScanHits) -> bool;
 /// Writes hits, and says how many: by probe, rows ascending. There is room for all and
 /// [`LIST_SLACK`] more.
@@ -146,7 +177,7 @@ pub(in crate::engine::cpu) struct CodeKernels {
     /// Bits of an index into signs, or signs and magnitudes.
     bits: usize,
     /// For each level: groups are padded to a multiple of this, and entries of so many are added in
-    /// bytes.
+    /// bytes, which saturate.
     together: [usize; Level::ALL.len()],
     spread: Spread,
     tell: Tell,
@@ -223,12 +254,12 @@ impl CodeKernels {
         dim.div_ceil(self.group_dims(level)).next_multiple_of(self.together(level))
     }
 
-    /// The largest table entry: so many as are added in bytes must fit one, and all of a row 16
-    /// bits.
+    /// The largest table entry: all of a row must fit 16 bits, and leave the largest of them free.
     pub(super) fn entry_max(&self, level: Level, dim: usize) -> u8 {
-        let in_bytes = 255 / self.together(level);
-        let in_sum = usize::from(u16::MAX - 1) / self.groups(level, dim);
-        u8::try_from(in_bytes.min(in_sum)).unwrap_or(u8::MAX)
+        const SUM_MAX: usize = u16::MAX as usize - 1;
+        let (groups, together) = (self.groups(level, dim), self.together(level).min(PLANES_TOGETHER));
+        let fits = groups.div_ceil(together) * usize::from(u8::MAX) <= SUM_MAX;
+        if fits { u8::MAX } else { u8::try_from(SUM_MAX / groups).unwrap_or(u8::MAX) }
     }
 
     fn planes<'a>(&self, codes: &Codes<'a>, dim: usize, level: Level) -> SpreadCall<'a> {
@@ -266,7 +297,7 @@ impl CodeKernels {
         hits: &mut ScanHits,
     ) -> bool {
         let planes = self.planes(codes, dim, level);
-        assert!((1..=SCAN_PROBES).contains(&call.probes) && (1..=TILE_BLOCKS).contains(&planes.blocks));
+        assert!((1..=SCAN_PROBES).contains(&call.probes.len()) && (1..=TILE_BLOCKS).contains(&planes.blocks));
         assert!(call.groups == planes.groups && call.level == level);
         assert!(self.has_tables(call));
         let scan = self.scan_planes.expect("asked by `scans_planes`");
@@ -299,13 +330,13 @@ impl CodeKernels {
     fn has_tables(&self, call: &ScanCall<'_>) -> bool {
         let entries = call.groups << self.index_bits(call.level);
         call.groups.is_multiple_of(self.together(call.level))
-            && call.tables[..call.probes].iter().all(|tables| BLOCK_ROWS * tables.len() >= entries)
+            && call.probes.iter().all(|probe| BLOCK_ROWS * probe.table.len() >= entries)
     }
 
     /// Sums the entries of a tile's rows.
     #[inline]
     pub(super) fn scan(&self, call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
-        assert!((1..=SCAN_PROBES).contains(&call.probes) && (1..=TILE_BLOCKS).contains(&call.blocks));
+        assert!((1..=SCAN_PROBES).contains(&call.probes.len()) && (1..=TILE_BLOCKS).contains(&call.blocks));
         assert!(call.indices.len() >= call.groups * call.blocks && self.has_tables(call));
         // SAFETY: the processor has this path, see `of`.
         unsafe { (self.scan)(call, hits) }
@@ -360,20 +391,30 @@ fn prefetch(at: *const u8) {
     let _ = at;
 }
 
+/// Hits that are asked for before they are looked at.
+const ASKED_AHEAD: usize = 16;
+
 /// Hits whose fine codes reach their bars, by a path's sum of products of nibbles and probe.
 #[inline(always)]
 pub(super) fn close_by(call: &CloseCall<'_>, hits: &mut [Hit], dot: impl Fn(&[u8], &[i8]) -> i32) -> usize {
     let mut kept = 0;
+    let (loss, code_bytes) = (call.cutter.loss(), call.fine.len() / call.terms.len().max(1));
+    let code = |hit: Hit| &call.fine[hit.row() * code_bytes..][..code_bytes];
     for at in 0..hits.len() {
-        let (probe, row) = (call.sieve.fine_probe(hits[at].probe()), hits[at].row());
-        let code_bytes = probe.integers.len() / 2;
-        let code = &call.fine[row * code_bytes..(row + 1) * code_bytes];
-        let reach = probe.reach(dot(code, &probe.integers), call.terms[row]);
-        let bar = |cut: Cut| cut.bar(call.cutter.leaning(call.terms[row].fine_cosine()));
-        if call.cuts[hits[at].probe()].cut.is_none_or(|cut| reach >= bar(cut)) {
-            hits[kept] = hits[at];
-            kept += 1;
-        }
+        let hit = hits[at];
+        ask_for_lines(code(hits[(at + ASKED_AHEAD).min(hits.len() - 1)]));
+        let probe = &call.probes[hit.probe()];
+        let terms = call.terms[hit.row()];
+        // `Cut::bar`, and `FineProbe`: 2 <k, n> - 15 <k, 1>.
+        let cosine = (terms.fine_cosine() - loss).max(0.0);
+        let sine = (1.0 - cosine * cosine).max(0.0).sqrt();
+        let bar = probe.along * cosine - probe.across * sine - probe.slack;
+        let product = 2 * dot(code(hit), probe.integers) - probe.sum;
+        let below = probe.scale * (product as f32) < bar * (terms.fine_square() as f32).sqrt();
+        // Without a cut every row passes, one of zeros too, whose numbers are none. Who does not pass is
+        // written over by the next.
+        hits[kept] = hit;
+        kept += usize::from(!below);
     }
     kept
 }

@@ -28,22 +28,26 @@ mod tests;
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
-use thenar_index::codes::{BLOCK_ROWS, Codes, Terms};
+use rand::{Rng, RngExt};
+use thenar_index::codes::{BLOCK_ROWS, Codes};
 use thenar_index::sketch;
 use zeroize::Zeroize;
 
-use self::bars::{Least, Scale, TileBars};
+use self::bars::{Most, Scale, TileBars};
 use self::kernels::{
-    CloseCall, CodeKernels, Hit, IndexLine, LIST_SLACK, ListCall, SCAN_PROBES, ScanCall, ScanHits, TILE_BLOCKS,
+    CloseCall, CloseProbe, CodeKernels, Hit, IndexLine, LIST_SLACK, ListCall, SCAN_PROBES, ScanCall, ScanHits,
+    ScanProbe, TILE_BLOCKS,
 };
 use super::floors::Floor;
 use crate::certificate::{Certificate, Cut, Cutter};
 use crate::engine::BlockView;
 
-/// Of the largest range of a group's parts, what the entries of a table stretch over. What all
-/// entries together overestimate is least at about this much (0.0144 of ‖c‖ for signs and 0.027 for
-/// two bits, with six bits a group and 85 steps; with 1 it would be 0.017 and 0.036).
-const RANGE_KEPT: f32 = 0.72;
+/// What as many entries as are added in bytes may come to, as a multiple of the mean range of as many
+/// groups: finer steps would cut more off. Where sums saturate it is less, since of many numbers
+/// hardly any come to as much. Simulated for one to sixteen.
+fn range_kept(level: Level, together: usize) -> f32 {
+    if level.saturates() { 0.65 + 0.6 / together as f32 } else { 0.95 + 0.15 / together as f32 }
+}
 
 /// Which bits of a row's codes the first look reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,6 +65,13 @@ impl Level {
 
     /// Whether codes of one dimension differ in length.
     pub(super) fn has_lengths(self) -> bool {
+        self == Self::Two
+    }
+
+    /// Whether entries that are added in bytes may come to more than one holds. Saturating addition
+    /// costs up to a tenth of a scan, and cuts less off than smaller entries: with many groups, and
+    /// few of them together, that is worth it.
+    pub(super) fn saturates(self) -> bool {
         self == Self::Two
     }
 
@@ -89,51 +100,70 @@ impl Level {
 struct Tables {
     /// Shape: `[groups, 2^bits]`.
     entries: Vec<IndexLine>,
-    /// <q, c> <= offset + step * sum of the entries at c's indices.
+    /// <q, c> <= offset - step * sum of the entries at c's indices, but for what dithering adds.
     offset: f32,
     step: f32,
 }
 
 impl Tables {
-    /// The entry of index i in group g bounds the group's part v of <q, c> by
-    /// v <= base_g + step * entry, rounded up; the bases of all groups make the offset. A part
-    /// that lies so far down that its entry would be negative gets 0, which is larger: that lets
-    /// the step be smaller than the largest range asks for ([`RANGE_KEPT`]), and few of the parts
-    /// of few groups pay for it.
+    /// The entry of index i in group g is by how many steps the group's part v of <q, c> falls short of
+    /// the group's largest, rounded down: v <= high_g - step * entry; the largest parts of all groups
+    /// make the offset. An entry too large for its byte, or a sum of entries for its own, is taken for
+    /// the largest that fits, which bounds v from above all the more. Where sums do not saturate, each
+    /// group has a share of the byte, by its range.
+    ///
+    /// `dither` is the largest step with which entries may be rounded with a dither instead, if any:
+    /// then they are floor(x + u) for a deficit of x steps and a number u of the group's own, uniform
+    /// from 0 to 1, which is x on average and within a step. What a sum of such entries is off by has
+    /// mean zero, is independent from group to group, and each within an interval of a step: what
+    /// [`crate::certificate`] asks of errors. That sums saturate bounds <q, c> from above as before.
     ///
     /// Parts of signs and two bits are added up in f32 by at most 16 additions of terms whose
     /// magnitudes sum to half the group's range, so they are wrong by less than 2^-18 of the range.
     /// Those of words are eight products of a group q_g with a word of length 100: wrong by less than
     /// 2^-20 * 100 ‖q_g‖, and the largest range is at least a quarter of the largest 100 ‖q_g‖, since
-    /// words point everywhere (`words_point_everywhere`). A step is at least 1/400 of the largest
-    /// range, so 2^-9 of a step, added before rounding up, outweighs either.
-    fn new(kernels: &CodeKernels, level: Level, probe: &[f32]) -> Self {
-        // Casting rounds down: a whole step less a little rounds up.
-        const UP: f32 = 1.0 + 1.0 / 512.0;
+    /// words point everywhere (`words_point_everywhere`). A step is at least 1/512 of the largest
+    /// range, so 2^-8 of a step, taken off before rounding, outweighs either twice over, and what a dither
+    /// in whole parts of 2^24 may be short of the mean.
+    fn new(kernels: &CodeKernels, level: Level, probe: &[f32], dither: Option<f32>, rng: &mut impl Rng) -> Self {
+        const OFF: f32 = 1.0 / 256.0;
+        const RANGE_PARTS: f32 = 512.0;
         let dims = kernels.group_dims(level);
         let groups = kernels.groups(level, probe.len());
-        let entry_max = f32::from(kernels.entry_max(level, probe.len()));
+        let together = kernels.together(level);
         let bits = kernels.index_bits(level);
         let mut parts = vec![0.0_f32; probe.len().div_ceil(dims) << bits];
         let of_groups = parts.chunks_exact_mut(1 << bits).zip(probe.chunks(dims));
         let extremes: Vec<(f32, f32)> = of_groups.map(|(parts, group)| fill_parts(parts, group, dims, level)).collect();
-        let range = extremes.iter().map(|(low, high)| high - low).fold(0.0, f32::max);
+        let ranges = extremes.iter().map(|(low, high)| high - low);
+        let largest = ranges.clone().fold(0.0, f32::max);
+        let usual = ranges.sum::<f32>() / extremes.len() as f32 * together as f32;
+        let entry_max = kernels.entry_max(level, probe.len());
+        let sum_max = (together * usize::from(entry_max)).min(usize::from(u8::MAX));
         // A probe of zeros has no range, and any step will do.
-        let step = (RANGE_KEPT * range / entry_max).max(f32::MIN_POSITIVE / f32::EPSILON);
+        let least = (largest / RANGE_PARTS).max(f32::MIN_POSITIVE / f32::EPSILON);
+        let wanted = (range_kept(level, together) * usual / sum_max as f32).max(least);
+        let dithered = dither.filter(|step| *step >= least);
+        let step = dithered.map_or(wanted, |most| wanted.min(most));
         let inverse = 1.0 / step;
 
         let mut entries = vec![IndexLine::ZERO; (groups << bits).div_ceil(BLOCK_ROWS)];
         let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut entries);
         let mut offset = 0.0_f64;
         let tables = bytes.chunks_exact_mut(1 << bits).zip(parts.chunks_exact(1 << bits));
-        for ((table, parts), (_, high)) in tables.zip(extremes) {
-            // The highest part gets the largest entry; one rounding more or less does not matter
-            // next to what is added before rounding up.
-            let base = high - step * (entry_max - 1.0);
-            offset += f64::from(base);
+        let of_chunks = extremes.chunks(together).flat_map(|chunk| {
+            let range: f32 = chunk.iter().map(|(low, high)| high - low).sum();
+            // The shares of a chunk, each rounded down twice, add up to a byte at most.
+            let share = move |low: f32, high: f32| ((high - low) / range * (255.0 - 1.0 / 64.0)) as u8;
+            chunk.iter().map(move |(low, high)| if level.saturates() { u8::MAX } else { share(*low, *high) })
+        });
+        let caps: Vec<u8> = of_chunks.map(|cap| cap.min(entry_max)).collect();
+        for (((table, parts), (_, high)), cap) in tables.zip(&extremes).zip(caps) {
+            offset += f64::from(*high);
+            let up = if dithered.is_some() { rng.random::<f32>() } else { 0.0 } - OFF;
             for (entry, part) in table.iter_mut().zip(parts) {
-                // The cast saturates at 0; at the top it is at most `entry_max`.
-                *entry = ((part - base) * inverse + UP) as u8;
+                // The cast rounds down, and saturates at 0 and at the top.
+                *entry = (((high - part) * inverse + up) as u8).min(cap);
             }
         }
         Self { entries, offset: offset as f32, step }
@@ -200,13 +230,6 @@ impl FineProbe {
         // The sum of squares is right to some parts in 10^13.
         Self { integers, scale, sum, error: (square.sqrt() * (1.0 + 1e-9)) as f32 * (1.0 + f32::EPSILON) }
     }
-
-    /// At least <q, u> for a row's fine code, from the sum of products <k, n>.
-    #[inline]
-    fn reach(&self, products: i32, terms: Terms) -> f32 {
-        let product = 2 * products - 15 * self.sum;
-        self.scale * product as f32 / (terms.fine_square() as f32).sqrt() + self.error
-    }
 }
 
 /// What one probe needs, made by the thread that needs it first.
@@ -236,6 +259,8 @@ struct Cuts {
     floor: f32,
     /// None while the floor is too low.
     cut: Option<Cut>,
+    /// Likewise, for a first look at dithered tables.
+    dithered: Option<Cut>,
 }
 
 /// What one thread sieves in. Kept between sifts.
@@ -244,8 +269,6 @@ pub(super) struct SieveBench {
     indices: Vec<IndexLine>,
     hits: Vec<Hit>,
     cuts: Vec<Cuts>,
-    /// Of each probe, at its cut.
-    least: Vec<Least>,
     tiles: Vec<TileTerms>,
 }
 
@@ -254,7 +277,6 @@ impl SieveBench {
         self.indices.capacity() * size_of::<IndexLine>()
             + self.hits.capacity() * size_of::<Hit>()
             + self.cuts.capacity() * size_of::<Cuts>()
-            + self.least.capacity() * size_of::<Least>()
             + self.tiles.capacity() * size_of::<TileTerms>()
     }
 
@@ -280,7 +302,6 @@ impl SieveBench {
         self.hits.resize(HITS_MAX + SCAN_PROBES * TILE_ROWS + LIST_SLACK, Hit(0));
         self.cuts.clear();
         self.cuts.resize(sieve.prepared.len(), sieve.cuts(f32::NEG_INFINITY));
-        self.least.resize(sieve.prepared.len(), Least::NONE);
     }
 
     #[cfg(test)]
@@ -307,6 +328,8 @@ impl TileTerms {
 /// One tile of a piece, ready to be scanned.
 struct Tile<'a> {
     level: Level,
+    /// Whether it is scanned without indices.
+    by_planes: bool,
     groups: usize,
     blocks: usize,
     /// Place of its first row in the piece.
@@ -325,10 +348,13 @@ pub(super) struct Sieve<'a> {
     certificate: Certificate,
     cutter: Cutter,
     scales: [Scale; Level::ALL.len()],
+    /// For each level, the largest step of tables that are dithered, if they are.
+    dither: [Option<f32>; Level::ALL.len()],
 }
 
 impl<'a> Sieve<'a> {
-    /// Under a randomised certificate each of the four codes has a quarter of the miss probability:
+    /// Under a randomised certificate each of the four codes has a quarter of the miss probability, of
+    /// which dithering may take half:
     /// which of them look at a row is decided by how fast they are, and a row must be safe
     /// whichever do.
     pub(super) fn new(kernels: &'static CodeKernels, dim: usize, probes: &'a [f32], certificate: Certificate) -> Self {
@@ -340,14 +366,21 @@ impl<'a> Sieve<'a> {
                 Certificate::Randomised { miss_probability: miss_probability / codes as f64 }
             }
         };
+        let cutter = Cutter::dithered(each, dim);
+        let scales = Level::ALL.map(|level| Scale::new(level, dim));
+        let dither = Level::ALL.map(|level| {
+            let Scale { usual, most, length_base, .. } = scales[level as usize];
+            cutter.dither_step(kernels.groups(level, dim), usual, most).map(|step| step * length_base)
+        });
         Self {
             kernels,
             dim,
             probes,
             prepared: (0..probes.len() / dim).map(|_| Prepared::default()).collect(),
             certificate,
-            cutter: Cutter::new(each, dim),
-            scales: Level::ALL.map(|level| Scale::new(level, dim)),
+            cutter,
+            scales,
+            dither,
         }
     }
 
@@ -361,7 +394,9 @@ impl<'a> Sieve<'a> {
     }
 
     fn tables(&self, level: Level, probe: usize) -> &Tables {
-        self.prepared[probe].tables[level as usize].get_or_init(|| Tables::new(self.kernels, level, self.probe(probe)))
+        self.prepared[probe].tables[level as usize].get_or_init(|| {
+            Tables::new(self.kernels, level, self.probe(probe), self.dither[level as usize], &mut rand::rng())
+        })
     }
 
     /// Makes what a first look at `level` needs, each probe's by whoever comes first. Threads start
@@ -380,7 +415,7 @@ impl<'a> Sieve<'a> {
     }
 
     fn cuts(&self, floor: f32) -> Cuts {
-        Cuts { floor, cut: self.cutter.cut(floor.into()) }
+        Cuts { floor, cut: self.cutter.cut(floor.into()), dithered: self.cutter.dithered_cut(floor.into()) }
     }
 
     /// Compares `count` coded rows (whole blocks, few tiles) from row `first` of `block` on with every
@@ -402,85 +437,80 @@ impl<'a> Sieve<'a> {
         let groups = self.kernels.groups(level, self.dim);
         let tiles_count = count.div_ceil(TILE_ROWS);
         let tile_lines = groups * TILE_BLOCKS;
-        let SieveBench { indices, hits, cuts, least, tiles } = bench;
+        let SieveBench { indices, hits, cuts, tiles } = bench;
         let blocks_of = |t: usize| TILE_BLOCKS.min(count / BLOCK_ROWS - t * TILE_BLOCKS);
         let tiles = &mut tiles[..tiles_count];
+        let by_planes = self.kernels.scans_planes(floors.len());
         for (t, (terms, indices)) in tiles.iter_mut().zip(indices.chunks_exact_mut(tile_lines)).enumerate() {
             let codes = codes.blocks(self.dim, t * TILE_BLOCKS, blocks_of(t));
-            let by_planes = self.kernels.scans_planes(floors.len());
             self.read_terms(level, by_planes, block, first + t * TILE_ROWS, &codes, terms);
             if !by_planes {
                 self.kernels.spread(&codes, self.dim, level, indices);
             }
         }
-        for (probe, (floor, (cuts, least))) in floors.iter().zip(cuts.iter_mut().zip(least.iter_mut())).enumerate() {
+        let scale = &self.scales[level as usize];
+        let probes = floors.iter().zip(cuts.iter_mut()).enumerate().map(|(probe, (floor, cuts))| {
             let floor = floor.threshold();
             if cuts.floor.to_bits() != floor.to_bits() {
                 *cuts = self.cuts(floor);
             }
-            let Tables { offset, step, .. } = *self.tables(level, probe);
-            *least = Least::new(&self.scales[level as usize], &self.cutter, cuts.cut, (offset, step));
-        }
+            let Tables { entries, offset, step } = self.tables(level, probe);
+            let cut = if self.dither[level as usize].is_some() { cuts.dithered } else { cuts.cut };
+            ScanProbe { table: entries, most: Most::new(scale, &self.cutter, cut, (*offset, *step)) }
+        });
+        let probes: Vec<ScanProbe<'_>> = probes.collect();
+        let closer = cuts.iter().enumerate().map(|(probe, cuts)| CloseProbe::new(self.fine_probe(probe), cuts.cut));
+        let closer: Vec<CloseProbe<'_>> = closer.collect();
         let together = (TABLES_BYTES / (groups << self.kernels.index_bits(level))).next_multiple_of(SCAN_PROBES);
         let (mut passed, mut waiting) = (0, 0);
-        for from in (0..floors.len()).step_by(together) {
-            let end = floors.len().min(from + together);
+        for (turn, probes) in probes.chunks(together).enumerate() {
             for (t, (terms, indices)) in tiles.iter().zip(indices.chunks_exact(tile_lines)).enumerate() {
                 let blocks = blocks_of(t);
                 let indices = &indices[..groups * blocks];
-                let tile = Tile { level, groups, blocks, at: t * TILE_ROWS, terms, indices };
-                for at in (from..end).step_by(SCAN_PROBES) {
+                let tile = Tile { level, by_planes, groups, blocks, at: t * TILE_ROWS, terms, indices };
+                for (few, probes) in probes.chunks(SCAN_PROBES).enumerate() {
                     // Those of one more call always fit.
-                    let listed = self.first_look(&tile, at, end, &codes, least, &mut hits[waiting..]);
+                    let number = turn * together + few * SCAN_PROBES;
+                    let listed = self.first_look(&tile, number, probes, &codes, &mut hits[waiting..]);
                     if listed <= ASKED_MAX {
                         kernels::ask_for(&codes, &hits[waiting..waiting + listed]);
                     }
                     waiting += listed;
                     if waiting >= HITS_MAX {
                         passed += waiting;
-                        self.second_look(&mut hits[..waiting], &codes, cuts, |probe, row| pass(probe, first + row));
+                        self.second_look(&mut hits[..waiting], &codes, &closer, |probe, row| pass(probe, first + row));
                         waiting = 0;
                     }
                 }
             }
         }
         passed += waiting;
-        self.second_look(&mut hits[..waiting], &codes, cuts, |probe, row| pass(probe, first + row));
+        self.second_look(&mut hits[..waiting], &codes, &closer, |probe, row| pass(probe, first + row));
         passed
     }
 
-    /// Scans a tile for the probes from `at` on, [`SCAN_PROBES`] at most and none from `end` on, and
-    /// writes what passes to `hits`. Returns how many did.
+    /// Scans a tile for some probes of which `first` is the number of the first, [`SCAN_PROBES`] at most,
+    /// and writes what passes to `hits`. Returns how many did.
     #[inline]
     fn first_look(
         &self,
         tile: &Tile<'_>,
-        at: usize,
-        end: usize,
+        first: usize,
+        probes: &[ScanProbe<'_>],
         codes: &Codes<'_>,
-        least: &[Least],
         hits: &mut [Hit],
     ) -> usize {
-        let probes = SCAN_PROBES.min(end - at);
-        let mut entries: [&[IndexLine]; SCAN_PROBES] = [&[]; SCAN_PROBES];
-        let mut some = [Least::NONE; SCAN_PROBES];
-        for p in 0..probes {
-            entries[p] = &self.tables(tile.level, at + p).entries;
-            some[p] = least[at + p];
-        }
         let call = ScanCall {
             level: tile.level,
             indices: tile.indices,
             blocks: tile.blocks,
-            tables: entries,
             probes,
             groups: tile.groups,
             bars: &tile.terms.bars,
-            reference: self.scales[tile.level as usize].reference_parts,
-            least: some,
+            scale: &self.scales[tile.level as usize],
         };
         let mut found: ScanHits = Default::default();
-        let any = if self.kernels.scans_planes(least.len()) {
+        let any = if tile.by_planes {
             let codes = codes.blocks(self.dim, tile.at / BLOCK_ROWS, tile.blocks);
             self.kernels.scan_planes(&codes, self.dim, tile.level, &call, &mut found)
         } else {
@@ -492,11 +522,11 @@ impl<'a> Sieve<'a> {
         }
         let call = ListCall {
             found: &found,
-            probes,
+            probes: probes.len(),
             odd,
             live: &tile.terms.live,
             blocks: tile.blocks,
-            first_probe: at,
+            first_probe: first,
             first_row: tile.at,
         };
         self.kernels.list(&call, hits)
@@ -504,8 +534,14 @@ impl<'a> Sieve<'a> {
 
     /// Looks at the fine codes of the rows that wait, and hands on (probe, place in the piece) of those
     /// that pass.
-    fn second_look(&self, hits: &mut [Hit], codes: &Codes<'_>, cuts: &[Cuts], mut pass: impl FnMut(usize, usize)) {
-        let passed = self.closer(hits, codes, cuts, &self.cutter);
+    fn second_look(
+        &self,
+        hits: &mut [Hit],
+        codes: &Codes<'_>,
+        probes: &[CloseProbe<'_>],
+        mut pass: impl FnMut(usize, usize),
+    ) {
+        let passed = self.closer(hits, codes, probes, &self.cutter);
         hits[..passed].iter().for_each(|hit| pass(hit.probe(), hit.row()));
     }
 
@@ -521,7 +557,7 @@ impl<'a> Sieve<'a> {
         mut pass: impl FnMut(usize),
     ) {
         let cutter = Cutter::new(Certificate::Deterministic, self.dim);
-        let SieveBench { hits, cuts, .. } = bench;
+        let SieveBench { hits, .. } = bench;
         let mut offsets = offsets.peekable();
         while let Some(offset) = offsets.peek() {
             // A stretch of rows whose places fit a hit.
@@ -532,19 +568,19 @@ impl<'a> Sieve<'a> {
             while waiting < HITS_MAX
                 && let Some(offset) = offsets.next_if(within)
             {
-                hits[waiting] = Hit::new(probe, offset - first * BLOCK_ROWS);
+                hits[waiting] = Hit::new(0, offset - first * BLOCK_ROWS);
                 waiting += 1;
             }
             let floor = floor.threshold();
-            cuts[probe] = Cuts { floor, cut: cutter.cut(floor.into()) };
-            let passed = self.closer(&mut hits[..waiting], &codes.blocks(self.dim, first, blocks), cuts, &cutter);
+            let closer = [CloseProbe::new(self.fine_probe(probe), cutter.cut(floor.into()))];
+            let passed = self.closer(&mut hits[..waiting], &codes.blocks(self.dim, first, blocks), &closer, &cutter);
             hits[..passed].iter().for_each(|hit| pass(first * BLOCK_ROWS + hit.row()));
         }
     }
 
     /// Moves those of `hits` to the front that pass the second look, and returns how many they are.
-    fn closer(&self, hits: &mut [Hit], codes: &Codes<'_>, cuts: &[Cuts], cutter: &Cutter) -> usize {
-        let call = CloseCall { fine: codes.fine, terms: codes.terms, sieve: self, cuts, cutter };
+    fn closer(&self, hits: &mut [Hit], codes: &Codes<'_>, probes: &[CloseProbe<'_>], cutter: &Cutter) -> usize {
+        let call = CloseCall { fine: codes.fine, terms: codes.terms, probes, cutter };
         self.kernels.close(&call, hits)
     }
 

@@ -39,8 +39,8 @@ pub(super) fn scan(call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
 /// A scan with indices of `bits` bits.
 pub(super) fn scan_with(bits: usize, call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
     let mut any = false;
-    for (p, hits) in hits.iter_mut().enumerate().take(call.probes) {
-        let tables = &bytemuck::cast_slice::<IndexLine, u8>(call.tables[p])[..call.groups << bits];
+    for (probe, hits) in call.probes.iter().zip(hits) {
+        let tables = &bytemuck::cast_slice::<IndexLine, u8>(probe.table)[..call.groups << bits];
         for (block, mask) in hits.iter_mut().enumerate().take(call.blocks) {
             let mut sums = [0_u16; BLOCK_ROWS];
             for (group, table) in tables.chunks_exact(1 << bits).enumerate() {
@@ -50,8 +50,8 @@ pub(super) fn scan_with(bits: usize, call: &ScanCall<'_>, hits: &mut ScanHits) -
                 }
             }
             let (along, length) = (&call.bars.along[block].0, &call.bars.length[block].0);
-            let reaches = |r: usize| sums[r] >= call.least[p].of(along[r], length[r]);
-            *mask = (0..BLOCK_ROWS).fold(0, |mask, r| mask | u64::from(reaches(r)) << r);
+            let passes = |r: usize| sums[r] <= probe.most.of(along[r], length[r]);
+            *mask = (0..BLOCK_ROWS).fold(0, |mask, r| mask | u64::from(passes(r)) << r);
             any |= *mask != 0;
         }
     }
