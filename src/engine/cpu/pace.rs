@@ -27,8 +27,8 @@ pub(super) enum Way {
 /// Femtoseconds a pair of a way that was not tried.
 const UNKNOWN: u64 = 0;
 /// Of 65,536 pairs, so many must pass the first look at a level before a look at more bits is worth
-/// trying: that look takes nearly twice as long.
-const PASSED_FEW: u64 = 128;
+/// trying: a second look at them takes less time than that one would more.
+const PASSED_FEW: u64 = 512;
 
 /// What is known of one way by codes.
 #[derive(Debug)]

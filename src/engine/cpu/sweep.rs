@@ -36,6 +36,10 @@ const PANELS_MAX: usize = 8;
 /// no cost; and rows, so that every thread gets some and the indices of a piece stay in its cache.
 const CODED_PAIRS: usize = 1 << 18;
 const CODED_ROWS: RangeInclusive<usize> = 5 * TILE_ROWS..=10 * TILE_ROWS;
+/// Rows of a piece without indices, at most: taking the time costs as much as looking at hundreds of
+/// rows. And pieces of a gallery at least, for many threads.
+const PLANES_ROWS: usize = 32 * TILE_ROWS;
+const PLANES_PIECES: usize = 128;
 
 /// Consecutive probes that one call of a kernel compares.
 struct Group {
@@ -180,8 +184,13 @@ impl<'a> Sweep<'a> {
             (groups, PIECE_BYTES / (2 * dim))
         };
 
-        let coded_rows =
-            (CODED_PAIRS / count.max(1)).clamp(*CODED_ROWS.start(), *CODED_ROWS.end()).next_multiple_of(TILE_ROWS);
+        let coded_rows = if code_kernels.scans_planes(count) {
+            let rows = view.blocks.iter().map(|block| block.coded(dim)).sum::<usize>();
+            (rows / PLANES_PIECES).clamp(*CODED_ROWS.end(), PLANES_ROWS)
+        } else {
+            (CODED_PAIRS / count.max(1)).clamp(*CODED_ROWS.start(), *CODED_ROWS.end())
+        };
+        let coded_rows = coded_rows.next_multiple_of(TILE_ROWS);
         let mut pieces = vec![0];
         for block in &view.blocks {
             let coded = block.coded(dim);

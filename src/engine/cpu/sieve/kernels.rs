@@ -283,7 +283,7 @@ impl CodeKernels {
     }
 
     /// Whether so many probes are scanned without indices.
-    pub(super) fn scans_planes(&self, probes: usize) -> bool {
+    pub(in crate::engine::cpu) fn scans_planes(&self, probes: usize) -> bool {
         self.scan_planes.is_some() && probes <= SCAN_PROBES
     }
 

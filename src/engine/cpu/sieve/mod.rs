@@ -291,7 +291,8 @@ impl SieveBench {
     pub(super) fn begin(&mut self, sieve: &Sieve<'_>, rows: usize) {
         let tiles = rows.div_ceil(TILE_ROWS);
         let groups = Level::ALL.map(|level| sieve.kernels.groups(level, sieve.dim)).into_iter().max().unwrap_or(0);
-        let lines = tiles * groups * TILE_BLOCKS;
+        let by_planes = sieve.kernels.scans_planes(sieve.prepared.len());
+        let lines = if by_planes { 0 } else { tiles * groups * TILE_BLOCKS };
         if self.indices.len() < lines {
             self.wipe();
             self.indices.resize(lines, IndexLine::ZERO);
@@ -436,16 +437,19 @@ impl<'a> Sieve<'a> {
         let codes = block.codes.blocks(self.dim, first / BLOCK_ROWS, count / BLOCK_ROWS);
         let groups = self.kernels.groups(level, self.dim);
         let tiles_count = count.div_ceil(TILE_ROWS);
-        let tile_lines = groups * TILE_BLOCKS;
         let SieveBench { indices, hits, cuts, tiles } = bench;
         let blocks_of = |t: usize| TILE_BLOCKS.min(count / BLOCK_ROWS - t * TILE_BLOCKS);
         let tiles = &mut tiles[..tiles_count];
         let by_planes = self.kernels.scans_planes(floors.len());
-        for (t, (terms, indices)) in tiles.iter_mut().zip(indices.chunks_exact_mut(tile_lines)).enumerate() {
+        let lines_of = |t: usize| {
+            let first = t * groups * TILE_BLOCKS;
+            if by_planes { 0..0 } else { first..first + groups * blocks_of(t) }
+        };
+        for (t, terms) in tiles.iter_mut().enumerate() {
             let codes = codes.blocks(self.dim, t * TILE_BLOCKS, blocks_of(t));
             self.read_terms(level, by_planes, block, first + t * TILE_ROWS, &codes, terms);
             if !by_planes {
-                self.kernels.spread(&codes, self.dim, level, indices);
+                self.kernels.spread(&codes, self.dim, level, &mut indices[lines_of(t)]);
             }
         }
         let scale = &self.scales[level as usize];
@@ -464,9 +468,8 @@ impl<'a> Sieve<'a> {
         let together = (TABLES_BYTES / (groups << self.kernels.index_bits(level))).next_multiple_of(SCAN_PROBES);
         let (mut passed, mut waiting) = (0, 0);
         for (turn, probes) in probes.chunks(together).enumerate() {
-            for (t, (terms, indices)) in tiles.iter().zip(indices.chunks_exact(tile_lines)).enumerate() {
-                let blocks = blocks_of(t);
-                let indices = &indices[..groups * blocks];
+            for (t, terms) in tiles.iter().enumerate() {
+                let (blocks, indices) = (blocks_of(t), &indices[lines_of(t)]);
                 let tile = Tile { level, by_planes, groups, blocks, at: t * TILE_ROWS, terms, indices };
                 for (few, probes) in probes.chunks(SCAN_PROBES).enumerate() {
                     // Those of one more call always fit.
