@@ -40,11 +40,11 @@
 //!
 //! **Dithered.** An engine sums an estimate of <q, u> from G entries of tables. Entries that are
 //! rounded to whole steps with a *dither*, a random number of the search's own that knows neither
-//! rotation nor row (Roberts, Picture coding using pseudo-random noise, 1962), are right on average, and what they are off by adds up like the
-//! steps of a random walk instead of all in one direction. Suppose the estimate is at least <q, u> - E
-//! with E a sum of G independent numbers, each of mean zero at most and within an interval of
-//! length `step`, and that it is held against the tangent of the bar at a usual cosine o, for a
-//! floor of at most tau and a cosine a' of at most a:
+//! rotation nor row (Roberts, Picture coding using pseudo-random noise, 1962), are right on average,
+//! and what they are off by adds up like the steps of a random walk instead of all in one direction.
+//! Suppose the estimate is at least <q, u> - E with E a sum of G independent numbers, each of mean
+//! zero at most and within an interval of length `step`, and that it is held against the tangent of
+//! the bar at a usual cosine o, for a floor tau' of at most tau and a cosine a' of at most a:
 //!
 //! ```text
 //! tau' a' - T k,   k = sqrt(1 - tau'²) (1 - o a') / sqrt(1 - o²),   tau' <= tau, a' <= a
@@ -61,7 +61,7 @@
 //! ```
 //!
 //! and T - G step / k stays where ln F is concave. So T is the quantile of half the miss
-//! probability, and steps of a tenth of <w, v>'s deviation cost next to nothing.
+//! probability; with 64 entries and 512 components a step may be a 27th of <w, v>'s deviation.
 //!
 //! What is not exact is carried as slack, each term rounded to the safe side:
 //! - Rows are rounded to f16 after the rotation. (1) speaks of the stored row and needs nothing;

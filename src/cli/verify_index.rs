@@ -74,7 +74,9 @@ pub fn run(args: VerifyIndexArgs) -> anyhow::Result<Outcome> {
         }))?;
     } else {
         table::say(format_args!("segments   {}", report.segments))?;
-        table::say(format_args!("rows       {} ({} live, {} erased)", report.rows, report.live, report.erased))?;
+        let counted = if report.damage.is_empty() { "" } else { " in the segments without damage" };
+        let (rows, live, erased) = (report.rows, report.live, report.erased);
+        table::say(format_args!("rows       {rows} ({live} live, {erased} erased{counted})"))?;
         if to_erase > 0 {
             table::say(format_args!("to erase   {to_erase} (cut short by a kill or a power cut; opening does it)"))?;
         }

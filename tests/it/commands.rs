@@ -560,6 +560,7 @@ async fn verify_index_tells_a_sound_index_from_a_damaged_one() {
     let (code, page, _) = run(&ask);
     assert_eq!(code, Some(1), "{page}");
     assert!(page.contains("damaged") && page.contains("thenar serve"), "{page}");
+    assert!(page.contains("(0 live, 0 erased in the segments without damage)"), "the only one is damaged: {page}");
     let (code, stdout, _) = run(&[&ask[..], &["--json"]].concat());
     let report = object(&stdout);
     assert_eq!((code, &report["sound"]), (Some(1), &false.into()), "{report}");
