@@ -196,16 +196,17 @@ proptest! {
         let length = dot(&row, &row).sqrt();
         let direction = scaled(&row, 1.0 / length);
         let cutter = Cutter::new(Certificate::Deterministic, dim);
-        for (u, cosine) in codes {
+        for (nth, (u, cosine)) in codes.into_iter().enumerate() {
             let away = scaled(&across(&u, &direction), -1.0);
             let worst = at_cosine(tau, &direction, &away);
             let score = dot(&worst, &row);
             let reach = dot(&worst, &u);
             let bar = f64::from(cutter.cut(score).unwrap().bar(cutter.leaning(cosine)));
             prop_assert!(bar <= reach, "tau {tau}: bar {bar}, reach {reach}");
-            // A sketch's cosine is within two parts of 256, and near a score of 1 a thousandth of the
-            // length is as much again.
-            prop_assert!(reach - bar < 0.02, "tau {tau}: bar {bar}, reach {reach}");
+            // A sketch's cosine, the first, is within two parts of 256, and near a score of 1 a
+            // thousandth of the length is as much again.
+            let near = if nth == 0 { 0.02 } else { 0.01 };
+            prop_assert!(reach - bar < near, "tau {tau}: bar {bar}, reach {reach}");
         }
     }
 
