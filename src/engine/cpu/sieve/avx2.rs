@@ -43,23 +43,26 @@ pub(super) fn tell_sketches(scale: &Scale, cosines: &[u8; BLOCK_ROWS], along: &m
 /// See [`super::kernels::Scan`].
 #[target_feature(enable = "avx2")]
 pub(super) fn scan(call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
+    match call.level {
+        // One block at a time: a table of theirs takes four registers.
+        Level::Sketch => by_blocks::<1, { TOGETHER[Level::Sketch as usize] }, WORD_QUARTERS>(call, hits),
+        Level::Sign => by_blocks::<2, { TOGETHER[Level::Sign as usize] }, 1>(call, hits),
+        Level::Two => by_blocks::<2, { TOGETHER[Level::Two as usize] }, 1>(call, hits),
+    }
+}
+
+/// [`blocks`] for all blocks and probes, `B` blocks at a time and then one by one.
+#[target_feature(enable = "avx2")]
+fn by_blocks<const B: usize, const N: usize, const Q: usize>(call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
     let mut any = false;
     for p in 0..call.probes.len() {
         let mut block = 0;
-        // Of sketches one block at a time: a table of theirs takes four registers.
-        while call.level != Level::Sketch && block + 2 <= call.blocks {
-            any |= match call.level {
-                Level::Sketch | Level::Sign => blocks::<2, { TOGETHER[Level::Sign as usize] }, 1>(call, p, block, hits),
-                Level::Two => blocks::<2, { TOGETHER[Level::Two as usize] }, 1>(call, p, block, hits),
-            };
-            block += 2;
+        while block + B <= call.blocks {
+            any |= blocks::<B, N, Q>(call, p, block, hits);
+            block += B;
         }
         while block < call.blocks {
-            any |= match call.level {
-                Level::Sketch => blocks::<1, { TOGETHER[Level::Sketch as usize] }, WORD_QUARTERS>(call, p, block, hits),
-                Level::Sign => blocks::<1, { TOGETHER[Level::Sign as usize] }, 1>(call, p, block, hits),
-                Level::Two => blocks::<1, { TOGETHER[Level::Two as usize] }, 1>(call, p, block, hits),
-            };
+            any |= blocks::<1, N, Q>(call, p, block, hits);
             block += 1;
         }
     }

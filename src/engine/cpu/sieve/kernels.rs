@@ -18,7 +18,8 @@ use thenar_index::sketch;
 
 use super::bars::{Most, Parts, Scale, TileBars};
 use super::portable;
-use super::{FineProbe, Level, PLACES_MAX, PROBES_MAX};
+use super::tables::FineProbe;
+use super::{Level, PLACES_MAX, PROBES_MAX};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512, avx512_close};
 use crate::certificate::{Cut, Cutter};
@@ -177,7 +178,7 @@ pub(in crate::engine::cpu) struct CodeKernels {
     /// Bits of an index into signs, or signs and magnitudes.
     bits: usize,
     /// For each level: groups are padded to a multiple of this, and entries of so many are added in
-    /// bytes, which saturate.
+    /// bytes, which saturate where [`Level::saturates`].
     together: [usize; Level::ALL.len()],
     spread: Spread,
     tell: Tell,
@@ -365,16 +366,23 @@ impl CodeKernels {
 /// far apart, and one after the other would take as long as all of the first look.
 #[inline]
 pub(super) fn ask_for(codes: &Codes<'_>, hits: &[Hit]) {
-    let code_bytes = codes.fine.len() / codes.terms.len().max(1);
+    let code = fine_codes(codes.fine, codes.terms);
     for hit in hits {
-        ask_for_lines(&codes.fine[hit.row() * code_bytes..(hit.row() + 1) * code_bytes]);
+        ask_for_lines(code(*hit));
         prefetch((&raw const codes.terms[hit.row()]).cast());
     }
 }
 
+/// The fine code of a hit's row, among those of rows of which `terms` are the terms.
+#[inline(always)]
+fn fine_codes<'a>(fine: &'a [u8], terms: &[Terms]) -> impl Fn(Hit) -> &'a [u8] {
+    let code_bytes = fine.len() / terms.len().max(1);
+    move |hit| &fine[hit.row() * code_bytes..][..code_bytes]
+}
+
 /// Asks for the lines of a fine code.
 #[inline]
-pub(super) fn ask_for_lines(code: &[u8]) {
+fn ask_for_lines(code: &[u8]) {
     code.chunks(64).for_each(|line| prefetch(line.as_ptr()));
 }
 
@@ -398,8 +406,7 @@ const ASKED_AHEAD: usize = 16;
 #[inline(always)]
 pub(super) fn close_by(call: &CloseCall<'_>, hits: &mut [Hit], dot: impl Fn(&[u8], &[i8]) -> i32) -> usize {
     let mut kept = 0;
-    let (loss, code_bytes) = (call.cutter.loss(), call.fine.len() / call.terms.len().max(1));
-    let code = |hit: Hit| &call.fine[hit.row() * code_bytes..][..code_bytes];
+    let (loss, code) = (call.cutter.loss(), fine_codes(call.fine, call.terms));
     for at in 0..hits.len() {
         let hit = hits[at];
         ask_for_lines(code(hits[(at + ASKED_AHEAD).min(hits.len() - 1)]));

@@ -33,11 +33,7 @@ pub(super) fn tell_sketches(scale: &Scale, cosines: &[u8; BLOCK_ROWS], along: &m
 
 /// See [`super::kernels::Scan`].
 pub(super) fn scan(call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
-    scan_with(if call.level == Level::Sketch { sketch::WORD_BITS } else { BITS }, call, hits)
-}
-
-/// A scan with indices of `bits` bits.
-pub(super) fn scan_with(bits: usize, call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
+    let bits = if call.level == Level::Sketch { sketch::WORD_BITS } else { BITS };
     let mut any = false;
     for (probe, hits) in call.probes.iter().zip(hits) {
         let tables = &bytemuck::cast_slice::<IndexLine, u8>(probe.table)[..call.groups << bits];

@@ -9,6 +9,7 @@ use thenar_index::codes::{OwnedCodes, sketch_bytes, sketch_cosine};
 
 use super::bars::Parts;
 use super::kernels::PLANES_TOGETHER;
+use super::tables::{extremes, fill_parts};
 use super::*;
 use crate::simd::Simd;
 

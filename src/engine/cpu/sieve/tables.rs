@@ -1,0 +1,161 @@
+//! What is made of a probe before it is held against codes: look-up tables for the first look, and
+//! integers for the second, each with the proof that it bounds <q, c> from above.
+//!
+//! Pure but for the dither, whose numbers the caller brings.
+
+use rand::{Rng, RngExt};
+use thenar_index::codes::BLOCK_ROWS;
+use thenar_index::sketch;
+
+use super::Level;
+use super::kernels::{CodeKernels, IndexLine};
+
+/// What as many entries as are added in bytes may come to, as a multiple of the mean range of as many
+/// groups: finer steps would cut more off. Where sums saturate it is less, since of many numbers
+/// hardly any come to as much. Simulated for one to sixteen.
+fn range_kept(level: Level, together: usize) -> f32 {
+    if level.saturates() { 0.65 + 0.6 / together as f32 } else { 0.95 + 0.15 / together as f32 }
+}
+
+/// A probe's look-up tables at one level.
+#[derive(Debug)]
+pub(super) struct Tables {
+    /// Shape: `[groups, 2^bits]`.
+    pub(super) entries: Vec<IndexLine>,
+    /// <q, c> <= offset - step * sum of the entries at c's indices, but for what dithering adds.
+    pub(super) offset: f32,
+    pub(super) step: f32,
+}
+
+impl Tables {
+    /// The entry of index i in group g is by how many steps the group's part v of <q, c> falls short of
+    /// the group's largest, rounded down: v <= high_g - step * entry; the largest parts of all groups
+    /// make the offset. An entry too large for its byte, or a sum of entries for its own, is taken for
+    /// the largest that fits, which bounds v from above all the more. Where sums do not saturate, each
+    /// group has a share of the byte, by its range.
+    ///
+    /// `dither` is the largest step with which entries may be rounded with a dither instead, if any:
+    /// then they are floor(x + u) for a deficit of x steps and a number u of the group's own, uniform
+    /// from 0 to 1, which is x on average and within a step. What a sum of such entries is off by has
+    /// mean zero, is independent from group to group, and each within an interval of a step: what
+    /// [`crate::certificate`] asks of errors. That sums saturate bounds <q, c> from above as before.
+    ///
+    /// Parts of signs and two bits are added up in f32 by at most 16 additions of terms whose
+    /// magnitudes sum to half the group's range, so they are wrong by less than 2^-18 of the range.
+    /// Those of words are eight products of a group q_g with a word of length 100: wrong by less than
+    /// 2^-20 * 100 ‖q_g‖, and the largest range is at least a quarter of the largest 100 ‖q_g‖, since
+    /// words point everywhere (`words_point_everywhere`). A step is at least 1/512 of the largest
+    /// range, so 2^-8 of a step, taken off before rounding, outweighs either twice over, and what a dither
+    /// in whole parts of 2^24 may be short of the mean.
+    pub(super) fn new(
+        kernels: &CodeKernels,
+        level: Level,
+        probe: &[f32],
+        dither: Option<f32>,
+        rng: &mut impl Rng,
+    ) -> Self {
+        const OFF: f32 = 1.0 / 256.0;
+        const RANGE_PARTS: f32 = 512.0;
+        let dims = kernels.group_dims(level);
+        let groups = kernels.groups(level, probe.len());
+        let together = kernels.together(level);
+        let bits = kernels.index_bits(level);
+        let mut parts = vec![0.0_f32; probe.len().div_ceil(dims) << bits];
+        let of_groups = parts.chunks_exact_mut(1 << bits).zip(probe.chunks(dims));
+        let extremes: Vec<(f32, f32)> = of_groups.map(|(parts, group)| fill_parts(parts, group, dims, level)).collect();
+        let ranges = extremes.iter().map(|(low, high)| high - low);
+        let largest = ranges.clone().fold(0.0, f32::max);
+        let usual = ranges.sum::<f32>() / extremes.len() as f32 * together as f32;
+        let entry_max = kernels.entry_max(level, probe.len());
+        let sum_max = (together * usize::from(entry_max)).min(usize::from(u8::MAX));
+        // A probe of zeros has no range, and any step will do.
+        let least = (largest / RANGE_PARTS).max(f32::MIN_POSITIVE / f32::EPSILON);
+        let wanted = (range_kept(level, together) * usual / sum_max as f32).max(least);
+        let dithered = dither.filter(|step| *step >= least);
+        let step = dithered.map_or(wanted, |most| wanted.min(most));
+        let inverse = 1.0 / step;
+
+        let mut entries = vec![IndexLine::ZERO; (groups << bits).div_ceil(BLOCK_ROWS)];
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut entries);
+        let mut offset = 0.0_f64;
+        let tables = bytes.chunks_exact_mut(1 << bits).zip(parts.chunks_exact(1 << bits));
+        let of_chunks = extremes.chunks(together).flat_map(|chunk| {
+            let range: f32 = chunk.iter().map(|(low, high)| high - low).sum();
+            // The shares of a chunk, each rounded down twice, add up to a byte at most.
+            let share = move |low: f32, high: f32| ((high - low) / range * (255.0 - 1.0 / 64.0)) as u8;
+            chunk.iter().map(move |(low, high)| if level.saturates() { u8::MAX } else { share(*low, *high) })
+        });
+        let caps: Vec<u8> = of_chunks.map(|cap| cap.min(entry_max)).collect();
+        for (((table, parts), (_, high)), cap) in tables.zip(&extremes).zip(caps) {
+            offset += f64::from(*high);
+            let up = if dithered.is_some() { rng.random::<f32>() } else { 0.0 } - OFF;
+            for (entry, part) in table.iter_mut().zip(parts) {
+                // The cast rounds down, and saturates at 0 and at the top.
+                *entry = (((high - part) * inverse + up) as u8).min(cap);
+            }
+        }
+        Self { entries, offset: offset as f32, step }
+    }
+}
+
+/// The least and the largest of some numbers.
+pub(super) fn extremes(numbers: &[f32]) -> (f32, f32) {
+    numbers.iter().fold((f32::MAX, f32::MIN), |(low, high), number| (low.min(*number), high.max(*number)))
+}
+
+/// The parts of <q, c> for every index of a group: numbers of words, or set bits that are negative
+/// components, and above them (`Level::Two`) larger ones. Returns the least and the largest part.
+pub(super) fn fill_parts(parts: &mut [f32], group: &[f32], dims: usize, level: Level) -> (f32, f32) {
+    if level == Level::Sketch {
+        parts.copy_from_slice(&sketch::products(group));
+        return extremes(parts);
+    }
+    parts[0] = group.iter().sum();
+    for bit in 0..dims {
+        let twice = 2.0 * group.get(bit).copied().unwrap_or(0.0);
+        let (done, next) = parts.split_at_mut(1 << bit);
+        for (next, done) in next.iter_mut().zip(done) {
+            *next = *done - twice;
+        }
+    }
+    if level == Level::Two {
+        for bit in 0..dims {
+            let twice = 2.0 * group.get(bit).copied().unwrap_or(0.0);
+            let (done, next) = parts.split_at_mut(1 << (dims + bit));
+            for (at, (next, done)) in next.iter_mut().zip(done).enumerate() {
+                // Three times the component instead of once.
+                *next = if at >> bit & 1 == 1 { *done - twice } else { *done + twice };
+            }
+        }
+    }
+    let largest = if level == Level::Sign { 1.0 } else { 3.0 };
+    let reach = largest * group.iter().map(|q| q.abs()).sum::<f32>();
+    (-reach, reach)
+}
+
+/// A probe in eight bits, for fine codes.
+#[derive(Debug)]
+pub(super) struct FineProbe {
+    /// q = scale * k + e.
+    pub(super) integers: Vec<i8>,
+    pub(super) scale: f32,
+    /// Sum of the integers.
+    pub(super) sum: i32,
+    /// At least ‖e‖.
+    pub(super) error: f32,
+}
+
+impl FineProbe {
+    /// <q, u> = scale <k, c> / ‖c‖ + <e, u> <= scale <k, c> / ‖c‖ + ‖e‖. With nibbles n, c = 2n -
+    /// 15, so that <k, c> = 2 <k, n> - 15 <k, 1>: integers, exact.
+    pub(super) fn new(probe: &[f32]) -> Self {
+        let largest = probe.iter().fold(0.0_f32, |most, q| most.max(q.abs()));
+        let scale = (largest / 127.0).max(f32::MIN_POSITIVE);
+        let integers: Vec<i8> = probe.iter().map(|q| (q / scale).round() as i8).collect();
+        let square: f64 =
+            probe.iter().zip(&integers).map(|(q, k)| (f64::from(*q) - f64::from(scale) * f64::from(*k)).powi(2)).sum();
+        let sum = integers.iter().map(|k| i32::from(*k)).sum();
+        // The sum of squares is right to some parts in 10^13.
+        Self { integers, scale, sum, error: (square.sqrt() * (1.0 + 1e-9)) as f32 * (1.0 + f32::EPSILON) }
+    }
+}
