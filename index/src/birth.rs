@@ -14,7 +14,6 @@ use crate::chains::Chains;
 use crate::coding::Depth;
 use crate::error::Error;
 use crate::folder;
-use crate::format::VERSION;
 use crate::gate::{Gate, Writer, gate};
 use crate::lock::Lock;
 use crate::manifest::Manifest;
@@ -45,15 +44,8 @@ impl Index {
         if folder::has_index(&*storage, dir)? {
             return Err(Error::Exists { dir: dir.to_owned() });
         }
-        let manifest = Manifest {
-            version: VERSION,
-            geometry,
-            key,
-            lsn: Lsn(0),
-            next_file: 0,
-            segments: Vec::new(),
-            forgotten: Vec::new(),
-        };
+        let manifest =
+            Manifest { geometry, key, lsn: Lsn(0), next_file: 0, segments: Vec::new(), forgotten: Vec::new() };
         folder::write_manifest(&*storage, dir, &manifest)?;
         let (gate, writer) = gate();
         let chains = Chains::new(geometry.segment_rows);

@@ -220,12 +220,8 @@ impl<'a> Codes<'a> {
     /// Where there is no such row.
     #[must_use]
     pub fn is_clear(&self, dim: usize, at: usize) -> bool {
-        is_lane_zero(self.sketch, sketch_bytes(dim), at) && self.is_clear_beside_sketch(dim, at)
-    }
-
-    /// [`Codes::is_clear`] of codes that have no sketches, or whatever theirs are.
-    pub(crate) fn is_clear_beside_sketch(&self, dim: usize, at: usize) -> bool {
-        self.terms[at] == Terms::zeroed()
+        is_lane_zero(self.sketch, sketch_bytes(dim), at)
+            && self.terms[at] == Terms::zeroed()
             && is_zero(&self.fine[at * dim / 2..][..dim / 2])
             && is_lane_zero(self.sign, sign_bytes(dim), at)
             && is_lane_zero(self.two, sign_bytes(dim), at)

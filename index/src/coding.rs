@@ -7,8 +7,6 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use crate::codes::{BLOCK_ROWS, OwnedCodes};
 use crate::error::{DamageKind, Error};
 use crate::format::{Fault, codes_sum};
@@ -28,37 +26,12 @@ fn made(pages: &Pages, identity: u64, block: u32, writer: &Writer) -> (OwnedCode
 /// [`Error::Io`].
 pub(crate) fn code_blocks(pages: &Pages, identity: u64, blocks: Range<u32>, writer: &mut Writer) -> Result<(), Error> {
     for block in blocks {
-        let made = made(pages, identity, block, writer);
-        write_fresh(pages, block, made, writer)?;
+        let (mut codes, sum) = made(pages, identity, block, writer);
+        let written = pages.write_fresh_codes(block, &codes, sum, writer);
+        codes.wipe();
+        written?;
     }
     Ok(())
-}
-
-/// [`code_blocks`], made by all threads: for a segment that has its rows and no codes.
-///
-/// # Errors
-/// [`Error::Io`].
-pub(crate) fn code_blocks_in_parallel(
-    pages: &Pages,
-    identity: u64,
-    blocks: Range<u32>,
-    writer: &mut Writer,
-) -> Result<(), Error> {
-    let numbered = blocks.clone();
-    let all: Vec<(OwnedCodes, u64)> =
-        blocks.into_par_iter().map(|block| made(pages, identity, block, writer)).collect();
-    numbered.zip(all).try_for_each(|(block, made)| write_fresh(pages, block, made, writer))
-}
-
-fn write_fresh(
-    pages: &Pages,
-    block: u32,
-    (mut codes, sum): (OwnedCodes, u64),
-    writer: &mut Writer,
-) -> Result<(), Error> {
-    let written = pages.write_fresh_codes(block, &codes, sum, writer);
-    codes.wipe();
-    written
 }
 
 /// Takes the codes of the rows at `offsets`, all of them in `block` and erased already, out of it.
@@ -115,12 +88,6 @@ pub(crate) fn is_uncoded(pages: &Pages, block: u32, writer: &Writer) -> bool {
     let terms: &[u8] = bytemuck::cast_slice(codes.terms);
     let planes = [codes.sign, codes.two, codes.fine, terms, codes.sketch];
     planes.into_iter().all(crate::format::is_zero) && pages.block_sum(block, writer) == 0
-}
-
-/// Whether a block of an earlier version has codes of rows that have a bit in `rows`.
-pub(crate) fn has_codes_of(pages: &Pages, block: u32, rows: u64, writer: &Writer) -> bool {
-    let (dim, codes) = (pages.layout().dim, pages.block_codes(block, writer));
-    (0..BLOCK_ROWS).any(|lane| rows >> lane & 1 == 1 && !codes.is_clear_beside_sketch(dim, lane))
 }
 
 /// What is wrong with the codes of a block.

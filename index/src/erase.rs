@@ -12,7 +12,7 @@ use crate::codes::BLOCK_ROWS;
 use crate::coding::clear_codes;
 use crate::error::Error;
 use crate::folder;
-use crate::format::{MetaRecord, VERSION};
+use crate::format::MetaRecord;
 use crate::manifest::{Manifest, SegmentEntry};
 use crate::nouns::Row;
 use crate::snapshot::ViewSegment;
@@ -126,7 +126,6 @@ impl Index {
             rows: part.rows,
         };
         let manifest = Manifest {
-            version: VERSION,
             geometry: self.shared.geometry,
             key: self.key,
             lsn: view.lsn,

@@ -12,15 +12,8 @@ use crate::codes::{BLOCK_ROWS, Codes, Terms, fine_bytes, sign_bytes, sketch_byte
 use crate::error::DamageKind;
 use crate::nouns::{Geometry, LABEL_BYTES_MAX, NewRow, SUBJECT_NUMBER_MAX};
 
-/// Version of the format that is written, in the manifest and in segments. Those before are read,
-/// and brought up to it by opening: their rows are, and codes are made anew, in place; headers stay
-/// what they are.
+/// Version of the format, in the manifest and in segments. An index of another version is refused.
 pub const VERSION: u32 = 3;
-/// The oldest version, whose segments end with their rows.
-pub(crate) const VERSION_FIRST: u32 = 1;
-/// The version whose segments have all codes but sketches, where this one has them, and their
-/// checksums where this one has sketches.
-pub(crate) const VERSION_UNSKETCHED: u32 = 2;
 /// Bytes of the header page.
 pub(crate) const HEADER_BYTES: usize = 4096;
 /// Boundary on which areas of codes start.
@@ -48,23 +41,11 @@ pub(crate) const STATE_GONE: u32 = u32::from_le_bytes(*b"GONE");
 pub(crate) struct Layout {
     pub(crate) dim: usize,
     pub(crate) capacity: u32,
-    /// Of the index: says what follows the rows. Codes are read of [`VERSION`] only.
-    pub(crate) version: u32,
 }
 
 impl Layout {
     pub(crate) fn of(geometry: Geometry) -> Self {
-        Self { dim: geometry.dim, capacity: geometry.segment_rows, version: VERSION }
-    }
-
-    /// The same segment as `version` has it: all is where it was up to the last row.
-    pub(crate) fn in_version(self, version: u32) -> Self {
-        Self { version, ..self }
-    }
-
-    /// Whether what follows the rows are codes as [`VERSION`] has them.
-    pub(crate) fn is_coded(self) -> bool {
-        self.version == VERSION
+        Self { dim: geometry.dim, capacity: geometry.segment_rows }
     }
 
     /// Bytes of one row.
@@ -119,17 +100,7 @@ impl Layout {
 
     /// Length of the file.
     pub(crate) fn file_bytes(self) -> usize {
-        match self.version {
-            VERSION_FIRST => self.row_at(self.capacity),
-            VERSION_UNSKETCHED => self.sketch_at(0) + self.blocks() as usize * 8,
-            _ => self.sum_at(self.blocks()),
-        }
-    }
-
-    /// Whether the file may be `found` bytes long: as it should be, or as a later version has it
-    /// where a change to that one was cut short.
-    pub(crate) fn may_be(self, found: u64) -> bool {
-        (self.version..=VERSION).any(|version| self.in_version(version).file_bytes() as u64 == found)
+        self.sum_at(self.blocks())
     }
 }
 
@@ -180,12 +151,9 @@ pub(crate) fn check_header(page: &[u8], layout: Layout, identity: u64) -> Result
         return Err(Fault { offset: (HEADER_BYTES - 8) as u64, kind: DamageKind::HeaderChecksum, expected, found });
     }
     let header: Header = bytemuck::pod_read_unaligned(&page[..size_of::<Header>()]);
-    // Of the version that made the segment, which that of the index may be later than.
-    let earlier = (VERSION_FIRST..layout.version).contains(&header.version);
-    let version = if earlier { header.version } else { layout.version };
     let fields = [
         (0, u64::from_le_bytes(SEGMENT_MAGIC), u64::from_le_bytes(header.magic)),
-        (8, u64::from(version), u64::from(header.version)),
+        (8, u64::from(VERSION), u64::from(header.version)),
         (12, layout.dim as u64, u64::from(header.dim)),
         (16, u64::from(layout.capacity), u64::from(header.capacity)),
         (20, META_BYTES as u64, u64::from(header.meta_bytes)),

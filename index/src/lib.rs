@@ -50,7 +50,6 @@ mod segment;
 pub mod sketch;
 mod snapshot;
 pub mod storage;
-mod upgrade;
 mod verify;
 mod writer;
 

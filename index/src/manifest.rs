@@ -11,7 +11,7 @@ use bytemuck::{Pod, Zeroable};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::Error;
-use crate::format::{Layout, VERSION, VERSION_FIRST, u64_at};
+use crate::format::{Layout, VERSION, u64_at};
 use crate::nouns::{Geometry, KeyId, Lsn};
 
 /// Name of the manifest in its folder.
@@ -62,8 +62,6 @@ const _: () = assert!(HEAD_BYTES == 64 && ENTRY_BYTES == 32);
 /// The manifest of a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Manifest {
-    /// [`VERSION`], or an earlier one in an index whose segments have no codes of this one yet.
-    pub(crate) version: u32,
     pub(crate) geometry: Geometry,
     pub(crate) key: KeyId,
     pub(crate) lsn: Lsn,
@@ -79,7 +77,7 @@ impl Manifest {
     pub(crate) fn encode(&self) -> Vec<u8> {
         let head = Head {
             magic: MANIFEST_MAGIC,
-            version: self.version,
+            version: VERSION,
             dim: u32::try_from(self.geometry.dim).expect("dim was checked against DIM_MAX"),
             segment_rows: self.geometry.segment_rows,
             next_file: self.next_file,
@@ -122,7 +120,7 @@ impl Manifest {
         if head.magic != MANIFEST_MAGIC {
             return Err(corrupt(0, u64::from_le_bytes(MANIFEST_MAGIC), u64::from_le_bytes(head.magic)));
         }
-        if !(VERSION_FIRST..=VERSION).contains(&head.version) {
+        if head.version != VERSION {
             return Err(Error::Version { path: path.to_owned(), found: head.version, supported: VERSION });
         }
         // The checksum is right, so from here on only a faulty writer can be at fault; its
@@ -171,20 +169,12 @@ impl Manifest {
             let (before, found) = (forgotten[place], forgotten[place + 1]);
             return Err(corrupt(forgotten_at + (place + 1) * 4, u64::from(before) + 1, u64::from(found)));
         }
-        Ok(Self {
-            version: head.version,
-            geometry,
-            key: KeyId(head.key),
-            lsn: Lsn(head.lsn),
-            next_file: head.next_file,
-            segments,
-            forgotten,
-        })
+        Ok(Self { geometry, key: KeyId(head.key), lsn: Lsn(head.lsn), next_file: head.next_file, segments, forgotten })
     }
 
     /// Where things are in the segments.
     pub(crate) fn layout(&self) -> Layout {
-        Layout::of(self.geometry).in_version(self.version)
+        Layout::of(self.geometry)
     }
 }
 
@@ -203,7 +193,6 @@ mod tests {
             rows,
         };
         Manifest {
-            version: VERSION,
             geometry: Geometry { dim: 64, segment_rows: 128 },
             key: KeyId([3; 16]),
             lsn: Lsn(5),
@@ -215,13 +204,17 @@ mod tests {
 
     #[test]
     fn a_manifest_reads_as_it_was_written() {
-        for version in VERSION_FIRST..=VERSION {
-            let manifest = Manifest { version, ..manifest() };
-            assert_eq!(Manifest::decode(&manifest.encode(), Path::new("m")).unwrap(), manifest);
-            assert_eq!((manifest.layout().version, manifest.layout().is_coded()), (version, version == VERSION));
-        }
-        for version in [0, VERSION + 1] {
-            let other = Manifest { version, ..manifest() }.encode();
+        assert_eq!(Manifest::decode(&manifest().encode(), Path::new("m")).unwrap(), manifest());
+    }
+
+    #[test]
+    fn a_manifest_of_another_version_is_refused_as_such() {
+        for version in [0, VERSION - 1, VERSION + 1] {
+            let mut other = manifest().encode();
+            other[8..12].copy_from_slice(&version.to_le_bytes());
+            let sum_at = other.len() - 8;
+            let sum = xxh3_64(&other[..sum_at]);
+            other[sum_at..].copy_from_slice(&sum.to_le_bytes());
             assert!(
                 matches!(Manifest::decode(&other, Path::new("m")), Err(Error::Version { found, .. }) if found == version)
             );

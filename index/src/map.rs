@@ -33,7 +33,7 @@ use memmap2::{Advice, MmapOptions, MmapRaw};
 
 use crate::codes::{BLOCK_ROWS, Codes, OwnedCodes, sign_bytes};
 use crate::error::Error;
-use crate::format::{Layout, META_BYTES, MetaRecord, STATE_AT, STATE_GONE, VERSION, VERSION_FIRST, is_zero};
+use crate::format::{Layout, META_BYTES, MetaRecord, STATE_AT, STATE_GONE, is_zero};
 use crate::gate::{Quiet, Ticket, Writer};
 use crate::nouns::{RowMeta, SubjectNumber, TemplateId};
 use crate::storage::StoredFile;
@@ -78,19 +78,6 @@ impl Pages {
         Ok(Self { file, path: path.to_owned(), map, layout, shown: AtomicU32::new(0) })
     }
 
-    /// Gives a file of an earlier version room for codes. What is there may be anything: that
-    /// version's, or an earlier attempt's. Not synced.
-    ///
-    /// # Errors
-    /// [`Error::Io`].
-    pub(crate) fn extend(&mut self) -> Result<(), Error> {
-        let layout = self.layout.in_version(VERSION);
-        self.file.set_len(layout.file_bytes() as u64).map_err(Error::io(&self.path, "extend"))?;
-        self.map = self.file.map(layout.file_bytes()).map_err(Error::io(&self.path, "map"))?;
-        self.layout = layout;
-        Ok(())
-    }
-
     pub(crate) fn layout(&self) -> Layout {
         self.layout
     }
@@ -117,7 +104,6 @@ impl Pages {
     /// The codes of the whole blocks among the first `count` rows.
     pub(crate) fn codes<'t>(&'t self, count: u32, _reader: &'t Ticket) -> Codes<'t> {
         assert!(count <= self.shown.load(Ordering::Acquire));
-        assert!(self.layout.is_coded());
         // SAFETY: codes of blocks with no row at or beyond `shown` are written under a `Quiet`
         // only, and a ticket is held.
         unsafe { self.code_slices(0, count / BLOCK_ROWS as u32) }
@@ -128,7 +114,7 @@ impl Pages {
     /// # Safety
     /// No byte of them may be written while the slices live.
     unsafe fn code_slices(&self, first: u32, count: u32) -> Codes<'_> {
-        assert!(self.layout.version > VERSION_FIRST && first + count <= self.layout.blocks());
+        assert!(first + count <= self.layout.blocks());
         // SAFETY: the caller keeps writers away from all five.
         let slice = |at: fn(Layout, u32) -> usize| unsafe {
             let start = at(self.layout, first);
@@ -139,8 +125,7 @@ impl Pages {
             two: slice(Layout::two_at),
             fine: slice(Layout::fine_at),
             terms: bytemuck::cast_slice(slice(Layout::terms_at)),
-            // Without, the checksums of an earlier version are there.
-            sketch: if self.layout.is_coded() { slice(Layout::sketch_at) } else { &[] },
+            sketch: slice(Layout::sketch_at),
         }
     }
 
@@ -193,8 +178,7 @@ impl Pages {
         bytemuck::cast_slice(unsafe { self.bytes(at, BLOCK_ROWS * self.layout.row_bytes()) })
     }
 
-    /// The codes of a block, shown or not, written or not, for the writer. Without sketches where
-    /// the segment is of the version that has none.
+    /// The codes of a block, shown or not, written or not, for the writer.
     pub(crate) fn block_codes<'w>(&'w self, block: u32, _writer: &'w Writer) -> Codes<'w> {
         // SAFETY: every write borrows the writer mutably.
         unsafe { self.code_slices(block, 1) }
@@ -202,7 +186,7 @@ impl Pages {
 
     /// The checksum kept of a block's codes.
     pub(crate) fn block_sum(&self, block: u32, _writer: &Writer) -> u64 {
-        assert!(self.layout.is_coded() && block < self.layout.blocks());
+        assert!(block < self.layout.blocks());
         // SAFETY: every write borrows the writer mutably.
         crate::format::u64_at(unsafe { self.bytes(self.layout.sum_at(block), 8) }, 0)
     }
@@ -272,7 +256,7 @@ impl Pages {
     /// # Errors
     /// [`Error::Io`]; part of it may be done then.
     pub(crate) fn scrub_codes(&self, block: u32, _quiet: &mut Quiet<'_>) -> Result<(), Error> {
-        assert!(self.layout.is_coded() && block < self.layout.blocks());
+        assert!(block < self.layout.blocks());
         let areas =
             [Layout::sign_at, Layout::two_at, Layout::fine_at, Layout::terms_at, Layout::sketch_at, Layout::sum_at];
         for at in areas {
@@ -286,7 +270,7 @@ impl Pages {
     }
 
     fn write_codes(&self, block: u32, codes: &OwnedCodes, sum: u64) -> Result<(), Error> {
-        assert!(self.layout.is_coded() && block < self.layout.blocks());
+        assert!(block < self.layout.blocks());
         assert_eq!((codes.terms.len(), codes.sign.len()), (BLOCK_ROWS, sign_bytes(self.layout.dim)));
         self.write(&codes.sign, self.layout.sign_at(block))?;
         self.write(&codes.two, self.layout.two_at(block))?;

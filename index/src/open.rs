@@ -185,21 +185,11 @@ impl Unrepaired {
         Ok(())
     }
 
-    /// Finishes what a crash cut short and opens the index to readers. An index of an earlier
-    /// format gets the present one.
+    /// Finishes what a crash cut short and opens the index to readers.
     ///
     /// # Errors
     /// [`Error::Damaged`] while there is damage, [`Error::Io`] where a repair could not be written.
-    pub fn finish(self) -> Result<Index, Error> {
-        self.finish_with(&mut |_, _| {})
-    }
-
-    /// [`Unrepaired::finish`], and `progress` hears `(rows done, rows in all)` now and then while
-    /// the format is being changed.
-    ///
-    /// # Errors
-    /// As [`Unrepaired::finish`].
-    pub fn finish_with(mut self, progress: &mut dyn FnMut(u64, u64)) -> Result<Index, Error> {
+    pub fn finish(mut self) -> Result<Index, Error> {
         if let Some(first) = self.damage.first() {
             return Err(Error::Damaged { count: self.damage.len(), first: Box::new(first.clone()) });
         }
@@ -207,8 +197,7 @@ impl Unrepaired {
         // overwritten that the manifest before it counts until that one cannot come back.
         folder::sync_dir(&*self.storage, &self.dir)?;
         self.finish_erasures()?;
-        let upgraded = self.upgrade(progress)?;
-        if self.replaced || upgraded {
+        if self.replaced {
             // Whatever was forgotten is erased and synced by now.
             self.manifest.forgotten.clear();
             folder::write_manifest(&*self.storage, &self.dir, &self.manifest)?;
@@ -268,10 +257,8 @@ impl Unrepaired {
             }
             // Only after their rows are what they will be.
             let mut codes: BTreeSet<u32> = scan.half_coded.drain(..).chain(scan.miscoded.drain(..)).collect();
-            if segment.pages.layout().is_coded() {
-                let full = part.entry.rows / BLOCK_ROWS as u32;
-                codes.extend(gone.iter().map(|offset| offset / BLOCK_ROWS as u32).filter(|&block| block < full));
-            }
+            let full = part.entry.rows / BLOCK_ROWS as u32;
+            codes.extend(gone.iter().map(|offset| offset / BLOCK_ROWS as u32).filter(|&block| block < full));
             for &block in &codes {
                 recode(&segment.pages, segment.identity, block, &mut quiet)?;
             }
@@ -338,7 +325,7 @@ fn read_segment(
         file => file.map_err(Error::io(&path, "open"))?,
     };
     let (expected, found) = (layout.file_bytes() as u64, file.len().map_err(Error::io(&path, "measure"))?);
-    if !layout.may_be(found) {
+    if found != expected {
         return Ok(Err(Fault { offset: expected.min(found), kind: DamageKind::Length, expected, found }));
     }
     let mut header = vec![0; HEADER_BYTES];

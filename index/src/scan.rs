@@ -7,9 +7,9 @@
 use rayon::prelude::*;
 
 use crate::codes::BLOCK_ROWS;
-use crate::coding::{Depth, check_codes, has_codes_of, is_uncoded};
+use crate::coding::{Depth, check_codes, is_uncoded};
 use crate::error::DamageKind;
-use crate::format::{Fault, Found, HEADER_BYTES, META_BYTES, VERSION, VERSION_UNSKETCHED, check_row, is_zero};
+use crate::format::{Fault, Found, HEADER_BYTES, META_BYTES, check_row, is_zero};
 use crate::gate::Writer;
 use crate::manifest::SegmentEntry;
 use crate::map::Pages;
@@ -43,9 +43,6 @@ pub(crate) struct Scan {
     pub(crate) first_code_fault: Option<Fault>,
     /// Blocks that are not full, and have codes that are not all zeros.
     pub(crate) stale_codes: Vec<u32>,
-    /// Blocks of an earlier version with codes of rows that are erased or do not count. Looked for
-    /// at [`Depth::Bytes`] only: opening makes all codes of that version anew.
-    pub(crate) outdated_left: u64,
     /// First and last template seen live.
     templates: Option<(u64, u64)>,
 }
@@ -86,7 +83,6 @@ impl Scan {
         self.miscoded.append(&mut later.miscoded);
         self.first_code_fault = self.first_code_fault.or(later.first_code_fault);
         self.stale_codes.append(&mut later.stale_codes);
-        self.outdated_left += later.outdated_left;
     }
 }
 
@@ -97,7 +93,7 @@ fn order_fault(entry: &SegmentEntry, before: u64, found: u64) -> Fault {
     Fault { offset: HEADER_BYTES as u64, kind: DamageKind::Order, expected, found }
 }
 
-/// Checks every row of `pages`, and its codes if it has any. After each step `progress` hears how
+/// Checks every row of `pages`, and its codes. After each step `progress` hears how
 /// many rows that were; a false from it ends the pass without a result.
 pub(crate) fn scan(
     pages: &Pages,
@@ -130,14 +126,7 @@ fn scan_task(pages: &Pages, entry: &SegmentEntry, depth: Depth, writer: &Writer,
     let mut scan = Scan { live: vec![0; (end - from) as usize / 64], ..Scan::default() };
     for block in from / ROWS_PER_BLOCK..end / ROWS_PER_BLOCK {
         let gone = scan.rows(pages, entry, writer, block, from);
-        match pages.layout().version {
-            VERSION => scan.codes(pages, entry, depth, writer, block, gone),
-            VERSION_UNSKETCHED if depth == Depth::Bytes => {
-                let uncounted = if block < entry.rows / ROWS_PER_BLOCK { 0 } else { u64::MAX };
-                scan.outdated_left += u64::from(has_codes_of(pages, block, gone | uncounted, writer));
-            }
-            _ => {}
-        }
+        scan.codes(pages, entry, depth, writer, block, gone);
     }
     scan
 }

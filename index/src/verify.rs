@@ -14,8 +14,6 @@ use crate::storage::{Files, Storage};
 /// What a check of a whole folder found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VerifyReport {
-    /// The format of the index: [`crate::VERSION`], or an earlier one until it is opened.
-    pub version: u32,
     /// The shape of the index.
     pub geometry: Geometry,
     /// The change up to which it has everything.
@@ -42,8 +40,7 @@ pub struct VerifyReport {
     /// them anew.
     pub codes_damage: Vec<Damage>,
     /// Blocks of rows whose codes are not those of the rows, or should be none, because a crash cut
-    /// a change short. Opening puts them right. In an index of an earlier version, whose codes
-    /// opening makes anew, only those with codes of rows that are erased or do not count.
+    /// a change short. Opening puts them right.
     pub codes_unfinished: u64,
 }
 
@@ -57,9 +54,9 @@ impl VerifyReport {
 }
 
 /// Checks the index in `dir`: manifest, headers, the checksum of every row, erased rows all zero,
-/// and that codes are, byte for byte, those that are made from the rows; of an earlier version's
-/// codes, only that erased rows have none. Takes the folder's lock for as long as it runs and
-/// changes nothing. `progress` hears `(rows done, rows in all)` now and then, and may break off.
+/// and that codes are, byte for byte, those that are made from the rows. Takes the folder's lock
+/// for as long as it runs and changes nothing. `progress` hears `(rows done, rows in all)` now and
+/// then, and may break off.
 ///
 /// # Errors
 /// [`Error::Locked`] while a writer has the folder; [`Error::ManifestMissing`],
@@ -86,7 +83,6 @@ pub fn verify_on(
     let scans = || index.parts.iter().filter_map(|part| part.found.as_ref()).map(|(_, scan)| scan);
     let geometry = index.geometry();
     Ok(VerifyReport {
-        version: index.version(),
         geometry,
         lsn: index.lsn(),
         segments: index.parts.len(),
@@ -99,8 +95,6 @@ pub fn verify_on(
         bytes: index.parts.len() as u64 * index.manifest.layout().file_bytes() as u64,
         damage: index.damage().to_vec(),
         codes_damage: index.codes_damage().to_vec(),
-        codes_unfinished: scans()
-            .map(|scan| (scan.half_coded.len() + scan.stale_codes.len()) as u64 + scan.outdated_left)
-            .sum(),
+        codes_unfinished: scans().map(|scan| (scan.half_coded.len() + scan.stale_codes.len()) as u64).sum(),
     })
 }

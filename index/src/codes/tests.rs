@@ -138,7 +138,7 @@ fn bits_of_magnitudes_are_told_apart_as_their_values() {
 /// the format has a new version.
 #[test]
 fn codes_have_not_changed() {
-    // Of sign, two, fine and terms, which are those of version 2, and of sketches.
+    // Of sign, two, fine and terms, and of sketches.
     let expected = [
         (32, 0xbdf6_2d8e_7415_09d0, 0xabf6_d1f9_632b_1e17),
         (128, 0x115a_e941_3dd0_a276, 0x3745_c4ba_3eb1_a426),

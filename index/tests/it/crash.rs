@@ -16,7 +16,7 @@ use crate::sim::{Disk, Mishap, disk_of};
 
 /// Rows of 320 bytes straddle sectors, so that tearing tears them; so do codes, of two blocks a
 /// segment.
-pub(crate) const TORN: Geometry = Geometry { dim: 160, segment_rows: 128 };
+const TORN: Geometry = Geometry { dim: 160, segment_rows: 128 };
 const STEPS: u64 = 40;
 
 /// What a manifest stands for.
@@ -197,7 +197,7 @@ impl World {
 
 /// No file in `dir` holds 16 bytes that follow each other in one of these templates, nor in its
 /// fine code, nor its sign code, two code or sketch at any place of a block.
-pub(crate) fn assert_no_bytes_of(templates: impl Iterator<Item = u64>, dir: &Path, context: &str) {
+fn assert_no_bytes_of(templates: impl Iterator<Item = u64>, dir: &Path, context: &str) {
     let mut needles: BTreeMap<[u8; 16], u64> = BTreeMap::new();
     let mut lanes: BTreeMap<[u8; PLANE_LINES], u64> = BTreeMap::new();
     let mut sketches: BTreeMap<[u8; SKETCH_LINES], u64> = BTreeMap::new();
@@ -224,14 +224,13 @@ pub(crate) fn assert_no_bytes_of(templates: impl Iterator<Item = u64>, dir: &Pat
                 panic!("{context}: bytes of template {template} at {} of {}", at * 16, path.display());
             }
         }
-        // As long as version 1 has them, or as a failed append left them: no codes.
+        // As a failed append left it: no codes.
         if bytes.len() <= SIGN_AT {
             continue;
         }
         let found = [SIGN_AT, TWO_AT].map(|at| left_in(&bytes[at..][..2 * PLANE], PLANE, &lanes));
-        let is_sketched = bytes.len() == SEGMENT;
-        let sketch = is_sketched.then(|| left_in(&bytes[SKETCH_AT..][..2 * SKETCH], SKETCH, &sketches));
-        if let Some((template, block)) = found.into_iter().chain(sketch).flatten().next() {
+        let sketch = left_in(&bytes[SKETCH_AT..][..2 * SKETCH], SKETCH, &sketches);
+        if let Some((template, block)) = found.into_iter().chain([sketch]).flatten().next() {
             panic!("{context}: bits of template {template} in block {block} of {}", path.display());
         }
     }
