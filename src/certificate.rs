@@ -25,8 +25,11 @@
 //! where <w, v> is one coordinate of a uniform point of the sphere in D - 1 dimensions, whatever v
 //! is. With t its quantile, P(<w, v> < -t) <= delta, the row of a mate is passed over with a
 //! probability of at most delta. The event is about one pair: there is no union over the gallery.
-//! The bars of (1) and (2) rise with tau, so a floor that rises during a search keeps the bound: a
-//! row is missed only if it is below the bar at its own score.
+//! A floor that rises during a search keeps the bound. It may depend on anything, the other rows and
+//! what was missed of them included, but as long as the row belongs in the answer it is at most the
+//! row's own score. The bars of (1) and (2) rise with tau, so a row that is below the bar of any such
+//! floor is below the bar at its own score, which is fixed: the event of a miss lies inside an event
+//! about the pair alone.
 //!
 //! The quantile. With n = D - 1 and m = (n - 3) / 2, the coordinate z of a uniform point of the
 //! sphere in n dimensions has the density C (1 - z²)^m, C = Gamma(n/2) / (sqrt(pi) Gamma((n-1)/2)).
@@ -38,30 +41,45 @@
 //!
 //! and Gautschi's inequality gives C <= sqrt((n - 1) / (2 pi)). (3) is solved for t, rounded up.
 //!
-//! **Dithered.** An engine sums an estimate of <q, u> from G entries of tables. Entries that are
-//! rounded to whole steps with a *dither*, a random number of the search's own that knows neither
-//! rotation nor row (Roberts, Picture coding using pseudo-random noise, 1962), are right on average,
-//! and what they are off by adds up like the steps of a random walk instead of all in one direction.
-//! Suppose the estimate is at least <q, u> - E with E a sum of G independent numbers, each of mean
-//! zero at most and within an interval of length `step`, and that it is held against the tangent of
-//! the bar at a usual cosine o, for a floor tau' of at most tau and a cosine a' of at most a:
+//! **Dithered.** An engine sums an estimate of <q, u> from G entries of tables, in whole steps. An
+//! entry of x steps is kept as floor(x + U), with a *dither* U, uniform on [0, 1), that the engine draws
+//! for this entry and search and takes off again where entries are summed. What remains is
+//!
+//! ```text
+//! floor(x + U) - U + 1/2 = x + e,   e = 1/2 - frac(x + U)
+//! ```
+//!
+//! and e is uniform on (-1/2, 1/2] whatever x is (subtractive dither: Schuchman, Dither signals and
+//! their effect on quantization noise, 1964). So the errors of the G entries are independent of
+//! each other and of all that the U do not know: rotation, probe and row. Were U not taken off, the
+//! law of an error would depend on the fraction of its x, hence on <w, v>, and the two might conspire:
+//! at the steps that are certified here, errors of the worst fractions would break the claim.
+//!
+//! Let E be `step` times the sum of the e, and suppose the estimate is at least <q, u> - E and is held
+//! against the tangent of the bar at a usual cosine o, for a floor tau' of at most tau and a cosine a'
+//! of at most a:
 //!
 //! ```text
 //! tau' a' - T k,   k = sqrt(1 - tau'²) (1 - o a') / sqrt(1 - o²),   tau' <= tau, a' <= a
 //! ```
 //!
+//! The tangent rises with tau' too, so what was said of floors that rise holds: take for tau' the
+//! pair's own score, or the highest floor that dithered estimates are held against if that is lower.
+//! Then k is fixed and independent of the U, even if the floor on the way was not.
+//!
 //! By (2) a mate is passed over only where sqrt(1 - tau²) sqrt(1 - a²) <w, v> < E - T k. The factor on
 //! the left is at most k, since 1 - o a' >= sqrt(1 - o²) sqrt(1 - a'²). So, as long as E < T k,
-//! <w, v> < -(T - E/k), which has a probability of at most F(T - E/k), with F the right side of (3).
-//! ln F is concave where t² >= 1 / (2 (m + 1)): it lies under its tangent at T, of slope -h with
-//! h = 2 (m + 1) T / (1 - T²) + 1 / T. With Hoeffding's lemma for the mean of exp(h E / k),
+//! <w, v> < -(T - E/k), which has a probability of at most F(T - E/k), given E, with F the right side
+//! of (3). ln F is concave where t² >= 1 / (2 (m + 1)): it lies under its tangent at T, of slope -h with
+//! h = 2 (m + 1) T / (1 - T²) + 1 / T. The mean of exp(s e) is sinh(s/2) / (s/2) <= exp(s² / 24), so
 //!
 //! ```text
-//! P(miss) <= F(T) exp(h² G step² / (8 k²)) <= 2 F(T)   where step <= k sqrt(8 ln 2 / G) / h    (4)
+//! P(miss) <= F(T) exp(h² G step² / (24 k²)) <= f F(T)   if step <= k sqrt(24 ln f / G) / h      (4)
 //! ```
 //!
-//! and T - G step / k stays where ln F is concave. So T is the quantile of half the miss
-//! probability; with 64 entries and 512 components a step may be a 27th of <w, v>'s deviation.
+//! and T - G step / (2 k) stays where ln F is concave. So T is the quantile of the miss probability
+//! divided by f, [`DITHER_FACTOR`]; with 64 entries and 512 components a step may be a 27th of <w, v>'s
+//! deviation.
 //!
 //! What is not exact is carried as slack, each term rounded to the safe side:
 //! - Rows are rounded to f16 after the rotation. (1) speaks of the stored row and needs nothing;
@@ -86,8 +104,10 @@ pub const MISS_PROBABILITY_DEFAULT: f64 = 1e-12;
 pub const FLOOR_MIN: f64 = 0.02;
 /// Largest length of a stored row and of a rotated probe, multiplied.
 const NORMS_MAX: f64 = (1.0 + 1.0 / 1024.0) * (1.0 + 1.0 / 1_048_576.0);
-/// What dithering may multiply a miss probability by: (4).
-const DITHER_FACTOR: f64 = 2.0;
+/// What dithering may multiply a miss probability by: the f of (4). With this one, steps of 256
+/// components and more may be as coarse as lets the sum of eight entries fit a byte; coarser ones would
+/// gain nothing, and a larger f would lower all bars.
+const DITHER_FACTOR: f64 = 1.26;
 /// The highest floor that dithered estimates are held against, so that the k of (4) is never small.
 /// Hardly any stranger reaches the bar of this one.
 pub const DITHERED_FLOOR_MAX: f64 = 0.6;
@@ -213,9 +233,9 @@ impl Cutter {
         let power = self.dim as f64 - 2.0;
         let slope = power * t / (1.0 - t * t) + 1.0 / t;
         let k = (1.0 - DITHERED_FLOOR_MAX.powi(2)).sqrt() * (1.0 - usual * most) / (1.0 - usual * usual).sqrt();
-        let of_k = (8.0 * DITHER_FACTOR.ln() / errors as f64).sqrt() / slope;
-        // As far as all errors together can go, ln F is concave.
-        let of_k = of_k.min((t - power.recip().sqrt()) / errors as f64);
+        let of_k = (24.0 * DITHER_FACTOR.ln() / errors as f64).sqrt() / slope;
+        // ln F is concave over the whole range that the summed error can reach: half a step for each.
+        let of_k = of_k.min((t - power.recip().sqrt()) / (0.5 * errors as f64));
         // Less what the arithmetic of steps may add.
         (of_k > 0.0).then_some((k * of_k * (1.0 - 1e-4)) as f32)
     }

@@ -64,41 +64,40 @@ fn stored(y: &[f64]) -> (Vec<f64>, [(Vec<f64>, f32); CODES]) {
     (row.iter().map(|v| v.to_f64()).collect(), codes)
 }
 
-/// P(z > t) by Simpson's rule: not the bound under test.
-fn tail(dim: usize, t: f64) -> f64 {
+/// P(z > t) for t from -1 to 1 by Simpson's rule: not the bound under test.
+fn tails(dim: usize) -> impl Fn(f64) -> f64 {
+    const STEPS: usize = 50_000;
+    const WIDTH: f64 = 2.0 / STEPS as f64;
     let power = (dim as f64 - 4.0) / 2.0;
-    let integral = |from: f64, to: f64| {
-        let steps = 20_000;
-        let width = (to - from) / f64::from(steps);
-        let density = |i: i32| (1.0 - (from + width * f64::from(i)).powi(2)).max(0.0).powf(power);
-        (0..=steps)
-            .map(|i| {
-                density(i)
-                    * if i == 0 || i == steps {
-                        1.0
-                    } else if i % 2 == 1 {
-                        4.0
-                    } else {
-                        2.0
-                    }
-            })
-            .sum::<f64>()
-            * width
-            / 3.0
-    };
-    integral(t, 1.0) / (2.0 * integral(0.0, 1.0))
+    // From the top down, so that small numbers are added to small ones.
+    let density = |steps: f64| (1.0 - (1.0 - WIDTH * steps).powi(2)).max(0.0).powf(power);
+    let parts = (0..STEPS).map(|i| i as f64).map(|i| density(i) + 4.0 * density(i + 0.5) + density(i + 1.0));
+    let sums = parts.scan(0.0, |sum, part| {
+        *sum += part;
+        Some(*sum)
+    });
+    let sums: Vec<f64> = std::iter::once(0.0).chain(sums).collect();
+    move |t| {
+        let at = ((1.0 - t) / WIDTH).clamp(0.0, STEPS as f64);
+        let (i, part) = (at as usize, at.fract());
+        let (below, above) = (sums[i], sums[(i + 1).min(STEPS)]);
+        // Tails fall about exponentially.
+        let sum = if below > 0.0 { below * (above / below).powf(part) } else { above * part };
+        sum / sums[STEPS]
+    }
 }
 
 #[test]
 fn quantiles_are_above_the_true_ones_and_near_them() {
     for dim in [32, 64, 128, 256, 512, 1024, 2048] {
+        let tail = tails(dim);
         for probability in [1e-2, 1e-3, 1e-4, 1e-6, 1e-9, 1e-12, 1e-15] {
             let t = sphere_quantile(dim, probability);
-            let found = tail(dim, t);
+            let found = tail(t);
             assert!(found <= probability, "dim {dim}, {probability:e}: {found:e}");
             // The bound is looser where the tail is fatter.
             let near = if probability > 1e-6 { 0.93 } else { 0.99 };
-            assert!(tail(dim, near * t) > probability, "dim {dim}, {probability:e}: t {t} is far too large");
+            assert!(tail(near * t) > probability, "dim {dim}, {probability:e}: t {t} is far too large");
         }
     }
     for (dim, t) in [(512, 0.304), (256, 0.421), (128, 0.571)] {
@@ -106,34 +105,61 @@ fn quantiles_are_above_the_true_ones_and_near_them() {
     }
 }
 
+/// Cells of a step in which the law of a sum of errors is computed.
+const CELLS: usize = 16;
+
+/// The law of the sum of `errors` independent numbers, each uniform from -1/2 to 1/2, in cells: of the
+/// n-th, the middle, and the probability.
+fn sum_of_uniform(errors: usize) -> Vec<(f64, f64)> {
+    let mut law = vec![1.0_f64];
+    for _ in 0..errors {
+        // Each error adds one of `CELLS` cells. Sums of small numbers alone, so that none is lost.
+        let wider = law.len() + CELLS - 1;
+        let window = |n: usize| &law[n.saturating_sub(CELLS - 1).min(law.len())..(n + 1).min(law.len())];
+        law = (0..wider).map(|n| window(n).iter().sum::<f64>() / CELLS as f64).collect();
+    }
+    let middle = (law.len() - 1) as f64 / 2.0;
+    law.into_iter().enumerate().map(|(n, share)| ((n as f64 - middle) / CELLS as f64, share)).collect()
+}
+
+/// The law of the sum of `errors` independent numbers, each half a step up or down by the toss of a
+/// coin: that of a dither that is not taken off, if all fractions are one half.
+fn sum_of_tosses(errors: usize) -> Vec<(f64, f64)> {
+    let mut share = 0.5_f64.powi(errors as i32);
+    let next = |up: usize| {
+        let this = (up as f64 - errors as f64 / 2.0, share);
+        share *= (errors - up) as f64 / (up + 1) as f64;
+        this
+    };
+    (0..=errors).map(next).collect()
+}
+
 #[test]
 fn dithered_bars_spend_what_they_claim() {
-    // The worst errors of mean zero within a step: half a step up or down, by chance.
     for (dim, errors) in [(32, 4), (64, 22), (128, 16), (256, 86), (512, 64), (512, 171), (2048, 1024)] {
+        let tail = tails(dim);
+        let (uniform, tosses) = (sum_of_uniform(errors), sum_of_tosses(errors));
         for probability in [1e-3, 1e-6, 1e-9, 1e-12] {
             let cutter = Cutter::dithered(Certificate::Randomised { miss_probability: probability }, dim);
             let (usual, most) = (0.75_f32, 0.8_f32);
             let step = f64::from(cutter.dither_step(errors, usual, most).expect("a step"));
             // Of the longest k that rows and floors may have it is the shortest that counts.
             let k = 0.8 * (1.0 - 0.75 * f64::from(most)) / (1.0 - 0.75_f64 * 0.75).sqrt();
-            let missed = |step: f64| {
-                let mut share = 0.5_f64.powi(errors as i32);
-                let mut sum = 0.0;
-                for up in 0..=errors {
-                    let off = step * (up as f64 - errors as f64 / 2.0);
-                    if share > 1e-30 {
-                        sum += share * tail(dim, (cutter.spread - off / k).max(-1.0));
-                    }
-                    share *= (errors - up) as f64 / (up + 1) as f64;
-                }
-                sum
+            let missed = |step: f64, law: &[(f64, f64)]| {
+                // What lies beyond has less than 1e-25 of the law, and could not miss more.
+                let likely = law.iter().filter(|(_, share)| *share > 1e-30);
+                likely.map(|(off, share)| share * tail(cutter.spread - step * off / k)).sum::<f64>()
             };
             let what = format!("dim {dim}, {errors} errors, {probability:e}");
-            assert!(missed(step) <= probability, "{what}: {:e}", missed(step));
+            let spent = missed(step, &uniform) / probability;
+            assert!(spent <= 1.0, "{what}: {spent}");
             // Where what is certified is bounded by (4), not by how far all errors together can go.
             if probability < 1e-6 && errors < 1000 {
-                assert!(missed(step) >= 0.8 * probability, "{what}: {:e}", missed(step));
-                assert!(missed(1.2 * step) > probability, "{what}: {:e}", missed(1.2 * step));
+                assert!(spent >= 0.93, "{what}: {spent}");
+                let coarser = missed(1.2 * step, &uniform) / probability;
+                assert!(coarser > 1.0, "{what}: {coarser} at a larger step");
+                let tossed = missed(step, &tosses) / probability;
+                assert!(tossed > 1.2, "{what}: {tossed} if the dither were not taken off");
             }
         }
     }
@@ -144,9 +170,11 @@ fn dithered_bars_spend_what_they_claim() {
 #[test]
 fn dithered_bars_are_those_of_low_floors() {
     let certificate = Certificate::Randomised { miss_probability: 1e-12 };
-    let (cutter, half) =
-        (Cutter::dithered(certificate, 512), Cutter::new(Certificate::Randomised { miss_probability: 0.5e-12 }, 512));
-    assert_eq!(cutter.cut(0.5), half.cut(0.5), "half of the probability is for the dither");
+    let (cutter, rest) = (
+        Cutter::dithered(certificate, 512),
+        Cutter::new(Certificate::Randomised { miss_probability: 1e-12 / DITHER_FACTOR }, 512),
+    );
+    assert_eq!(cutter.cut(0.5), rest.cut(0.5), "some of the probability is for the dither");
     assert_eq!(cutter.dithered_cut(0.5), cutter.cut(0.5));
     assert_eq!(cutter.dithered_cut(0.9), cutter.cut(DITHERED_FLOOR_MAX));
     assert_eq!(cutter.dithered_cut(f64::NAN), None);

@@ -62,6 +62,11 @@ impl BlockView<'_> {
     }
 }
 
+/// Seeds everything that a sift draws at random for one probe. Every round of a search carries the
+/// same seed, so that what one round passes over by chance the others pass over by the same chance;
+/// `search::plan` has the argument. Different searches have independent seeds.
+pub type Seed = [u8; 32];
+
 /// What to sift for.
 #[derive(Default)]
 pub struct SiftRequest<'a> {
@@ -81,6 +86,24 @@ pub struct SiftRequest<'a> {
     pub certificate: Certificate,
     /// For each probe, the rows it may find, or none for all; empty where no probe has any.
     pub filters: &'a [Option<&'a RoaringBitmap>],
+    /// One seed per probe; may be empty under the deterministic certificate, which needs none.
+    /// Shape: `[count]`.
+    pub seeds: &'a [Seed],
+}
+
+impl SiftRequest<'_> {
+    /// The seed of a probe. Zeros if there are none, which only the deterministic certificate allows.
+    ///
+    /// # Panics
+    /// If the certificate is randomised and there are no seeds: every sift would draw the same.
+    #[must_use]
+    pub fn seed(&self, probe: usize) -> Seed {
+        assert!(
+            !self.seeds.is_empty() || self.certificate == Certificate::Deterministic,
+            "a randomised certificate needs a seed per probe"
+        );
+        self.seeds.get(probe).copied().unwrap_or_default()
+    }
 }
 
 /// What sifting left.

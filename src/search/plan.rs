@@ -22,7 +22,7 @@ use thenar_index::{Row, Snapshot, SubjectNumber};
 
 use super::rank::{self, Best};
 use super::{Answer, BatchTiming, Certificate, Found, NO_FLOOR, Search, score};
-use crate::engine::{BlockView, Engine, EngineError, GalleryView, SiftRequest, Survivors};
+use crate::engine::{BlockView, Engine, EngineError, GalleryView, Seed, SiftRequest, Survivors};
 use crate::palm::Hand;
 
 /// Most survivors of one probe that an engine may return; over it the probe is scanned.
@@ -54,6 +54,8 @@ pub fn view(snapshot: &Snapshot) -> GalleryView<'_> {
 /// One search on its way.
 struct Running<'a> {
     search: &'a Search,
+    /// One per probe, the same in every round.
+    seeds: Vec<Seed>,
     floor: f64,
     keep: u32,
     rounds: usize,
@@ -80,7 +82,15 @@ pub fn search_batch(
         .map(|search| {
             assert!(search.k > 0 && !search.probes.is_empty(), "the edge refuses empty searches");
             let keep = u32::try_from(2 * search.k + 8).unwrap_or(u32::MAX);
-            Running { search, floor: search.floor, keep, rounds: 0, held: Certificate::Deterministic, answer: None }
+            Running {
+                search,
+                seeds: search.probes.iter().map(|_| rand::random()).collect(),
+                floor: search.floor,
+                keep,
+                rounds: 0,
+                held: Certificate::Deterministic,
+                answer: None,
+            }
         })
         .collect();
 
@@ -100,8 +110,9 @@ pub fn search_batch(
             }
         }
         let mut probes = Vec::new();
-        let (mut floors, mut keep) = (Vec::new(), Vec::new());
+        let (mut floors, mut keep, mut seeds) = (Vec::new(), Vec::new(), Vec::new());
         for run in &open {
+            seeds.extend_from_slice(&run.seeds);
             for probe in &run.search.probes {
                 probes.extend_from_slice(&probe.vector);
                 floors.push(round_down(run.floor));
@@ -115,6 +126,7 @@ pub fn search_batch(
             survivors_max: SURVIVORS_MAX,
             certificate,
             filters: &filters,
+            seeds: &seeds,
         };
         let started = Instant::now();
         engine.sift(&view, &request, survivors)?;

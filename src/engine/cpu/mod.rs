@@ -40,7 +40,7 @@ use self::sieve::kernels::CodeKernels;
 use self::sketches::Sketches;
 pub use self::slack::sift_slack;
 use self::sweep::{Bench, Sweep};
-use super::{Engine, EngineDescription, EngineError, GalleryView, SiftRequest, Survivors};
+use super::{Engine, EngineDescription, EngineError, GalleryView, Seed, SiftRequest, Survivors};
 use crate::simd::{self, Simd, SimdError};
 
 /// Sets of scratch memory kept for the next sifts; one is in use in each sift under way.
@@ -238,6 +238,7 @@ impl CpuEngine {
             floors: chosen.iter().map(|p| request.floors[*p]).collect(),
             keep: chosen.iter().map(|p| request.keep[*p]).collect(),
             filters: chosen.iter().map(|p| request.filters.get(*p).copied().flatten()).collect(),
+            seeds: chosen.iter().map(|p| request.seed(*p)).collect(),
         };
         let rows = view.blocks.iter().map(|block| block.count(dim)).sum();
         let mut found = Survivors::default();
@@ -307,6 +308,7 @@ struct Chosen<'a> {
     floors: Vec<f32>,
     keep: Vec<u32>,
     filters: Vec<Option<&'a RoaringBitmap>>,
+    seeds: Vec<Seed>,
 }
 
 impl Chosen<'_> {
@@ -318,6 +320,7 @@ impl Chosen<'_> {
             survivors_max: whole.survivors_max,
             certificate: whole.certificate,
             filters: &self.filters,
+            seeds: &self.seeds,
         }
     }
 }

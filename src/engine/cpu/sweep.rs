@@ -211,7 +211,13 @@ impl<'a> Sweep<'a> {
             pieces,
             next_piece: AtomicUsize::new(0),
             filters: request.filters,
-            sieve: Sieve::new(code_kernels, dim, request.probes, request.certificate),
+            sieve: Sieve::new(
+                code_kernels,
+                dim,
+                request.probes,
+                (0..count).map(|probe| request.seed(probe)),
+                request.certificate,
+            ),
             pace: Pace::new(request.certificate, dim, exhaustive_pace),
         }
     }

@@ -498,6 +498,7 @@ fn a_randomised_sift_misses_no_more_than_it_claims_and_a_deterministic_one_nothi
                 values.extend(probe);
             }
             let keep = vec![0; probes];
+            let seeds: Vec<Seed> = (0..probes).map(|_| rng.random()).collect();
             for certificate in [Certificate::Deterministic, Certificate::Randomised { miss_probability }] {
                 let request = SiftRequest {
                     probes: &values,
@@ -505,6 +506,7 @@ fn a_randomised_sift_misses_no_more_than_it_claims_and_a_deterministic_one_nothi
                     keep: &keep,
                     survivors_max: 5000,
                     certificate,
+                    seeds: &seeds,
                     ..SiftRequest::default()
                 };
                 let mut survivors = Survivors::default();

@@ -197,7 +197,7 @@ fn no_order_of_rows_no_error_within_the_slack_and_no_lack_of_room_loses_a_row() 
             probes: &probes.concat(),
             survivors_max: 8000,
             certificate: if seed % 2 == 0 { RANDOMISED } else { Certificate::Deterministic },
-            filters: &[],
+            ..SiftRequest::default()
         };
         let (survivors, orders) = sift_fake(&fake, &probes, &request, seed);
         orders.iter().for_each(|(level, ..)| levels[level.index()] += 1);
@@ -232,7 +232,7 @@ fn what_does_not_fit_is_done_again_as_fine_codes_and_then_in_smaller_slices() {
         keep: &[0],
         survivors_max: 5000,
         certificate: RANDOMISED,
-        filters: &[],
+        ..SiftRequest::default()
     };
     let (survivors, orders) = sift_fake(&fake, std::slice::from_ref(&probe), &request, 1);
     assert_eq!((survivors.overflowed[0], survivors.rows[0].len()), (false, 4096));
@@ -259,7 +259,7 @@ fn rows_tied_with_the_last_of_the_best_survive_whatever_their_numbers_within_the
                 keep: &[keep],
                 survivors_max: 100,
                 certificate,
-                filters: &[],
+                ..SiftRequest::default()
             };
             let (survivors, _) = sift_fake(&fake, std::slice::from_ref(&probe), &request, 5);
             let ties = (0..count as u32).filter(|slot| fake.score(*slot, &probe) > 0.8).count();
@@ -284,7 +284,7 @@ fn a_low_floor_is_found_by_a_sample_and_a_scout() {
         keep: &[10],
         survivors_max: 100,
         certificate: RANDOMISED,
-        filters: &[],
+        ..SiftRequest::default()
     };
     let (survivors, orders) = sift_fake(&fake, std::slice::from_ref(&probe), &request, 2);
     assert!((10..14).contains(&survivors.rows[0].len()), "{}", survivors.rows[0].len());
@@ -304,7 +304,7 @@ fn a_gallery_of_equals_overflows_at_a_bounded_price() {
         keep: &[10],
         survivors_max: 1000,
         certificate: RANDOMISED,
-        filters: &[],
+        ..SiftRequest::default()
     };
     let (survivors, orders) = sift_fake(&fake, std::slice::from_ref(&probe), &request, 3);
     assert_eq!(survivors.overflowed, [true]);
@@ -327,7 +327,7 @@ fn rows_at_the_front_that_nobody_wants_do_not_make_a_probe_overflow() {
         keep: &[10; 2],
         survivors_max: 100,
         certificate: Certificate::Deterministic,
-        filters: &[],
+        ..SiftRequest::default()
     };
     let (survivors, _) = sift_fake(&fake, &probes, &request, 4);
     assert_eq!(survivors.overflowed, [false, false]);

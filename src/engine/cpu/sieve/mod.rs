@@ -29,6 +29,8 @@ mod tests;
 use std::sync::OnceLock;
 use std::sync::atomic::Ordering;
 
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 use thenar_index::codes::{BLOCK_ROWS, Codes};
 use thenar_index::sketch;
 use zeroize::Zeroize;
@@ -41,7 +43,7 @@ use self::kernels::{
 use self::tables::{FineProbe, Tables};
 use super::floors::Floor;
 use crate::certificate::{Certificate, Cut, Cutter};
-use crate::engine::BlockView;
+use crate::engine::{BlockView, Seed};
 
 /// Which bits of a row's codes the first look reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,6 +96,16 @@ impl Level {
 struct Prepared {
     tables: [OnceLock<Tables>; Level::ALL.len()],
     fine: OnceLock<FineProbe>,
+    seed: Seed,
+}
+
+impl Prepared {
+    /// What one level's dither is drawn from: the probe's seed and the level, and nothing else.
+    fn dither(&self, level: Level) -> ChaCha8Rng {
+        let mut rng = ChaCha8Rng::from_seed(self.seed);
+        rng.set_stream(level as u64);
+        rng
+    }
 }
 
 /// Rows that have passed the first look and wait for the second, at most, but for those of one
@@ -211,11 +223,17 @@ pub(super) struct Sieve<'a> {
 }
 
 impl<'a> Sieve<'a> {
-    /// Under a randomised certificate each of the four codes has a quarter of the miss probability, of
-    /// which dithering may take half:
+    /// Under a randomised certificate each of the four codes has a quarter of the miss probability, what
+    /// dithering may add to it included:
     /// which of them look at a row is decided by how fast they are, and a row must be safe
     /// whichever do.
-    pub(super) fn new(kernels: &'static CodeKernels, dim: usize, probes: &'a [f32], certificate: Certificate) -> Self {
+    pub(super) fn new(
+        kernels: &'static CodeKernels,
+        dim: usize,
+        probes: &'a [f32],
+        seeds: impl Iterator<Item = Seed>,
+        certificate: Certificate,
+    ) -> Self {
         assert!(probes.len() / dim <= PROBES_MAX, "more probes than fit a hit");
         let each = match certificate {
             Certificate::Deterministic => Certificate::Deterministic,
@@ -234,7 +252,7 @@ impl<'a> Sieve<'a> {
             kernels,
             dim,
             probes,
-            prepared: (0..probes.len() / dim).map(|_| Prepared::default()).collect(),
+            prepared: seeds.map(|seed| Prepared { seed, ..Prepared::default() }).collect(),
             certificate,
             cutter,
             scales,
@@ -252,8 +270,10 @@ impl<'a> Sieve<'a> {
     }
 
     fn tables(&self, level: Level, probe: usize) -> &Tables {
-        self.prepared[probe].tables[level as usize].get_or_init(|| {
-            Tables::new(self.kernels, level, self.probe(probe), self.dither[level as usize], &mut rand::rng())
+        let prepared = &self.prepared[probe];
+        prepared.tables[level as usize].get_or_init(|| {
+            let mut rng = prepared.dither(level);
+            Tables::new(self.kernels, level, self.probe(probe), self.dither[level as usize], &mut rng)
         })
     }
 

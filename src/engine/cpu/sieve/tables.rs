@@ -17,12 +17,16 @@ fn range_kept(level: Level, together: usize) -> f32 {
     if level.saturates() { 0.65 + 0.6 / together as f32 } else { 0.95 + 0.15 / together as f32 }
 }
 
+/// By how many steps an entry may be too large because of f32 arithmetic: see [`Tables::new`].
+const ENTRY_SLACK: f64 = 1.0 / 256.0;
+
 /// A probe's look-up tables at one level.
 #[derive(Debug)]
 pub(super) struct Tables {
     /// Shape: `[groups, 2^bits]`.
     pub(super) entries: Vec<IndexLine>,
-    /// <q, c> <= offset - step * sum of the entries at c's indices, but for what dithering adds.
+    /// <q, c> <= offset - step * sum of the entries at c's indices; of dithered tables, the same with a
+    /// sum of errors on the right, one for each group: independent, and uniform from -1/2 to 1/2 step.
     pub(super) offset: f32,
     pub(super) step: f32,
 }
@@ -30,23 +34,37 @@ pub(super) struct Tables {
 impl Tables {
     /// The entry of index i in group g is by how many steps the group's part v of <q, c> falls short of
     /// the group's largest, rounded down: v <= high_g - step * entry; the largest parts of all groups
-    /// make the offset. An entry too large for its byte, or a sum of entries for its own, is taken for
-    /// the largest that fits, which bounds v from above all the more. Where sums do not saturate, each
-    /// group has a share of the byte, by its range.
+    /// make the offset, but for dither and slack. An entry too large for its byte, or a sum of entries
+    /// for its own, is taken for the largest that fits, which bounds v from above all the more. Where
+    /// sums do not saturate, each group has a share of the byte, by its range.
     ///
-    /// `dither` is the largest step with which entries may be rounded with a dither instead, if any:
-    /// then they are floor(x + u) for a deficit of x steps and a number u of the group's own, uniform
-    /// from 0 to 1, which is x on average and within a step. What a sum of such entries is off by has
-    /// mean zero, is independent from group to group, and each within an interval of a step: what
-    /// [`crate::certificate`] asks of errors. That sums saturate bounds <q, c> from above as before.
+    /// An entry of x steps is kept as floor(x + u). Without a dither u is 0, and the entry is x at most.
+    /// `dither` is the largest step of entries that are dithered, if they are: then u is uniform on
+    /// [0, 1), one number for all entries of a group, and u - 1/2 is taken off again. All rows share
+    /// the numbers of a probe, so their sum goes into the offset, once:
     ///
-    /// Parts of signs and two bits are added up in f32 by at most 16 additions of terms whose
-    /// magnitudes sum to half the group's range, so they are wrong by less than 2^-18 of the range.
-    /// Those of words are eight products of a group q_g with a word of length 100: wrong by less than
-    /// 2^-20 * 100 ‖q_g‖, and the largest range is at least a quarter of the largest 100 ‖q_g‖, since
-    /// words point everywhere (`words_point_everywhere`). A step is at least 1/512 of the largest
-    /// range, so 2^-8 of a step, taken off before rounding, outweighs either twice over, and what a dither
-    /// in whole parts of 2^24 may be short of the mean.
+    /// ```text
+    /// offset = sum of (high_g + step (u_g - 1/2 + ENTRY_SLACK))
+    /// ```
+    ///
+    /// With that floor(x + u) - u + 1/2 = x + e, and e is uniform on (-1/2, 1/2] whatever x is: what
+    /// [`crate::certificate`] asks of errors. An entry or a sum that is too small, because it is capped or
+    /// saturates, makes the bound of <q, c> larger.
+    ///
+    /// [`ENTRY_SLACK`]: an entry must not be larger than floor(x + ENTRY_SLACK + u), with x from `high` as
+    /// it stands, an f32, to the part over the reals, and u over the reals too. Since that is at least
+    /// zero, a cast that saturates at zero is on the safe side.
+    /// - Parts of signs and two bits are added up in f32 by at most 16 additions of terms whose magnitudes
+    ///   sum to half the group's range, so they are wrong by less than 2^-18 of the range. Those of words
+    ///   are eight products of a group q_g with a word of length 100: wrong by less than
+    ///   2^-20 * 100 ‖q_g‖, and the largest range is at least a quarter of the largest 100 ‖q_g‖, since words
+    ///   point everywhere (`words_point_everywhere`). A step is at least 1/512 of the largest range, so
+    ///   either is below 2^-9 of a step.
+    /// - A subtraction, an inverse, a multiplication and the addition of u round at most 513 steps to 24
+    ///   bits each: below 2^-12 of a step.
+    /// - u has 24 bits: it is at most 2^-24 below a number that has all.
+    ///
+    /// The offset is summed in f64 and rounded up.
     pub(super) fn new(
         kernels: &CodeKernels,
         level: Level,
@@ -54,7 +72,6 @@ impl Tables {
         dither: Option<f32>,
         rng: &mut impl Rng,
     ) -> Self {
-        const OFF: f32 = 1.0 / 256.0;
         const RANGE_PARTS: f32 = 512.0;
         let dims = kernels.group_dims(level);
         let groups = kernels.groups(level, probe.len());
@@ -87,14 +104,14 @@ impl Tables {
         });
         let caps: Vec<u8> = of_chunks.map(|cap| cap.min(entry_max)).collect();
         for (((table, parts), (_, high)), cap) in tables.zip(&extremes).zip(caps) {
-            offset += f64::from(*high);
-            let up = if dithered.is_some() { rng.random::<f32>() } else { 0.0 } - OFF;
+            let (up, middle) = if dithered.is_some() { (rng.random::<f32>(), 0.5) } else { (0.0, 0.0) };
+            offset += f64::from(*high) + f64::from(step) * (f64::from(up) - middle + ENTRY_SLACK);
             for (entry, part) in table.iter_mut().zip(parts) {
                 // The cast rounds down, and saturates at 0 and at the top.
                 *entry = (((high - part) * inverse + up) as u8).min(cap);
             }
         }
-        Self { entries, offset: offset as f32, step }
+        Self { entries, offset: (offset as f32).next_up(), step }
     }
 }
 

@@ -210,6 +210,41 @@ fn dithered_entries_are_right_on_average_and_within_a_step() {
     }
 }
 
+#[test]
+fn what_a_dither_leaves_has_one_law_whatever_the_probe() {
+    // Table look-ups of bytes: 64 groups of eight components, of which the first is not zero.
+    const DIM: usize = 512;
+    const DRAWS: usize = 4000;
+    let kernels = CodeKernels::of(Simd::Portable);
+    let dims = kernels.group_dims(Level::Sign);
+    let groups = DIM / dims;
+    let deviation = (groups as f64 / 12.0).sqrt();
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    for fraction in [0.0, 0.02, 0.25, 0.5, 0.75, 0.98] {
+        // A range of so many steps: more than a byte holds with finer ones.
+        let (steps, step) = (240.0 + fraction, 1.0 / 1024.0);
+        let probe: Vec<f32> = (0..DIM).map(|i| if i % dims == 0 { (steps * step / 2.0) as f32 } else { 0.0 }).collect();
+        let product = -probe.iter().map(|q| f64::from(*q)).sum::<f64>();
+        let mut mean = 0.0;
+        let mut square = 0.0;
+        for _ in 0..DRAWS {
+            let tables = Tables::new(kernels, Level::Sign, &probe, Some(step as f32), &mut rng);
+            assert_eq!(f64::from(tables.step), step);
+            // The index of a code of minus ones.
+            let entries = bytemuck::cast_slice::<IndexLine, u8>(&tables.entries).chunks_exact(256);
+            let deficit: f64 = entries.map(|table| f64::from(table[255])).sum();
+            let error = (product - f64::from(tables.offset)) / step + deficit;
+            mean += error / DRAWS as f64;
+            square += error * error / DRAWS as f64;
+        }
+        let found = (square - mean * mean).sqrt();
+        let what = format!("fractions of {fraction}: errors of {mean} and a deviation of {found} steps");
+        // A deviation's own is a 90th of it. The mean is below zero by the slack of all entries.
+        assert!((found / deviation - 1.0).abs() < 0.05, "{what}, not {deviation}");
+        assert!(mean <= 0.0 && mean > -1.0, "{what}");
+    }
+}
+
 /// Misses of first looks at dithered tables among `pairs` mated pairs of exactly the floor's score.
 fn misses(path: Simd, level: Level, dim: usize, probability: f64, pairs: u64) -> u64 {
     const TAU: f64 = 0.5;
@@ -488,7 +523,7 @@ fn fine_codes_bound_the_cosine_from_above_and_closely_on_every_path() {
             let codes = codes.as_codes();
             let probes: Vec<f32> = (0..5).flat_map(|_| unit(&mut rng, dim)).collect();
             for certificate in [Certificate::Deterministic, Certificate::Randomised { miss_probability: 1e-12 }] {
-                let sieve = Sieve::new(kernels, dim, &probes, certificate);
+                let sieve = Sieve::new(kernels, dim, &probes, std::iter::repeat_n(Seed::default(), 5), certificate);
                 let cuts: Vec<Cuts> = [0.05, 0.1, 0.2, 0.3].into_iter().map(|floor| sieve.cuts(floor)).collect();
                 let cuts = [&cuts[..], &[Cuts { floor: 0.0, cut: None, dithered: None }]].concat();
                 let all = (0..codes.rows()).flat_map(|row| (0..5).map(move |probe| Hit::new(probe, row)));

@@ -229,3 +229,38 @@ fn an_empty_gallery_and_an_empty_request_have_no_survivors() {
     let nothing = Asked::alike(Vec::new(), 64, 0.0, 0, 10);
     assert!(hold(&engine, &gallery, &nothing, "no probes").rows.is_empty());
 }
+
+#[test]
+fn kernels_for_large_batches_agree_with_plain_ones_on_every_pair_of_a_gallery() {
+    let Some(engine) = shared_engine() else { return };
+    let dim = 96;
+    let values = unit_vectors(3000, dim, &mut rng(5));
+    let gallery = Gallery::new(dim, &to_rows(&values), &[1000, 2000]);
+    gallery.kill(0, 7);
+    engine.follow(&gallery.view()).unwrap();
+    let probes = probes_near(&values, 70, dim, &mut rng(6));
+    let mut passed = Vec::new();
+    for deviations in [-20.0, 0.0, 2.0, 20.0] {
+        let check = engine.check_matrices(&gallery.view(), &probes, deviations).unwrap();
+        assert_eq!(check.wrong, None, "{deviations} deviations");
+        assert_eq!(check.listed, check.passed, "all of them fit the list");
+        passed.push(check.passed);
+    }
+    // Whole blocks have codes: 960 and 1984 rows, one of them dead, at two levels.
+    let all = 2 * 70 * (960 - 1 + 1984);
+    assert_eq!((passed[0], passed[3]), (all, 0));
+    assert!(passed[1].abs_diff(all / 2) < all / 10, "{passed:?} of {all}");
+    assert!((all / 200..all / 20).contains(&passed[2]), "{passed:?} of {all}");
+}
+
+#[test]
+fn without_matrices_an_engine_opens_and_finds_all_the_same() {
+    let Some(engine) = engine_with(Sizes { matrices: false, ..Sizes::default() }) else { return };
+    assert_eq!(engine.kernels(), "packed dot products");
+    let dim = 64;
+    let values = unit_vectors(500, dim, &mut rng(8));
+    let gallery = Gallery::new(dim, &to_rows(&values), &[500]);
+    engine.follow(&gallery.view()).unwrap();
+    let asked = Asked::alike(probes_near(&values, 60, dim, &mut rng(9)), dim, 0.5, 10, 500);
+    hold(&engine, &gallery, &asked, "matrices off");
+}

@@ -32,6 +32,7 @@ fn narrow_and_wide_filters_keep_the_best_of_what_they_allow_beside_probes_withou
             survivors_max: 5000,
             certificate,
             filters: &allowed,
+            ..SiftRequest::default()
         };
         let mut survivors = Survivors::default();
         engine.sift(&gallery.view(), &request, &mut survivors).unwrap();
@@ -76,6 +77,7 @@ fn a_narrow_filter_asks_nothing_of_the_device() {
             survivors_max: 100,
             certificate: CERTIFICATES[0],
             filters,
+            ..SiftRequest::default()
         };
         engine.sift(&gallery.view(), &request, &mut survivors).unwrap();
         survivors
