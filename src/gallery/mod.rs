@@ -7,10 +7,13 @@
 //!
 //! Knows the index, the log and the engine. Does not know who asked for a change, or scores.
 //!
-//! Invariants: records are applied in order of LSN, each once; one thread applies at a time; an
-//! index that failed to write is never trusted again but reopened and replayed.
+//! Invariants: records are applied in order of LSN, each once; one thread applies at a time; the
+//! engine follows rows before searches see them; an index that failed to write is never trusted again
+//! but reopened and replayed.
 
 pub mod open;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -239,10 +242,13 @@ impl Gallery {
             to_erase.extend(apply_to_index(index, &self.setup.sealer, fresh)?);
         }
         if last.0 > applied {
-            let snapshot = index.publish(last);
-            if let Err(error) = self.engine.follow(&plan::view(&snapshot)) {
+            // The engine has its copy before any search sees the rows.
+            let staged = index.stage(last);
+            if let Err(error) = self.engine.follow(&plan::view(&staged)) {
                 tracing::error!(%error, "the engine could not follow the gallery");
             }
+            drop(staged);
+            drop(index.publish(last));
             self.lsn.store(last.0, Ordering::Release);
         }
         if !to_erase.is_empty() {

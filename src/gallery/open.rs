@@ -91,10 +91,7 @@ fn open_existing(setup: &Setup, report: &mut OpenReport) -> Result<Index, Galler
     for damage in unrepaired.codes_damage() {
         tracing::error!(%damage, "codes of a segment are damaged; they are made anew from its rows");
     }
-    if unrepaired.version() < thenar_index::VERSION {
-        tracing::info!(from = unrepaired.version(), to = thenar_index::VERSION, "the index is given a newer format");
-    }
-    Ok(unrepaired.finish_with(&mut |done, total| tracing::info!(done, total, "rows given codes"))?)
+    Ok(unrepaired.finish()?)
 }
 
 fn make_anew(setup: &Setup, report: &mut OpenReport, reason: String) -> Result<Index, GalleryError> {
