@@ -4,7 +4,11 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cargo build --quiet -p thenar-bench --bins
-for bench in peers kernels gpu_check open harness; do
+for bench in peers kernels open harness; do
     printf '\n-- %s --smoke\n' "$bench"
     cargo run --quiet -p thenar-bench --bin "$bench" -- --smoke
+done
+for call in small timings matrices capacity; do
+    printf '\n-- gpu_check %s --smoke\n' "$call"
+    cargo run --quiet -p thenar-bench --bin gpu_check -- "$call" --smoke
 done

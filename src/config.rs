@@ -81,6 +81,7 @@ pub struct RawMetrics {
 pub struct RawEngine {
     pub kind: Option<String>,
     pub adapter: Option<String>,
+    pub matrices: Option<bool>,
     pub threads: Option<usize>,
 }
 
@@ -181,6 +182,8 @@ pub struct TlsConfig {
 pub struct EngineConfig {
     /// The choice.
     pub kind: EngineKind,
+    /// Whether a GPU's cooperative matrices may be used.
+    pub matrices: bool,
     /// Threads of the CPU engine.
     pub threads: usize,
 }
@@ -369,7 +372,7 @@ impl RawEngine {
         };
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let threads = ranged(problems, "engine.threads", self.threads.unwrap_or(cores), 1..=1024);
-        EngineConfig { kind, threads }
+        EngineConfig { kind, matrices: self.matrices.unwrap_or(true), threads }
     }
 }
 
@@ -461,6 +464,8 @@ mod tests {
         assert_eq!(config.server.listen.to_string(), "127.0.0.1:7600");
         assert!(config.server.tls.is_none());
         assert_eq!(config.engine.kind, EngineKind::Auto);
+        assert!(config.engine.matrices);
+        assert!(!parsed("data = \"d\"\n[engine]\nmatrices = false").unwrap().engine.matrices);
         assert_eq!(config.policies.of(Purpose::Payment).threshold, 0.62);
     }
 

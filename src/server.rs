@@ -18,7 +18,7 @@ use crate::batch::{Batcher, SearchThread};
 use crate::config::{Config, DIM_DEFAULT, EngineConfig, EngineKind};
 use crate::data::{DataFolder, FolderError};
 use crate::engine::cpu::{CpuEngine, CpuEngineError};
-use crate::engine::gpu::{AdapterChoice, GpuEngine};
+use crate::engine::gpu::{AdapterChoice, GpuEngine, GpuOptions};
 use crate::engine::standby::WithStandby;
 use crate::engine::{Engine, EngineError, Survivors};
 use crate::gallery::{self, Gallery, GalleryError, Setup};
@@ -209,9 +209,10 @@ type Engines = (Arc<dyn Engine>, Option<Arc<WithStandby>>);
 /// The engine that is configured; a GPU's compiled kernels are kept in `folder`.
 fn engine(config: &EngineConfig, folder: &Path) -> Result<Engines, ServerError> {
     let cpu: Arc<dyn Engine> = Arc::new(CpuEngine::new(config.threads)?);
+    let options = GpuOptions { matrices: config.matrices, kernels_in: Some(folder.to_owned()) };
     let gpu = match &config.kind {
         EngineKind::Cpu => None,
-        EngineKind::Auto => match GpuEngine::with_kernels_in(AdapterChoice::RealGpu, folder) {
+        EngineKind::Auto => match GpuEngine::with_options(AdapterChoice::RealGpu, options) {
             Ok(gpu) => Some(gpu),
             Err(error) => {
                 tracing::info!(%error, "the CPU engine is used");
@@ -220,7 +221,7 @@ fn engine(config: &EngineConfig, folder: &Path) -> Result<Engines, ServerError> 
         },
         EngineKind::Gpu { adapter } => {
             let choice = adapter.clone().map_or(AdapterChoice::RealGpu, AdapterChoice::Named);
-            Some(GpuEngine::with_kernels_in(choice, folder)?)
+            Some(GpuEngine::with_options(choice, options)?)
         }
     };
     Ok(match gpu {

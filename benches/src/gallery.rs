@@ -207,6 +207,12 @@ impl Probes {
         self.mates.is_empty()
     }
 
+    /// The first `count` of them.
+    #[must_use]
+    pub fn first(&self, count: usize) -> Self {
+        Self { dim: self.dim, values: self.values(0..count).to_vec(), mates: self.mates[..count].to_vec() }
+    }
+
     /// Some of them. Shape: `[range.len(), dim]`.
     #[must_use]
     pub fn values(&self, range: Range<usize>) -> &[f32] {

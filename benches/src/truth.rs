@@ -85,8 +85,10 @@ fn keep_best(best: &mut Vec<Hit>, k: usize) {
     best.truncate(k);
 }
 
-/// A sum in f64 over eight lanes.
-fn product(row: &[f32], probe: &[f32]) -> f64 {
+/// The product of a row and a probe: a sum in f64 over eight lanes. Both have a multiple of 8
+/// components.
+#[must_use]
+pub fn product(row: &[f32], probe: &[f32]) -> f64 {
     let mut lanes = [0.0_f64; 8];
     for (row, probe) in row.chunks_exact(8).zip(probe.chunks_exact(8)) {
         for lane in 0..8 {

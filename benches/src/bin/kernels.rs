@@ -16,7 +16,7 @@ use serde::Serialize;
 use thenar::certificate::{Certificate, MISS_PROBABILITY_DEFAULT};
 use thenar::cli::table::{facts, say, say_json, table};
 use thenar::engine::cpu::CpuEngine;
-use thenar::engine::{BlockView, Engine, GalleryView, SiftRequest, Survivors};
+use thenar::engine::{BlockView, Engine, GalleryView, Seed, SiftRequest, Survivors};
 use thenar::search::score;
 use thenar::simd::Simd;
 use thenar_bench::facts::Facts;
@@ -131,12 +131,14 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
             let probes = gallery.probes(batch);
             let (floors, keep) = (vec![arguments.tau; batch], vec![arguments.k; batch]);
             let values = probes.values(0..batch);
+            let seeds: Vec<Seed> = (0..batch).map(|probe| [probe as u8; 32]).collect();
             let request = SiftRequest {
                 probes: values,
                 floors: &floors,
                 keep: &keep,
                 survivors_max: 4096,
                 certificate: *certificate,
+                seeds: &seeds,
                 ..SiftRequest::default()
             };
             let mut survivors = Survivors::default();

@@ -55,11 +55,13 @@ pub(super) struct Sizes {
     pub entries_max: u32,
     /// Folder of compiled kernels.
     pub cache: Option<PathBuf>,
+    /// Whether cooperative matrices may be used.
+    pub matrices: bool,
 }
 
 impl Default for Sizes {
     fn default() -> Self {
-        Self { buffer_bytes_max: BUFFER_BYTES_MAX, entries_max: 1 << 20, cache: None }
+        Self { buffer_bytes_max: BUFFER_BYTES_MAX, entries_max: 1 << 20, cache: None, matrices: true }
     }
 }
 
@@ -146,7 +148,9 @@ impl Device {
     /// [`EngineError::NoAdapter`] if there is none, it cannot be opened or it computes wrongly.
     pub(super) fn open(choice: &AdapterChoice, sizes: &Sizes) -> Result<Self, EngineError> {
         let adapter = adapter::choose(choice)?;
-        if let Some(side) = adapter::matrices(&adapter) {
+        if sizes.matrices
+            && let Some(side) = adapter::matrices(&adapter)
+        {
             match Self::open_with(&adapter, sizes, Some(side)) {
                 Ok(device) => return Ok(device),
                 Err(error) => tracing::warn!(%error, "cooperative matrices are left alone"),

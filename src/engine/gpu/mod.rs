@@ -12,6 +12,7 @@
 //! - `level`, `card`, `probe`: how codes and probes lie on the card. `resident`: where each row's do.
 //! - `sifting`: in which order, at which level, with which floors. `slack`: the bars, and how far
 //!   device arithmetic may be off.
+//! - `matrix_check`: whether matrices agree with packed dot products on a whole gallery.
 //! - `bindings`, `scan_few`, `scan_many`, `scan_coop`, `look`: twins of the shaders of these names.
 //!
 //! Invariants: a sift is only answered if the device holds every code of its view; a lost device is
@@ -25,6 +26,7 @@ mod device;
 mod kernels;
 mod level;
 mod look;
+mod matrix_check;
 mod owner;
 mod probe;
 mod resident;
@@ -39,7 +41,7 @@ mod tests;
 
 use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
@@ -54,6 +56,7 @@ use thenar_index::codes::BLOCK_ROWS;
 use zeroize::{Zeroize as _, Zeroizing};
 
 pub use adapter::{AdapterChoice, AdapterSummary, available_adapters};
+pub use matrix_check::MatrixCheck;
 
 use self::bindings::{Bar, PROBES_MAX};
 use self::card::{CardCodes, row_bytes};
@@ -79,6 +82,22 @@ const FEW_OF: u64 = 16;
 /// Rows from which a narrow filter is divided between threads.
 const FILTERED_TOGETHER: usize = 1024;
 
+/// How an engine uses its adapter.
+#[derive(Debug, Clone)]
+pub struct GpuOptions {
+    /// Whether cooperative matrices are used where the adapter has them and computes rightly with them.
+    /// Without them they are not even asked about: a driver that crashes takes the process with it.
+    pub matrices: bool,
+    /// Folder in which compiled kernels are kept, which exists and is this user's.
+    pub kernels_in: Option<PathBuf>,
+}
+
+impl Default for GpuOptions {
+    fn default() -> Self {
+        Self { matrices: true, kernels_in: None }
+    }
+}
+
 /// Sifts on a graphics device. Shared between threads; each call waits for its answer.
 pub struct GpuEngine {
     /// `None` only while the engine is dropped.
@@ -100,12 +119,13 @@ impl GpuEngine {
         Self::with_sizes(choice, Sizes::default())
     }
 
-    /// The same, with compiled kernels kept in a file in `folder`, which exists and is this user's.
+    /// The same, as `options` say.
     ///
     /// # Errors
-    /// As [`GpuEngine::new`]; a cache that fails is none.
-    pub fn with_kernels_in(choice: AdapterChoice, folder: &Path) -> Result<Self, EngineError> {
-        Self::with_sizes(choice, Sizes { cache: Some(folder.to_owned()), ..Sizes::default() })
+    /// As [`GpuEngine::new`]; a cache of kernels that fails is none.
+    pub fn with_options(choice: AdapterChoice, options: GpuOptions) -> Result<Self, EngineError> {
+        let GpuOptions { matrices, kernels_in: cache } = options;
+        Self::with_sizes(choice, Sizes { matrices, cache, ..Sizes::default() })
     }
 
     fn with_sizes(choice: AdapterChoice, sizes: Sizes) -> Result<Self, EngineError> {
@@ -407,6 +427,8 @@ impl Engine for GpuEngine {
             survivors_max: request.survivors_max,
             certificate: request.certificate,
             filters: &filters,
+            // Nothing is drawn here: both scans are certified over the rotation alone.
+            seeds: &[],
         };
         self.sift_wide(view, &of_wide, &resident, &mut picked)?;
         for (nth, probe) in wide.into_iter().enumerate() {

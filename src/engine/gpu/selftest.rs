@@ -130,7 +130,7 @@ impl Trial {
     }
 
     /// The integer sum of a slot's code and a probe, component by component.
-    fn sum(&self, slot: usize, level: Level, probe: &Quantised) -> i32 {
+    pub(super) fn sum(&self, slot: usize, level: Level, probe: &Quantised) -> i32 {
         let words = if level == Level::Sign { &self.codes.sign } else { &self.codes.fine };
         let quads = level.quads(self.dim);
         let mut sum = 0;
