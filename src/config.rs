@@ -7,12 +7,15 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde::Deserialize;
 
+use crate::api::CallLimits;
 use crate::batch::BatchConfig;
 use crate::certificate::{self, Certificate};
 use crate::gate::{Policies, Policy};
+use crate::net;
 use crate::palm::{self, PROBES_MAX, Purpose, VenueId};
 
 /// What the file says, before it is checked. Every key is optional here.
@@ -56,6 +59,15 @@ pub struct RawSearch {
 pub struct RawServer {
     pub listen: Option<String>,
     pub drain_seconds: Option<u64>,
+    pub connections_max: Option<usize>,
+    pub connections_per_address_max: Option<usize>,
+    pub handshake_seconds: Option<u64>,
+    pub first_request_seconds: Option<u64>,
+    pub idle_seconds: Option<u64>,
+    pub age_seconds: Option<u64>,
+    pub call_seconds: Option<u64>,
+    pub message_seconds: Option<u64>,
+    pub messages_mib: Option<usize>,
     pub tls: Option<RawTls>,
 }
 
@@ -162,6 +174,10 @@ pub struct ServerConfig {
     pub listen: SocketAddr,
     /// How long in-flight requests may take once the server stops.
     pub drain_seconds: u64,
+    /// Limits of connections.
+    pub connections: net::Limits,
+    /// Limits of calls.
+    pub calls: CallLimits,
     /// Mutual TLS. Never `None` beyond loopback.
     pub tls: Option<TlsConfig>,
 }
@@ -328,10 +344,29 @@ impl RawServer {
         let nowhere = SocketAddr::from(([127, 0, 0, 1], 0));
         let listen =
             address(problems, "server.listen", self.listen.as_deref().unwrap_or("127.0.0.1:7600")).unwrap_or(nowhere);
-        let drain_seconds = self.drain_seconds.unwrap_or(20);
-        if !(1..=600).contains(&drain_seconds) {
-            problems.push(format!("server.drain_seconds: {drain_seconds} is not from 1 to 600"));
-        }
+        let mut seconds = |key: &str, value: Option<u64>, default: u64, max: u64| {
+            let value = value.unwrap_or(default);
+            if !(1..=max).contains(&value) {
+                problems.push(format!("server.{key}: {value} is not from 1 to {max}"));
+            }
+            Duration::from_secs(value.min(max))
+        };
+        let drain_seconds = seconds("drain_seconds", self.drain_seconds, 20, 600).as_secs();
+        let handshake = seconds("handshake_seconds", self.handshake_seconds, 10, 600);
+        let first_request = seconds("first_request_seconds", self.first_request_seconds, 10, 600);
+        let idle = seconds("idle_seconds", self.idle_seconds, 300, 86_400);
+        let age = seconds("age_seconds", self.age_seconds, 3600, 7 * 86_400);
+        let call = seconds("call_seconds", self.call_seconds, 60, 600);
+        let message = seconds("message_seconds", self.message_seconds, 60, 600);
+        let count = self.connections_max.unwrap_or(1024);
+        let connections_max = ranged(problems, "server.connections_max", count, 1..=65_536);
+        let here = self.connections_per_address_max.unwrap_or(256.min(connections_max));
+        let connections_per_address_max =
+            ranged(problems, "server.connections_per_address_max", here, 1..=connections_max.clamp(1, 65_536));
+        let messages_mib = ranged(problems, "server.messages_mib", self.messages_mib.unwrap_or(256), 128..=65_536);
+        let connections =
+            net::Limits { connections_max, connections_per_address_max, handshake, first_request, idle, age };
+        let calls = CallLimits { call, message, message_bytes_max: messages_mib.min(65_536) << 20 };
         let tls = self.tls.map(|tls| {
             let mut file = |key: &str, file: Option<PathBuf>| {
                 file.unwrap_or_else(|| {
@@ -351,7 +386,7 @@ impl RawServer {
                 "server.listen: {listen} can be reached from other machines, so [server.tls] with certificate, key and client_ca is needed; without it, listen on 127.0.0.1"
             ));
         }
-        ServerConfig { listen, drain_seconds, tls }
+        ServerConfig { listen, drain_seconds, connections, calls, tls }
     }
 }
 

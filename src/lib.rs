@@ -13,6 +13,7 @@ pub mod data;
 pub mod engine;
 pub mod gallery;
 pub mod gate;
+pub mod net;
 pub mod palm;
 pub mod registry;
 pub mod search;

@@ -22,6 +22,8 @@ use crate::engine::gpu::{AdapterChoice, GpuEngine, GpuOptions};
 use crate::engine::standby::WithStandby;
 use crate::engine::{Engine, EngineError, Survivors};
 use crate::gallery::{self, Gallery, GalleryError, Setup};
+use crate::net::descriptors::{self, TooFewDescriptors};
+use crate::net::tls::{self, TlsError};
 use crate::palm::Invalid;
 use crate::registry::sqlite::SqliteRegistry;
 use crate::registry::{GalleryIdentity, Registry, RegistryError};
@@ -64,6 +66,12 @@ pub enum ServerError {
         /// The system's answer.
         source: io::Error,
     },
+    /// The configured connections do not fit in.
+    #[error(transparent)]
+    Descriptors(#[from] TooFewDescriptors),
+    /// TLS cannot be spoken.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// gRPC failed.
     #[error(transparent)]
     Serve(#[from] api::ServeError),
@@ -265,7 +273,8 @@ pub struct Stop {
 pub async fn run(config: Config, stop: Stop, ready: impl FnOnce(Listening) + Send) -> Result<(), ServerError> {
     let handle = web::recorder()?;
     // TLS and sockets first: what is wrong with them is found out before a gallery is opened.
-    let transport = api::transport(config.server.tls.as_ref())?;
+    let tls = config.server.tls.as_ref().map(tls::acceptor).transpose()?;
+    descriptors::raise(config.server.connections.connections_max, web::CONNECTIONS_MAX)?;
     let (grpc, grpc_address) = listen("server.listen", config.server.listen).await?;
     let metrics = match config.metrics {
         Some(address) => Some(listen("metrics.listen", address).await?),
@@ -288,7 +297,9 @@ pub async fn run(config: Config, stop: Stop, ready: impl FnOnce(Listening) + Sen
     started.cancel();
     ready(Listening { grpc: grpc_address, metrics: metrics_address });
 
-    let serving = api::serve(Arc::clone(&opened.service), grpc, transport);
+    let socket =
+        api::GrpcSocket { listener: grpc, tls, connections: config.server.connections, calls: config.server.calls };
+    let serving = api::serve(Arc::clone(&opened.service), socket);
     let patience = async {
         draining.cancelled().await;
         tracing::info!(seconds = config.server.drain_seconds, "draining");
@@ -306,9 +317,9 @@ pub async fn run(config: Config, stop: Stop, ready: impl FnOnce(Listening) + Sen
     };
     metrics_stop.cancel();
     if let Some(task) = metrics_task
-        && let Ok(Err(error)) = task.await
+        && task.await.is_err()
     {
-        tracing::warn!(%error, "metrics were not served to the end");
+        tracing::warn!("metrics were not served to the end");
     }
     let closed = tokio::task::spawn_blocking(move || opened.close()).await;
     if closed.is_err() {

@@ -42,6 +42,7 @@ const REFUSALS: &[&str] = &["invalid", "unknown_venue", "overloaded", "deadline"
 const STAGES: &[&str] = &["queue", "sift", "verify", "total"];
 const WRITES: &[&str] = &["enrol", "update", "forget"];
 const WRITE_RESULTS: &[&str] = &["done", "replayed", "refused", "failed"];
+const LIMITS: &[&str] = &["total", "address"];
 const ENGINES: &[&str] = &["cpu", "gpu"];
 
 /// Every metric of the server.
@@ -121,6 +122,27 @@ pub const CATALOGUE: &[Metric] = &[
         kind: Kind::Histogram,
         unit: Unit::Seconds,
         meaning: "Time from taking a group of changes to their being durable and searchable",
+        labels: &[],
+    },
+    Metric {
+        name: "thenar_connections",
+        kind: Kind::Gauge,
+        unit: Unit::Count,
+        meaning: "Connections of gRPC and metrics",
+        labels: &[],
+    },
+    Metric {
+        name: "thenar_connections_refused_total",
+        kind: Kind::Counter,
+        unit: Unit::Count,
+        meaning: "Connections closed at once, by the limit that they exceeded",
+        labels: &[("limit", LIMITS)],
+    },
+    Metric {
+        name: "thenar_message_bytes",
+        kind: Kind::Gauge,
+        unit: Unit::Bytes,
+        meaning: "Memory of messages that are arriving or in work",
         labels: &[],
     },
     Metric {
@@ -261,6 +283,31 @@ pub fn writes(kind: Write, result: WriteResult, count: u64) {
 /// A group of changes became durable and searchable.
 pub fn group_committed(took: Duration) {
     metrics::histogram!("thenar_write_commit_seconds").record(took);
+}
+
+/// Which limit of connections was reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is its own word in the metric's label")]
+pub enum ConnectionRefusal {
+    Total,
+    Address,
+}
+
+/// So many more connections, or fewer.
+pub fn connections(more: f64) {
+    metrics::gauge!("thenar_connections").increment(more);
+}
+
+/// A connection was closed at once.
+pub fn connection_refused(limit: ConnectionRefusal) {
+    metrics::counter!("thenar_connections_refused_total", "limit" => LIMITS[limit as usize]).increment(1);
+}
+
+/// Messages take so much more memory, or less.
+#[expect(clippy::cast_precision_loss, reason = "bytes of memory are below 2^52")]
+pub fn message_bytes(bytes: usize, taken: bool) {
+    let gauge = metrics::gauge!("thenar_message_bytes");
+    if taken { gauge.increment(bytes as f64) } else { gauge.decrement(bytes as f64) }
 }
 
 /// What an engine holds now.

@@ -9,6 +9,7 @@ use thenar_index::TemplateId;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::convert;
+use super::messages::stream_of;
 use super::status::{invalid, status};
 use crate::palm::{Invalid, RequestId, SubjectId};
 use crate::service::{BulkItem, BulkOutcome, Forget, Prepared, Service, ServiceError, Update};
@@ -56,7 +57,7 @@ impl wire::enrollment_server::Enrollment for Api {
         &self,
         request: Request<Streaming<wire::BulkEnrollRequest>>,
     ) -> Result<Response<Self::BulkEnrollStream>, Status> {
-        Ok(Response::new(Box::pin(bulk_enroll(Arc::clone(&self.0), request.into_inner()))))
+        Ok(Response::new(Box::pin(bulk_enroll(Arc::clone(&self.0), stream_of(&request)))))
     }
 
     async fn get_subject(&self, request: Request<wire::GetSubjectRequest>) -> Result<Response<wire::Subject>, Status> {
@@ -94,13 +95,15 @@ impl wire::enrollment_server::Enrollment for Api {
 
 /// Enrols what `messages` bring, several at a time, and tells after each how far it is: what a
 /// `BulkEnroll` call does, without the call. Ends after the first error, and when the service
-/// drains; what was not acknowledged by then is to be sent again.
-pub(crate) fn bulk_enroll<M>(
+/// drains; what was not acknowledged by then is to be sent again. What comes with a message is dropped
+/// when the server has done with the message.
+pub(crate) fn bulk_enroll<M, G>(
     service: Arc<Service>,
     messages: M,
-) -> impl Stream<Item = Result<wire::BulkEnrollProgress, Status>> + Send + use<M>
+) -> impl Stream<Item = Result<wire::BulkEnrollProgress, Status>> + Send + use<M, G>
 where
-    M: Stream<Item = Result<wire::BulkEnrollRequest, Status>> + Send + 'static,
+    M: Stream<Item = Result<(wire::BulkEnrollRequest, G), Status>> + Send + 'static,
+    G: Send + 'static,
 {
     let draining = service.draining().clone();
     let preparing = Arc::clone(&service);
@@ -110,15 +113,24 @@ where
         .take_until(draining.clone().cancelled_owned())
         .map(move |message| {
             let service = Arc::clone(&preparing);
-            async move { prepare_message(&service, message?).await }
+            async move {
+                let (message, charge) = message?;
+                Ok::<_, Status>((prepare_message(&service, message).await?, charge))
+            }
         })
         .buffered(BULK_PREPARED_MAX)
         // One after the other: of two items with one subject the first wins, as the client wrote it.
         .then(move |message| {
             let service = Arc::clone(&service);
-            async move { enrol_message(&service, message?).await }
+            async move {
+                let (message, charge) = message?;
+                Ok::<_, Status>((enrol_message(&service, message).await?, charge))
+            }
         })
-        .map(|message| async move { message?.await })
+        .map(|message| async move {
+            let (outcomes, _charge) = message?;
+            outcomes.await
+        })
         .buffered(BULK_IN_FLIGHT_MAX)
         .map(move |message| message.map(|ended| totals.after(ended)));
     let stopping =

@@ -8,6 +8,7 @@ use futures::{Stream, StreamExt};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::convert;
+use super::messages::stream_of;
 use super::status::{retry_after, status};
 use crate::service::Service;
 use crate::wire;
@@ -46,14 +47,13 @@ impl wire::identification_server::Identification for Api {
     ) -> Result<Response<Self::IdentifyStreamStream>, Status> {
         let service = Arc::clone(&self.0);
         let draining = service.draining().clone().cancelled_owned();
-        let answers = request
-            .into_inner()
+        let answers = stream_of(&request)
             // A gate's stream ends cleanly when the server stops: what was read is answered.
             .take_until(draining)
             .map(move |request| {
                 let service = Arc::clone(&service);
                 async move {
-                    let request = request?;
+                    let (request, _charge) = request?;
                     Ok(answer(&service, request).await)
                 }
             })

@@ -5,95 +5,77 @@
 //! `bulk_enroll` takes the messages of a bulk enrolment without a socket too, for the local import.
 
 mod administration;
+mod budget;
+mod calls;
 mod convert;
 mod enrollment;
 mod identification;
-mod linger;
+mod messages;
 mod status;
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::TryStreamExt as _;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use tokio::net::TcpListener;
-use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
 
-use crate::config::TlsConfig;
+use crate::net;
 use crate::service::Service;
 use crate::wire;
 use crate::wire::administration_server::AdministrationServer;
 use crate::wire::enrollment_server::EnrollmentServer;
 use crate::wire::identification_server::IdentificationServer;
 
+pub use calls::{CallLimits, SEARCH_MESSAGE_BYTES_MAX};
 pub(crate) use enrollment::bulk_enroll;
 
-/// Bytes of one message to `Identification` or `Administration`.
-pub const SEARCH_MESSAGE_BYTES_MAX: usize = 256 << 10;
-/// Bytes of one message to `Enrollment`.
-pub const ENROLL_MESSAGE_BYTES_MAX: usize = 8 << 20;
 /// Calls open at once on one connection.
 const CALLS_PER_CONNECTION_MAX: u32 = 256;
+/// Bytes that a client may send on one call before the server has read any.
+const CALL_WINDOW_BYTES: u32 = 128 << 10;
+/// Bytes that a client may send on all calls of one connection before the server has read any.
+const CONNECTION_WINDOW_BYTES: u32 = 256 << 10;
 /// How often a silent connection is asked whether it lives, and how long it may take to say so.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 
 /// Why gRPC could not be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// A file of the TLS configuration could not be read.
-    #[error("{key}: could not read {}: {source}", path.display())]
-    TlsFile {
-        /// Key of the configuration.
-        key: &'static str,
-        /// Its file.
-        path: std::path::PathBuf,
-        /// The system's answer.
-        source: io::Error,
-    },
-    /// The transport failed, or its TLS configuration is not one.
-    #[error("gRPC could not be served: {0}")]
-    Transport(#[from] tonic::transport::Error),
     /// The descriptors for reflection are broken.
     #[error("reflection could not be served: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
-fn read(key: &'static str, path: &std::path::Path) -> Result<Vec<u8>, ServeError> {
-    std::fs::read(path).map_err(|source| ServeError::TlsFile { key, path: path.to_owned(), source })
+/// A socket for gRPC, with what is asked of its clients.
+pub(crate) struct GrpcSocket {
+    pub(crate) listener: TcpListener,
+    pub(crate) tls: Option<TlsAcceptor>,
+    pub(crate) connections: net::Limits,
+    pub(crate) calls: CallLimits,
 }
 
-fn mutual_tls(config: &TlsConfig) -> Result<ServerTlsConfig, ServeError> {
-    let certificate = read("server.tls.certificate", &config.certificate)?;
-    let key = read("server.tls.key", &config.key)?;
-    let client_ca = read("server.tls.client_ca", &config.client_ca)?;
-    Ok(ServerTlsConfig::new()
-        .identity(Identity::from_pem(certificate, key))
-        .client_ca_root(Certificate::from_pem(client_ca))
-        .client_auth_optional(false))
-}
-
-/// The transport with its limits and its TLS, before anything is served.
-///
-/// # Errors
-/// [`ServeError`] where a file of the TLS configuration is missing or is not what it should be.
-pub fn transport(tls: Option<&TlsConfig>) -> Result<Server, ServeError> {
-    let server = Server::builder()
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE))
-        .max_concurrent_streams(Some(CALLS_PER_CONNECTION_MAX));
-    Ok(match tls {
-        Some(tls) => server.tls_config(mutual_tls(tls)?)?,
-        None => server,
-    })
+/// HTTP/2 with limits.
+fn http() -> net::Http {
+    let mut http = net::Http::new(TokioExecutor::new()).http2_only();
+    http.http2()
+        .timer(TokioTimer::new())
+        .keep_alive_interval(KEEPALIVE)
+        .keep_alive_timeout(KEEPALIVE)
+        .max_concurrent_streams(CALLS_PER_CONNECTION_MAX)
+        .initial_stream_window_size(CALL_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES);
+    http
 }
 
 /// Serves until the service drains: then no new call is taken, those in flight are answered, and
 /// this returns.
 ///
 /// # Errors
-/// [`ServeError`] where the transport fails.
-pub async fn serve(service: Arc<Service>, listener: TcpListener, mut server: Server) -> Result<(), ServeError> {
+/// [`ServeError`] where there is nothing to serve.
+pub(crate) async fn serve(service: Arc<Service>, socket: GrpcSocket) -> Result<(), ServeError> {
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<IdentificationServer<identification::Api>>().await;
     health.set_serving::<EnrollmentServer<enrollment::Api>>().await;
@@ -103,31 +85,35 @@ pub async fn serve(service: Arc<Service>, listener: TcpListener, mut server: Ser
             .register_encoded_file_descriptor_set(wire::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    let draining = service.draining().clone();
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true)).map_ok(linger::Lingering::new);
-
-    server
-        .add_service(health_service)
+    // What a message may have is checked as it arrives, see `calls`: tonic's own limit lies over that.
+    let any = calls::BULK_MESSAGE_BYTES_MAX;
+    let identification = identification::Api::new(Arc::clone(&service));
+    let enrollment = enrollment::Api::new(Arc::clone(&service));
+    let administration = administration::Api::new(Arc::clone(&service));
+    let routes = Routes::new(health_service)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
-        .add_service(
-            IdentificationServer::new(identification::Api::new(Arc::clone(&service)))
-                .max_decoding_message_size(SEARCH_MESSAGE_BYTES_MAX),
-        )
-        .add_service(
-            EnrollmentServer::new(enrollment::Api::new(Arc::clone(&service)))
-                .max_decoding_message_size(ENROLL_MESSAGE_BYTES_MAX),
-        )
-        .add_service(
-            AdministrationServer::new(administration::Api::new(service))
-                .max_decoding_message_size(SEARCH_MESSAGE_BYTES_MAX),
-        )
-        .serve_with_incoming_shutdown(incoming, async move {
-            draining.cancelled().await;
-            health.set_not_serving::<IdentificationServer<identification::Api>>().await;
-            health.set_not_serving::<EnrollmentServer<enrollment::Api>>().await;
-            health.set_not_serving::<AdministrationServer<administration::Api>>().await;
-        })
-        .await?;
+        .add_service(IdentificationServer::new(identification).max_decoding_message_size(any))
+        .add_service(EnrollmentServer::new(enrollment).max_decoding_message_size(any))
+        .add_service(AdministrationServer::new(administration).max_decoding_message_size(any))
+        .prepare();
+
+    let GrpcSocket { listener, tls, connections: limits, calls } = socket;
+    let budget = budget::Budget::new(calls.message_bytes_max);
+    let door = net::Door { listener, tls, limits, http: http() };
+    let goodbye = CancellationToken::new();
+    let handler = move |life: net::Life| {
+        let (routes, share) = (routes.clone(), budget.share());
+        move |request| calls::answer(request, routes.clone(), calls, Arc::clone(&share), life.clone())
+    };
+    let serving = net::serve(door, goodbye.clone(), handler);
+    let draining = async {
+        service.draining().cancelled().await;
+        health.set_not_serving::<IdentificationServer<identification::Api>>().await;
+        health.set_not_serving::<EnrollmentServer<enrollment::Api>>().await;
+        health.set_not_serving::<AdministrationServer<administration::Api>>().await;
+        goodbye.cancel();
+    };
+    tokio::join!(serving, draining);
     Ok(())
 }

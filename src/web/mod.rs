@@ -9,11 +9,26 @@ use axum::Router;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tower_service::Service as _;
 
+use crate::net;
 use crate::telemetry;
+
+/// Connections of operators' tools at once.
+pub(crate) const CONNECTIONS_MAX: usize = 64;
+/// What is asked of them: a scraper keeps its connection from one scrape to the next.
+const LIMITS: net::Limits = net::Limits {
+    connections_max: CONNECTIONS_MAX,
+    connections_per_address_max: CONNECTIONS_MAX / 2,
+    handshake: Duration::from_secs(10),
+    first_request: Duration::from_secs(10),
+    idle: Duration::from_secs(150),
+    age: Duration::from_secs(3600),
+};
 
 /// How often distributions are folded, so that memory stays bounded when nobody scrapes.
 const UPKEEP: Duration = Duration::from_secs(5);
@@ -37,16 +52,13 @@ pub fn recorder() -> Result<PrometheusHandle, BuildError> {
 
 /// Serves `/metrics`, `/livez` and `/readyz` until `stop`. The server is ready once `started`, and no
 /// more when `draining`.
-///
-/// # Errors
-/// Where the socket fails.
 pub async fn serve(
     listener: TcpListener,
     handle: PrometheusHandle,
     started: CancellationToken,
     draining: CancellationToken,
     stop: CancellationToken,
-) -> std::io::Result<()> {
+) {
     let upkeep = handle.clone();
     let ended = stop.clone();
     tokio::spawn(async move {
@@ -72,5 +84,20 @@ pub async fn serve(
         .route("/metrics", get(metrics))
         .route("/livez", get(async || "alive\n"))
         .route("/readyz", get(ready));
-    axum::serve(listener, router).with_graceful_shutdown(async move { stop.cancelled().await }).await
+    let mut http = net::Http::new(TokioExecutor::new()).http1_only();
+    http.http1().timer(TokioTimer::new()).header_read_timeout(LIMITS.first_request);
+    let door = net::Door { listener, tls: None, limits: LIMITS, http };
+    let handler = move |_| {
+        let router = router.clone();
+        move |request| {
+            let answer = router.clone().call(request);
+            async move {
+                match answer.await {
+                    Ok(response) => response,
+                    Err(never) => match never {},
+                }
+            }
+        }
+    };
+    net::serve(door, stop, handler).await;
 }

@@ -449,14 +449,14 @@ async fn a_message_over_the_limit_is_refused_by_either_service() {
     let huge = |bytes: usize| with_values(vec![0.5; bytes / 4]);
 
     let result = client.identify(&[huge(300 << 10)], 1, None).await;
-    refused("300 KiB to Identify", result, Code::OutOfRange, &["too large", &(256 << 10).to_string()]);
+    refused("300 KiB to Identify", result, Code::ResourceExhausted, &["over the limit", &(256 << 10).to_string()]);
     still_answers(&mut server.client().await, &known).await;
-    let result = client.enroll("new", &[huge(9 << 20)]).await;
-    refused("9 MiB to Enroll", result, Code::OutOfRange, &["too large", &(8 << 20).to_string()]);
+    let result = client.enroll("new", &[huge(2 << 20)]).await;
+    refused("2 MiB to Enroll", result, Code::ResourceExhausted, &["over the limit", &(1 << 20).to_string()]);
     still_answers(&mut server.client().await, &known).await;
     // Under the limit it is the content that is refused.
-    let result = client.enroll("new", &[huge(7 << 20)]).await;
-    refused("7 MiB to Enroll", result, Code::InvalidArgument, &["samples[0].embedding.values", "64"]);
+    let result = client.enroll("new", &[huge(1000 << 10)]).await;
+    refused("1000 KiB to Enroll", result, Code::InvalidArgument, &["samples[0].embedding.values", "64"]);
     still_answers(&mut client, &known).await;
 }
 

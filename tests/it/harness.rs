@@ -93,13 +93,15 @@ pub(crate) fn skip(reason: &str) {
 pub(crate) struct Site {
     pub(crate) dir: TempDir,
     pub(crate) options: Options,
+    /// Files and sockets that its servers may open, if not as many as this process.
+    pub(crate) nofile: Option<u64>,
 }
 
 impl Site {
     /// A new folder with a new key.
     pub(crate) fn new(options: Options) -> Self {
         let dir = tempfile::Builder::new().prefix("thenar-it-").tempdir().expect("a temporary folder");
-        let site = Self { dir, options };
+        let site = Self { dir, options, nofile: None };
         let made = thenar(&["keys", "generate", "--out", site.key().to_str().expect("a plain path")]);
         assert!(made.status.success(), "keys generate: {}", text(&made));
         site
@@ -158,9 +160,25 @@ impl Site {
         self.run_to_end(&["serve", "--config", self.config_file().to_str().expect("a plain path")])
     }
 
+    /// The program with `args`, in an environment as this site is said to have.
+    fn command(&self, args: &[&str]) -> Command {
+        match self.nofile {
+            None => command(args),
+            Some(nofile) => {
+                let limited = "ulimit -n $1 && shift && exec \"$@\"";
+                let mut words = vec!["-c", limited, "sh"];
+                let nofile = nofile.to_string();
+                words.extend([nofile.as_str(), THENAR]);
+                words.extend(args);
+                program("sh", &words)
+            }
+        }
+    }
+
     /// Runs the program with these arguments to its end; it may take a minute.
     pub(crate) fn run_to_end(&self, args: &[&str]) -> (Option<i32>, String) {
-        let mut child = command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program runs");
+        let mut child =
+            self.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program runs");
         let ended = wait(&mut child, PATIENCE);
         if ended.is_none() {
             child.kill().expect("it can be killed");
@@ -179,7 +197,11 @@ impl Site {
 
 /// The program with `args` and an environment that names neither keys nor servers.
 pub(crate) fn command(args: &[&str]) -> Command {
-    let mut command = Command::new(THENAR);
+    program(THENAR, args)
+}
+
+fn program(name: &str, args: &[&str]) -> Command {
+    let mut command = Command::new(name);
     command
         .args(args)
         .env_remove("THENAR_MASTER_KEY")
@@ -234,7 +256,8 @@ impl TestServer {
     fn launch(site: Site, log: Arc<Mutex<String>>) -> Self {
         std::fs::write(site.config_file(), site.config()).expect("the configuration is written");
         let config = site.config_file();
-        let mut child = command(&["serve", "--config", config.to_str().expect("a plain path")])
+        let mut child = site
+            .command(&["serve", "--config", config.to_str().expect("a plain path")])
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -310,7 +333,8 @@ impl TestServer {
         if let Some(reader) = self.reader.take() {
             reader.join().expect("the log's reader ends with the process");
         }
-        let empty = Site { dir: tempfile::tempdir().expect("a temporary folder"), options: Options::default() };
+        let empty =
+            Site { dir: tempfile::tempdir().expect("a temporary folder"), options: Options::default(), nofile: None };
         std::mem::replace(&mut self.site, empty)
     }
 

@@ -16,6 +16,7 @@ mod drain;
 mod exact_search;
 mod exact_wire;
 mod filters;
+mod floods;
 mod freshness;
 mod harness;
 mod import;

@@ -92,6 +92,8 @@ async fn after_real_traffic_every_metric_has_moved_that_should() {
         };
         // Nothing waits, nothing lags, there is no GPU, and the CPU engine searches the map itself.
         let still = [
+            "thenar_connections_refused_total",
+            "thenar_message_bytes",
             "thenar_queue_searches",
             "thenar_log_lag",
             "thenar_device_memory_bytes",

@@ -90,6 +90,19 @@ async fn clients_of_the_right_authority_are_served_and_no_others() {
     assert_eq!(second.who(&ada).await.unwrap().as_deref(), Some("ada"));
 }
 
+/// Whoever opens a connection and says nothing does not keep it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_handshake_that_does_not_come_to_its_end_is_cut_off() {
+    use std::io::Read as _;
+    let (servers, clients) = (authority(), authority());
+    let mut site = site("127.0.0.1:0", &servers, &clients);
+    site.options.server = site.options.server.replacen("drain_seconds", "handshake_seconds = 1\ndrain_seconds", 1);
+    let server = site.start();
+    let mut silent = std::net::TcpStream::connect(server.addr).unwrap();
+    silent.set_read_timeout(Some(std::time::Duration::from_secs(20))).unwrap();
+    assert_eq!(silent.read(&mut [0; 64]).unwrap(), 0, "closed without a word");
+}
+
 #[test]
 fn tls_files_that_are_none_are_named_before_anything_listens() {
     let (servers, clients) = (authority(), authority());

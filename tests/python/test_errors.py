@@ -149,14 +149,14 @@ def test_a_venue_that_is_not_the_servers_is_not_found(start):
 
 def test_a_message_over_the_limit_is_refused_and_the_connection_lives(people):
     client = people.client
-    limits = ((client.identification.Identify, 256 << 10), (client.enrollment.Enroll, 8 << 20))
+    limits = ((client.identification.Identify, 256 << 10), (client.enrollment.Enroll, 1 << 20))
     for call, limit in limits:
         values = [0.5] * (limit // 4 + 1)
         if limit == 256 << 10:
             request = identify_request([sample(values)])
         else:
             request = enroll_request(people.new()[0], [(HAND_LEFT, values)])
-        refused(call, request, grpc.StatusCode.OUT_OF_RANGE, [str(limit)])
+        refused(call, request, grpc.StatusCode.RESOURCE_EXHAUSTED, [str(limit)])
     assert people.identify([sample(GOOD)]).gallery_size == people.count()
 
 

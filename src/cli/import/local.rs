@@ -164,8 +164,10 @@ impl LocalSink {
     pub fn new(folder: &Folder) -> Self {
         let (requests, queue) = mpsc::channel(IN_FLIGHT_MAX);
         let (sender, answers) = mpsc::channel(IN_FLIGHT_MAX);
-        let mut progress =
-            Box::pin(api::bulk_enroll(Arc::clone(&folder.opened.service), ReceiverStream::new(queue).map(Ok)));
+        let mut progress = Box::pin(api::bulk_enroll(
+            Arc::clone(&folder.opened.service),
+            ReceiverStream::new(queue).map(|message| Ok((message, ()))),
+        ));
         let enrolling = tokio::spawn(async move {
             while let Some(answer) = progress.next().await {
                 // Without a receiver nobody waits for the rest.

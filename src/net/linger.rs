@@ -13,7 +13,6 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
-use tonic::transport::server::{Connected, TcpConnectInfo};
 
 /// How long a client may take to close its half.
 const LINGER: Duration = Duration::from_secs(2);
@@ -28,14 +27,6 @@ pub(super) struct Lingering {
 impl Lingering {
     pub(super) fn new(stream: TcpStream) -> Self {
         Self { stream, until: None }
-    }
-}
-
-impl Connected for Lingering {
-    type ConnectInfo = TcpConnectInfo;
-
-    fn connect_info(&self) -> TcpConnectInfo {
-        self.stream.connect_info()
     }
 }
 

@@ -1,0 +1,85 @@
+//! Mutual TLS from PEM files.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::crypto::ring;
+use tokio_rustls::rustls::server::WebPkiClientVerifier;
+use tokio_rustls::rustls::{RootCertStore, ServerConfig};
+
+use crate::config::TlsConfig;
+
+/// Why TLS cannot be spoken.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// A file could not be read.
+    #[error("{key}: could not read {}: {source}", path.display())]
+    Unreadable {
+        /// Key of the configuration.
+        key: &'static str,
+        /// Its file.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// A file is not what it should be.
+    #[error("{key}: {}: {reason}", path.display())]
+    Malformed {
+        /// Key of the configuration.
+        key: &'static str,
+        /// Its file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+const CERTIFICATE: &str = "server.tls.certificate";
+const KEY: &str = "server.tls.key";
+const CLIENT_CA: &str = "server.tls.client_ca";
+
+fn read(key: &'static str, path: &Path) -> Result<Vec<u8>, TlsError> {
+    std::fs::read(path).map_err(|source| TlsError::Unreadable { key, path: path.to_owned(), source })
+}
+
+fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let malformed = |reason: String| TlsError::Malformed { key, path: path.to_owned(), reason };
+    let pem = read(key, path)?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+    match found {
+        Ok(found) if !found.is_empty() => Ok(found),
+        Ok(_) => Err(malformed("holds no certificate in PEM".into())),
+        Err(error) => Err(malformed(error.to_string())),
+    }
+}
+
+/// What lets in clients whose certificate the configured authority has signed, and nobody else.
+///
+/// # Errors
+/// [`TlsError`] with the key of the file that is missing or is not what it should be.
+pub(crate) fn acceptor(config: &TlsConfig) -> Result<TlsAcceptor, TlsError> {
+    let malformed = |key, path: &Path, reason: String| TlsError::Malformed { key, path: path.to_owned(), reason };
+    let chain = certificates(CERTIFICATE, &config.certificate)?;
+    let key = PrivateKeyDer::from_pem_slice(&read(KEY, &config.key)?)
+        .map_err(|error| malformed(KEY, &config.key, error.to_string()))?;
+    let mut roots = RootCertStore::empty();
+    for root in certificates(CLIENT_CA, &config.client_ca)? {
+        roots.add(root).map_err(|error| malformed(CLIENT_CA, &config.client_ca, error.to_string()))?;
+    }
+    let provider = Arc::new(ring::default_provider());
+    let clients = WebPkiClientVerifier::builder_with_provider(roots.into(), Arc::clone(&provider))
+        .build()
+        .map_err(|error| malformed(CLIENT_CA, &config.client_ca, error.to_string()))?;
+    let mut tls = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|error| malformed(CERTIFICATE, &config.certificate, error.to_string()))?
+        .with_client_cert_verifier(clients)
+        .with_single_cert(chain, key)
+        .map_err(|error| malformed(KEY, &config.key, error.to_string()))?;
+    tls.alpn_protocols.push(b"h2".to_vec());
+    Ok(TlsAcceptor::from(Arc::new(tls)))
+}
