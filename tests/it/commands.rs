@@ -570,6 +570,19 @@ async fn verify_index_tells_a_sound_index_from_a_damaged_one() {
     file.write_all_at(&byte, row).unwrap();
     assert_eq!(run(&ask).0, Some(0), "looking changed nothing");
 
+    // Bytes beyond the rows that count, as an append leaves them that a kill cut short: it may be
+    // somebody who was forgotten since.
+    let beyond = row + 50 * 2 * DIM as u64;
+    file.write_all_at(&[1], beyond).unwrap();
+    let (code, page, _) = run(&ask);
+    assert_eq!(code, Some(1), "{page}");
+    assert!(page.contains("to erase   1") && !page.contains("is sound") && !page.contains("is damaged"), "{page}");
+    let (code, stdout, _) = run(&[&ask[..], &["--json"]].concat());
+    let report = object(&stdout);
+    assert_eq!((code, &report["sound"], &report["to_erase"]), (Some(1), &false.into(), &1.into()), "{report}");
+    file.write_all_at(&[0], beyond).unwrap();
+    assert_eq!(run(&ask).0, Some(0));
+
     // Nothing to look at, and the wrong key.
     let empty = tempfile::tempdir().unwrap();
     let (code, _, stderr) = run(&["verify-index", "--data", &shown(empty.path()), "--key-file", &key]);

@@ -336,8 +336,11 @@ async fn survives(seed: u64) {
             site.start_and_kill9(Duration::from_millis(chance.below(KILL_MS_MAX) as u64));
         }
         if round % 6 == 2 {
+            // Rows since the last checkpoint, and erasures cut short, are no damage but remain to be done.
             let (code, said) = site.verify_index();
-            assert_eq!(code, Some(0), "{what}, killed: {said}");
+            assert!(!said.contains("damaged  "), "{what}, killed: {said}");
+            let ends = if code == Some(0) { "is sound" } else { "not damaged, but" };
+            assert!(said.contains(ends), "{what}, killed: {code:?}, {said}");
         }
         server = site.start();
         let mut client = server.client().await;
