@@ -84,7 +84,8 @@
 //! What is not exact is carried as slack, each term rounded to the safe side:
 //! - Rows are rounded to f16 after the rotation. (1) speaks of the stored row and needs nothing;
 //!   (2) speaks of the row before, which is within [`row_rounding`] of the stored one.
-//! - Lengths: ‖x‖ <= 1 + 2^-10 and ‖q‖ within 2^-20 of 1, as `engine::cpu::slack` has it.
+//! - Lengths: ‖q‖ is within [`LENGTH_ERROR_MAX`] of 1, which the rotation sees to for every probe and
+//!   row, whatever the embedding; so ‖x‖ <= 1 + 2^-10 for a stored row, as `engine::cpu::slack` has it.
 //! - f32 arithmetic of bars and estimates: `ARITHMETIC_SLACK`.
 //!
 //! Sources: the randomised argument is that of RaBitQ (Gao and Long, SIGMOD 2024, arXiv
@@ -93,6 +94,8 @@
 //! triangle inequality for cosine similarity, SISAP 2021, arXiv 2107.04071).
 //!
 //! Pure: numbers in, numbers out. Does not know engines, galleries or probes.
+
+use crate::palm::LENGTH_ERROR_MAX;
 
 /// The largest probability of a miss that may be asked for, and the smallest.
 pub const MISS_PROBABILITY_MAX: f64 = 1e-6;
@@ -103,7 +106,7 @@ pub const MISS_PROBABILITY_DEFAULT: f64 = 1e-12;
 /// Floors at or below this are not certified: the arguments need angles under 90 degrees.
 pub const FLOOR_MIN: f64 = 0.02;
 /// Largest length of a stored row and of a rotated probe, multiplied.
-const NORMS_MAX: f64 = (1.0 + 1.0 / 1024.0) * (1.0 + 1.0 / 1_048_576.0);
+const NORMS_MAX: f64 = (1.0 + 1.0 / 1024.0) * (1.0 + LENGTH_ERROR_MAX);
 /// What dithering may multiply a miss probability by: the f of (4). With this one, steps of 256
 /// components and more may be as coarse as lets the sum of eight entries fit a byte; coarser ones would
 /// gain nothing, and a larger f would lower all bars.

@@ -14,6 +14,9 @@ pub const DIM_MAX: usize = 2048;
 pub const DIM_STEP: usize = 32;
 /// The norm under which an embedding has no direction and is refused.
 pub const NORM_MIN: f64 = 1e-6;
+/// How far from 1 the length of a rotated embedding may be, before it is rounded to a row: what
+/// certificates and bounds of engines count on, and the rotation sees to. 2^-20.
+pub const LENGTH_ERROR_MAX: f64 = 1.0 / 1_048_576.0;
 /// Bytes of UTF-8 in a subject id, at most.
 pub const SUBJECT_ID_BYTES_MAX: usize = thenar_index::LABEL_BYTES_MAX;
 /// Bytes of UTF-8 in a request id or a venue id, at most.

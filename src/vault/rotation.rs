@@ -23,7 +23,7 @@ use zeroize::Zeroizing;
 
 use super::kernel::{self, PANEL};
 use super::{Purpose, Vault};
-use crate::palm::{Invalid, TemplateRow, checked_dim};
+use crate::palm::{Invalid, LENGTH_ERROR_MAX, TemplateRow, checked_dim};
 
 /// Partial sums of a dot product, added up in a fixed tree.
 const LANES: usize = 8;
@@ -32,9 +32,12 @@ const GROUP: usize = 8;
 
 /// A secret rotation of embeddings.
 ///
-/// It keeps lengths and angles. In f32, with components of a unit vector: the length of a rotated
-/// unit vector is within 1e-6 of 1, and an inner product of two within 2e-6 of what it was. (Seen
-/// in tests over dimensions 32 to 2048; the sums are in f32, so the proven bound is `dim * 2^-24`.)
+/// It keeps lengths and angles, but for rounding. An image whose sums in f32 have made it longer or
+/// shorter than its vector by half of [`LENGTH_ERROR_MAX`] is scaled, so that of a unit vector in f32
+/// every image is within `LENGTH_ERROR_MAX` of length 1: certificates count on it. (Sums of 2048
+/// components can be off by more, in vectors that nearly are rows of the secret matrix.) An inner
+/// product of two is within 2e-6 of what it was; that is seen in tests over dimensions 32 to 2048,
+/// the proven bound is `dim * 2^-23`.
 pub struct Rotation {
     dim: usize,
     /// Panels of `PANEL` outputs; in each, for every input in turn, the panel's coefficients.
@@ -100,6 +103,22 @@ impl Rotation {
         assert!(vectors.len().is_multiple_of(self.dim), "whole vectors are rotated");
         assert_eq!(vectors.len(), out.len(), "as many vectors come out as go in");
         kernel::rotate_many(&self.panels, self.dim, vectors, out);
+        for (vector, image) in vectors.chunks_exact(self.dim).zip(out.chunks_exact_mut(self.dim)) {
+            keep_length(vector, image);
+        }
+    }
+}
+
+/// Scales an image whose length is off by more than half of [`LENGTH_ERROR_MAX`]. The other half is for
+/// what rounding to f32 does to the length of a unit vector and of a scaled image: 2^-24 each.
+fn keep_length(vector: &[f32], image: &mut [f32]) {
+    let square = |values: &[f32]| values.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>();
+    let (wanted, found) = (square(vector), square(image));
+    // Squares are off by twice as much as lengths.
+    if (found / wanted - 1.0).abs() > LENGTH_ERROR_MAX {
+        let scale = (wanted / found).sqrt();
+        #[expect(clippy::cast_possible_truncation, reason = "a component rounds to f32")]
+        image.iter_mut().for_each(|x| *x = (f64::from(*x) * scale) as f32);
     }
 }
 

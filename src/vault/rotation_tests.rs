@@ -49,14 +49,50 @@ fn columns_and_rows_are_orthonormal() {
     }
 }
 
+/// A unit vector, as an embedding is made one.
+fn normalised(values: impl Iterator<Item = f64>) -> Vec<f32> {
+    let values: Vec<f64> = values.collect();
+    let norm = values.iter().map(|x| x * x).sum::<f64>().sqrt();
+    values.iter().map(|x| (x / norm) as f32).collect()
+}
+
+/// Unit vectors that try a rotation's sums: one component alone, equal ones, signs in turn, thirty
+/// powers of ten, numbers below the normal range, two sizes that do not meet, and rows of the matrix
+/// itself, whose products all add up.
+fn adversarial_vectors(r: &Rotation) -> Vec<f32> {
+    let dim = r.dim();
+    let of = |f: &dyn Fn(usize) -> f64| normalised((0..dim).map(f));
+    let mut vectors = vec![
+        of(&|_| 1.0),
+        of(&|_| -1.0),
+        of(&|i| if i % 2 == 0 { 1.0 } else { -1.0 }),
+        of(&|i| 10.0_f64.powf(-30.0 * i as f64 / dim as f64)),
+        of(&|i| 10.0_f64.powf(30.0 * i as f64 / dim as f64)),
+        of(&|i| if i == 7 { 1.0 } else { 1e-41 }),
+        of(&|i| if i % 2 == 0 { 1.0 } else { 1e-8 }),
+        of(&|i| if i < dim / 2 { 1.0 } else { 1e-4 }),
+    ];
+    for at in [0, 1, dim / 2, dim - 1] {
+        vectors.push(of(&|i| if i == at { 1.0 } else { 0.0 }));
+        vectors.push(of(&|i| if i == at { -1.0 } else { 0.0 }));
+    }
+    vectors.extend((0..dim).step_by(dim / 32).map(|i| of(&|j| f64::from(entry(r, i, j)))));
+    vectors.concat()
+}
+
 #[test]
 fn lengths_and_inner_products_are_kept_within_the_stated_bounds() {
-    let (mut worst_norm, mut worst_inner) = (0.0_f64, 0.0_f64);
+    let (mut worst_inner, mut worst_sums) = (0.0_f64, 0.0_f64);
     for dim in [32, 512, 1024, 2048] {
         let r = rotation(2, dim);
-        let count = 48;
-        let vectors = unit_vectors(count, dim);
-        let mut rotated = vec![0.0; count * dim];
+        let vectors = [unit_vectors(48, dim), adversarial_vectors(&r)].concat();
+        let count = vectors.len() / dim;
+        let mut rotated = vec![0.0; vectors.len()];
+        kernel::rotate_many(&r.panels, dim, &vectors, &mut rotated);
+        let norm = |v: &[f32]| inner(v, v).sqrt();
+        for image in rotated.chunks(dim) {
+            worst_sums = worst_sums.max((norm(image) - 1.0).abs());
+        }
         r.rotate_many(&vectors, &mut rotated);
         for a in 0..count {
             for b in 0..=a {
@@ -64,12 +100,30 @@ fn lengths_and_inner_products_are_kept_within_the_stated_bounds() {
                 let after = inner(&rotated[a * dim..][..dim], &rotated[b * dim..][..dim]);
                 worst_inner = worst_inner.max((before - after).abs());
             }
-            let norm = inner(&rotated[a * dim..][..dim], &rotated[a * dim..][..dim]).sqrt();
-            worst_norm = worst_norm.max((norm - 1.0).abs());
+            let image = &rotated[a * dim..][..dim];
+            let error = (norm(image) - 1.0).abs();
+            assert!(error <= LENGTH_ERROR_MAX, "dim {dim}, vector {a}: the length is off by {error:e}");
+            let row: Vec<f32> = to_row(image).0.iter().map(|x| x.to_f32()).collect();
+            assert!(norm(&row) <= 1.0 + 1.0 / 1024.0, "dim {dim}, vector {a}: a row of length {}", norm(&row));
         }
     }
-    println!("worst norm error {worst_norm:e}, worst inner product error {worst_inner:e}");
-    assert!(worst_norm < 1e-6 && worst_inner < 2e-6, "{worst_norm:e}, {worst_inner:e}");
+    println!("worst norm error of sums {worst_sums:e}, worst inner product error {worst_inner:e}");
+    assert!(worst_sums > LENGTH_ERROR_MAX, "sums alone would do: {worst_sums:e}");
+    assert!(worst_inner < 2e-6, "{worst_inner:e}");
+}
+
+#[test]
+fn an_image_of_another_length_is_scaled() {
+    let mut r = rotation(2, 256);
+    let vectors = unit_vectors(3, r.dim());
+    for factor in [1.0 + 1e-5, 1.0 - 1e-5_f32] {
+        r.panels.iter_mut().for_each(|x| *x *= factor);
+        for vector in vectors.chunks(r.dim()) {
+            let image = r.rotate(vector);
+            let error = (inner(&image, &image).sqrt() - 1.0).abs();
+            assert!(error <= LENGTH_ERROR_MAX, "{factor}: off by {error:e}");
+        }
+    }
 }
 
 #[test]

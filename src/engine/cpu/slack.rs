@@ -2,14 +2,16 @@
 //!
 //! Notation: x is a stored row (f16), q a rotated probe (f32), n the dimension, s = <x, q> over
 //! the reals, e the exact score ([`crate::search::score::exact`]), a the number of an f32 kernel.
-//! Precondition of every bound: ‖x‖ <= 1 + 2^-10 and ‖q‖ <= 1 + 2^-20. A unit vector rounded to
-//! f16 has the first (relative error 2^-11 a component and 2^-25 below the normal range), one
-//! rounded to f32 and rotated in f32 or better the second.
+//! Precondition of every bound: ‖x‖ <= 1 + 2^-10 and ‖q‖ <= 1 + 2^-20. The rotation sees to the second
+//! ([`LENGTH_ERROR_MAX`]), and an image of that length, rounded to f16, has the first (relative error
+//! 2^-11 a component and 2^-25 below the normal range).
+
+use crate::palm::LENGTH_ERROR_MAX;
 
 /// Largest norm of a stored row.
 const ROW_NORM_MAX: f64 = 1.0 + 1.0 / 1024.0;
 /// Largest norm of a rotated probe.
-const PROBE_NORM_MAX: f64 = 1.0 + 1.0 / 1_048_576.0;
+const PROBE_NORM_MAX: f64 = 1.0 + LENGTH_ERROR_MAX;
 /// Unit roundoff of f32 and f64: half an ulp of 1.
 const F32_ROUNDOFF: f64 = f32::EPSILON as f64 / 2.0;
 const F64_ROUNDOFF: f64 = f64::EPSILON / 2.0;
