@@ -16,6 +16,7 @@ use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::search::{Answer, BatchTiming, Search};
+use crate::supervisor::Supervisor;
 use crate::telemetry;
 
 /// Limits of the batcher.
@@ -122,9 +123,8 @@ pub struct SearchThread(JoinHandle<()>);
 impl SearchThread {
     /// Waits until what was admitted has been answered.
     pub fn join(self) {
-        if self.0.join().is_err() {
-            tracing::error!("the search thread panicked");
-        }
+        // A panic is the supervisor's to report.
+        let _ = self.0.join();
     }
 }
 
@@ -133,15 +133,17 @@ impl Batcher {
     ///
     /// # Errors
     /// Where the system gives no thread.
-    pub fn start(config: BatchConfig, searcher: impl BatchSearcher) -> std::io::Result<(Self, SearchThread)> {
+    pub fn start(
+        config: BatchConfig,
+        searcher: impl BatchSearcher,
+        supervisor: &Supervisor,
+    ) -> std::io::Result<(Self, SearchThread)> {
         assert!(config.queue_max > 0 && config.probes_max > 0, "the configuration is checked");
         let (queue, waiting) = mpsc::channel(config.queue_max);
         let load = Arc::new(Load::default());
         let thread = {
             let load = Arc::clone(&load);
-            std::thread::Builder::new()
-                .name("search".into())
-                .spawn(move || run(waiting, config.probes_max, searcher, &load))?
+            supervisor.spawn("search", move || run(waiting, config.probes_max, searcher, &load))?
         };
         Ok((Self { queue: RwLock::new(Some(queue)), load, queue_max: config.queue_max }, SearchThread(thread)))
     }
@@ -270,7 +272,8 @@ mod tests {
         let (sizes_in, sizes) = std_mpsc::channel();
         let (go, go_out) = std_mpsc::channel();
         let searcher = Scripted { sizes: sizes_in, go: go_out };
-        let (batcher, thread) = Batcher::start(BatchConfig { queue_max, probes_max }, searcher).unwrap();
+        let (batcher, thread) =
+            Batcher::start(BatchConfig { queue_max, probes_max }, searcher, &Supervisor::default()).unwrap();
         (Arc::new(batcher), thread, sizes, go)
     }
 

@@ -21,6 +21,7 @@ pub mod server;
 pub mod service;
 pub mod simd;
 pub mod standard;
+pub mod supervisor;
 pub mod telemetry;
 pub mod vault;
 pub mod web;

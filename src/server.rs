@@ -29,6 +29,7 @@ use crate::registry::sqlite::SqliteRegistry;
 use crate::registry::{GalleryIdentity, Registry, RegistryError};
 use crate::service::writer::{Writer, WriterConfig, WriterThread};
 use crate::service::{GallerySearcher, Parts, Service};
+use crate::supervisor::{Died, Supervisor};
 use crate::vault::{CREDENTIAL, KeyError, KeySource, MasterKey, Rotation, Vault};
 use crate::web;
 
@@ -81,6 +82,9 @@ pub enum ServerError {
     /// The system gave no thread.
     #[error("could not start a thread: {0}")]
     Thread(io::Error),
+    /// A thread panicked.
+    #[error(transparent)]
+    Died(#[from] Died),
 }
 
 /// The use cases over a data folder, with the threads behind them.
@@ -108,9 +112,8 @@ impl Opened {
         writer.join();
         gallery.close();
         mender.thread().unpark();
-        if mender.join().is_err() {
-            tracing::error!("the mending thread panicked");
-        }
+        // A panic is the supervisor's to report.
+        let _ = mender.join();
     }
 }
 
@@ -118,22 +121,23 @@ impl Opened {
 ///
 /// # Errors
 /// [`ServerError`] with what is missing or wrong.
-pub fn open(config: &Config, draining: CancellationToken) -> Result<Opened, ServerError> {
-    open_taken(config, draining, DataFolder::take)
+pub fn open(config: &Config, supervisor: &Supervisor) -> Result<Opened, ServerError> {
+    open_taken(config, supervisor, DataFolder::take, engine)
 }
 
 /// As [`open`], but refuses a folder that holds no gallery instead of making one.
 ///
 /// # Errors
 /// As [`open`], and [`FolderError::Empty`].
-pub fn open_existing(config: &Config, draining: CancellationToken) -> Result<Opened, ServerError> {
-    open_taken(config, draining, DataFolder::take_existing)
+pub fn open_existing(config: &Config, supervisor: &Supervisor) -> Result<Opened, ServerError> {
+    open_taken(config, supervisor, DataFolder::take_existing, engine)
 }
 
 fn open_taken(
     config: &Config,
-    draining: CancellationToken,
+    supervisor: &Supervisor,
     take: fn(&Path) -> Result<DataFolder, FolderError>,
+    engine: impl FnOnce(&EngineConfig, &Path, &Supervisor) -> Result<Engines, ServerError>,
 ) -> Result<Opened, ServerError> {
     let vault = Arc::new(Vault::new(MasterKey::load(&key_source(config.key_file.as_deref()))?));
     let folder = take(&config.data)?;
@@ -150,7 +154,7 @@ fn open_taken(
         let vault = Arc::clone(&vault);
         move || Rotation::new(&vault, dim)
     });
-    let (engine, standby) = engine(&config.engine, folder.path())?;
+    let (engine, standby) = engine(&config.engine, folder.path(), supervisor)?;
     let sealer = Arc::new(vault.sealer(dim));
     let setup = Setup {
         dir: folder.index(),
@@ -164,13 +168,12 @@ fn open_taken(
     let rotation = Arc::new(rotation);
 
     let searcher = GallerySearcher { gallery: Arc::clone(&gallery), survivors: Survivors::default() };
-    let (batcher, search) = Batcher::start(config.batch, searcher).map_err(ServerError::Thread)?;
+    let (batcher, search) = Batcher::start(config.batch, searcher, supervisor).map_err(ServerError::Thread)?;
     let writer_config = WriterConfig { data: folder.path().to_owned(), reserve_bytes: config.reserve_bytes };
-    let (writer, writer_thread) =
-        Writer::start(writer_config, Arc::clone(&registry), Arc::clone(&gallery)).map_err(ServerError::Thread)?;
-    let mender = std::thread::Builder::new()
-        .name("mender".into())
-        .spawn({
+    let (writer, writer_thread) = Writer::start(writer_config, Arc::clone(&registry), Arc::clone(&gallery), supervisor)
+        .map_err(ServerError::Thread)?;
+    let mender = supervisor
+        .spawn("mender", {
             let gallery = Arc::clone(&gallery);
             move || gallery::mend_forever(&gallery)
         })
@@ -186,7 +189,7 @@ fn open_taken(
         policies: config.policies.clone(),
         certificate: config.certificate,
         venues: config.venues.clone(),
-        draining,
+        supervisor: supervisor.clone(),
     }));
     let status = gallery.status();
     tracing::info!(
@@ -215,9 +218,10 @@ pub fn key_source(file: Option<&Path>) -> KeySource {
 type Engines = (Arc<dyn Engine>, Option<Arc<WithStandby>>);
 
 /// The engine that is configured; a GPU's compiled kernels are kept in `folder`.
-fn engine(config: &EngineConfig, folder: &Path) -> Result<Engines, ServerError> {
+fn engine(config: &EngineConfig, folder: &Path, supervisor: &Supervisor) -> Result<Engines, ServerError> {
     let cpu: Arc<dyn Engine> = Arc::new(CpuEngine::new(config.threads)?);
-    let options = GpuOptions { matrices: config.matrices, kernels_in: Some(folder.to_owned()) };
+    let options =
+        GpuOptions { matrices: config.matrices, kernels_in: Some(folder.to_owned()), supervisor: supervisor.clone() };
     let gpu = match &config.kind {
         EngineKind::Cpu => None,
         EngineKind::Auto => match GpuEngine::with_options(AdapterChoice::RealGpu, options) {
@@ -269,8 +273,18 @@ pub struct Stop {
 /// Runs a server until `stop`, then drains it. `ready` is called once, when it takes calls.
 ///
 /// # Errors
-/// [`ServerError`] where it cannot start, or a socket fails.
+/// [`ServerError`] where it cannot start, a socket fails, or one of its threads died.
 pub async fn run(config: Config, stop: Stop, ready: impl FnOnce(Listening) + Send) -> Result<(), ServerError> {
+    run_over(config, stop, ready, open).await
+}
+
+/// As [`run`], over what `open` opens.
+async fn run_over(
+    config: Config,
+    stop: Stop,
+    ready: impl FnOnce(Listening) + Send,
+    open: impl FnOnce(&Config, &Supervisor) -> Result<Opened, ServerError> + Send + 'static,
+) -> Result<(), ServerError> {
     let handle = web::recorder()?;
     // TLS and sockets first: what is wrong with them is found out before a gallery is opened.
     let tls = config.server.tls.as_ref().map(tls::acceptor).transpose()?;
@@ -281,6 +295,7 @@ pub async fn run(config: Config, stop: Stop, ready: impl FnOnce(Listening) + Sen
         None => None,
     };
     let draining = stop.drain.child_token();
+    let supervisor = Supervisor::new(draining.clone());
     // Liveness and readiness are answered while the gallery is being opened.
     let (started, metrics_stop) = (CancellationToken::new(), CancellationToken::new());
     let metrics_address = metrics.as_ref().map(|(_, address)| *address);
@@ -288,9 +303,8 @@ pub async fn run(config: Config, stop: Stop, ready: impl FnOnce(Listening) + Sen
         tokio::spawn(web::serve(listener, handle, started.clone(), draining.clone(), metrics_stop.clone()))
     });
     let opened = {
-        let config = config.clone();
-        let draining = draining.clone();
-        tokio::task::spawn_blocking(move || open(&config, draining))
+        let (config, supervisor) = (config.clone(), supervisor.clone());
+        tokio::task::spawn_blocking(move || open(&config, &supervisor))
             .await
             .map_err(|e| ServerError::Thread(io::Error::other(e)))??
     };
@@ -321,10 +335,16 @@ pub async fn run(config: Config, stop: Stop, ready: impl FnOnce(Listening) + Sen
     {
         tracing::warn!("metrics were not served to the end");
     }
-    let closed = tokio::task::spawn_blocking(move || opened.close()).await;
-    if closed.is_err() {
-        tracing::error!("closing the gallery panicked");
+    let closing = supervisor.clone();
+    let closed = tokio::task::spawn_blocking(move || closing.watch("closing", || opened.close())).await;
+    closed.map_err(|e| ServerError::Thread(io::Error::other(e)))??;
+    if let Some(died) = supervisor.died() {
+        return Err(died.into());
     }
     tracing::info!("stopped");
     Ok(served?)
 }
+
+#[cfg(test)]
+#[path = "server_tests.rs"]
+mod tests;

@@ -74,7 +74,7 @@ impl wire::identification_server::Identification for Api {
     }
 }
 
-async fn answer(service: &Service, request: wire::IdentifyRequest) -> wire::IdentifyStreamResponse {
+async fn answer(service: &Arc<Service>, request: wire::IdentifyRequest) -> wire::IdentifyStreamResponse {
     let request_id = request.request_id.clone();
     let identified = match convert::identify(request, Instant::now(), None) {
         Ok(identify) => service.identify(identify).await,

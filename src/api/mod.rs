@@ -21,6 +21,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
+use tonic_health::ServingStatus;
 
 use crate::net;
 use crate::service::Service;
@@ -112,6 +113,8 @@ pub(crate) async fn serve(service: Arc<Service>, socket: GrpcSocket) -> Result<(
         health.set_not_serving::<IdentificationServer<identification::Api>>().await;
         health.set_not_serving::<EnrollmentServer<enrollment::Api>>().await;
         health.set_not_serving::<AdministrationServer<administration::Api>>().await;
+        // The empty name stands for the server as a whole.
+        health.set_service_status("", ServingStatus::NotServing).await;
         goodbye.cancel();
     };
     tokio::join!(serving, draining);

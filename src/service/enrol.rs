@@ -1,9 +1,11 @@
 //! Bringing people in, changing their templates, and letting them go.
 
+use std::sync::Arc;
+
 use rayon::prelude::*;
 use thenar_index::{Lsn, TemplateId};
 
-use super::{Sample, Service, ServiceError};
+use super::{Busy, Sample, Service, ServiceError};
 use crate::palm::{Embedding, Hand, Invalid, RequestId, SubjectId, TEMPLATES_PER_SUBJECT_MAX};
 use crate::registry::{Action, Change, Outcome, SealedTemplate, SubjectRecord};
 
@@ -77,10 +79,11 @@ impl Service {
     ///
     /// # Errors
     /// [`ServiceError`]; nothing was changed, unless it is [`ServiceError::NotYetInForce`].
-    pub async fn enrol(&self, enrol: Enrol) -> Result<Enrolled, ServiceError> {
+    pub async fn enrol(self: &Arc<Self>, enrol: Enrol) -> Result<Enrolled, ServiceError> {
         self.refuse_while_draining()?;
         let (request_id, subject) = (enrol.request_id.clone(), enrol.subject.clone());
-        let change = self.enrolment(enrol)?;
+        let service = Arc::clone(self);
+        let change = self.compute.run(Busy::Writes, move || service.enrolment(enrol)).await??;
         let outcome = self.write_one(change).await?;
         enrolled(outcome, request_id, subject)
     }
@@ -90,11 +93,10 @@ impl Service {
     ///
     /// # Errors
     /// [`ServiceError::Draining`] where the server is stopping.
-    pub async fn prepare_many(self: &std::sync::Arc<Self>, items: Vec<BulkItem>) -> Result<Prepared, ServiceError> {
+    pub async fn prepare_many(self: &Arc<Self>, items: Vec<BulkItem>) -> Result<Prepared, ServiceError> {
         self.refuse_while_draining()?;
-        let service = std::sync::Arc::clone(self);
-        let prepared = tokio::task::spawn_blocking(move || service.enrolments(items)).await;
-        Ok(Prepared(prepared.map_err(|_| ServiceError::Draining)?))
+        let service = Arc::clone(self);
+        Ok(Prepared(self.compute.run_bulk(move || service.enrolments(items)).await?))
     }
 
     /// Hands prepared enrolments to the writer, waiting for room: what is handed over first is
@@ -138,7 +140,7 @@ impl Service {
     ///
     /// # Errors
     /// [`ServiceError`]; nothing was changed, unless it is [`ServiceError::NotYetInForce`].
-    pub async fn update(&self, update: Update) -> Result<Enrolled, ServiceError> {
+    pub async fn update(self: &Arc<Self>, update: Update) -> Result<Enrolled, ServiceError> {
         self.refuse_while_draining()?;
         if update.add.is_empty() && update.remove.is_empty() {
             return Err(
@@ -154,22 +156,10 @@ impl Service {
             let problem = format!("has {} ids, at most {templates_max} are taken", update.remove.len());
             return Err(Invalid::new("remove_template_ids", problem).into());
         }
-        let mut digest = self.parts.digester.begin();
-        digest.part(b"update");
-        digest.part(update.subject.as_str().as_bytes());
-        digest_samples(&mut digest, &update.add);
-        for id in &update.remove {
-            digest.part(&id.0.to_le_bytes());
-        }
-        let digest = digest.finish();
-        let embeddings = self.embeddings(update.add, "add_samples")?;
-        let add = self.sealed(&update.subject, &embeddings);
-        let change = Change {
-            request_id: update.request_id.clone(),
-            digest,
-            action: Action::Update { subject: update.subject.clone(), add, remove: update.remove },
-        };
-        enrolled(self.write_one(change).await?, update.request_id, update.subject)
+        let (request_id, subject) = (update.request_id.clone(), update.subject.clone());
+        let service = Arc::clone(self);
+        let change = self.compute.run(Busy::Writes, move || service.updating(update)).await??;
+        enrolled(self.write_one(change).await?, request_id, subject)
     }
 
     /// Deletes a subject: when this returns, no byte of the templates is left.
@@ -191,7 +181,7 @@ impl Service {
     }
 
     fn refuse_while_draining(&self) -> Result<(), ServiceError> {
-        if self.parts.draining.is_cancelled() { Err(ServiceError::Draining) } else { Ok(()) }
+        if self.draining().is_cancelled() { Err(ServiceError::Draining) } else { Ok(()) }
     }
 
     async fn write_one(&self, change: Change) -> Result<Outcome, ServiceError> {
@@ -203,6 +193,21 @@ impl Service {
         let Checked { enrol, digest, embeddings } = self.checked(enrol)?;
         let templates = self.sealed(&enrol.subject, &embeddings);
         Ok(Change { request_id: enrol.request_id, digest, action: Action::Enrol { subject: enrol.subject, templates } })
+    }
+
+    fn updating(&self, update: Update) -> Result<Change, ServiceError> {
+        let mut digest = self.parts.digester.begin();
+        digest.part(b"update");
+        digest.part(update.subject.as_str().as_bytes());
+        digest_samples(&mut digest, &update.add);
+        for id in &update.remove {
+            digest.part(&id.0.to_le_bytes());
+        }
+        let digest = digest.finish();
+        let embeddings = self.embeddings(update.add, "add_samples")?;
+        let add = self.sealed(&update.subject, &embeddings);
+        let action = Action::Update { subject: update.subject, add, remove: update.remove };
+        Ok(Change { request_id: update.request_id, digest, action })
     }
 
     /// Checks, rotates and seals many on all threads.

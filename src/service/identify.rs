@@ -9,6 +9,7 @@ use thenar_index::TemplateId;
 
 use super::{Busy, Service, ServiceError};
 use crate::batch::BatchError;
+use crate::gallery::GalleryError;
 use crate::gate::{self, Decision};
 use crate::palm::{
     CANDIDATES_MAX, Embedding, Hand, Invalid, PROBES_MAX, Purpose, RequestId, SubjectFilter, SubjectId, VenueId,
@@ -116,7 +117,7 @@ impl Service {
     ///
     /// # Errors
     /// [`ServiceError`]; each is counted by reason.
-    pub async fn identify(&self, identify: Identify) -> Result<Identification, ServiceError> {
+    pub async fn identify(self: &Arc<Self>, identify: Identify) -> Result<Identification, ServiceError> {
         let purpose = identify.purpose;
         match self.identify_uncounted(identify).await {
             Ok(identification) => {
@@ -131,8 +132,8 @@ impl Service {
         }
     }
 
-    async fn identify_uncounted(&self, identify: Identify) -> Result<Identification, ServiceError> {
-        if self.parts.draining.is_cancelled() {
+    async fn identify_uncounted(self: &Arc<Self>, identify: Identify) -> Result<Identification, ServiceError> {
+        if self.draining().is_cancelled() {
             return Err(ServiceError::Draining);
         }
         self.check_venue(&identify.venue)?;
@@ -148,7 +149,7 @@ impl Service {
             Some(threshold) => threshold,
             None => policy.threshold,
         };
-        let probes = self.rotated(identify.samples)?;
+        let probes = self.rotated(identify.samples).await?;
         let allowed = match identify.only {
             Some(only) => Some(self.numbers_of(only).await?),
             None => None,
@@ -194,20 +195,25 @@ impl Service {
     ///
     /// # Errors
     /// [`ServiceError::NoSuchSubject`] where there is no such subject, and as for `identify`.
-    pub async fn verify(&self, verify: Verify) -> Result<Verification, ServiceError> {
-        if self.parts.draining.is_cancelled() {
+    pub async fn verify(self: &Arc<Self>, verify: Verify) -> Result<Verification, ServiceError> {
+        if self.draining().is_cancelled() {
             return Err(ServiceError::Draining);
         }
         self.check_venue(&verify.venue)?;
-        let probes = self.rotated(verify.samples)?;
-        let subject = self.subject(verify.subject).await?;
-        let snapshot = self
-            .parts
-            .gallery
-            .snapshot()
-            .ok_or_else(|| ServiceError::SearchFailed(crate::gallery::GalleryError::Lost.to_string()))?;
+        let probes = self.rotated(verify.samples).await?;
+        let (gallery, wanted) = (Arc::clone(&self.parts.gallery), verify.subject.clone());
+        let compared = self
+            .read(move |registry| {
+                let Some(subject) = registry.subject(&wanted)? else { return Ok(None) };
+                // Waits while rows are erased, or the index is opened again.
+                let snapshot = gallery.snapshot();
+                let score = snapshot.map(|s| rank::fuse(&s, subject.number, &probes).map_or(-1.0, |found| found.score));
+                Ok(Some(score.ok_or(GalleryError::Lost)))
+            })
+            .await?;
+        let compared = compared.ok_or(ServiceError::NoSuchSubject(verify.subject))?;
+        let score = compared.map_err(|e| ServiceError::SearchFailed(e.to_string()))?;
         let threshold = self.parts.policies.of(verify.purpose).threshold;
-        let score = rank::fuse(&snapshot, subject.number, &probes).map_or(-1.0, |found| found.score);
         let decision = if score >= threshold { Decision::Match } else { Decision::NoMatch };
         Ok(Verification { decision, score, threshold })
     }
@@ -219,7 +225,12 @@ impl Service {
         Err(ServiceError::UnknownVenue(venue.clone()))
     }
 
-    fn rotated(&self, samples: Vec<Sample>) -> Result<Vec<Probe>, Invalid> {
+    async fn rotated(self: &Arc<Self>, samples: Vec<Sample>) -> Result<Vec<Probe>, ServiceError> {
+        let service = Arc::clone(self);
+        Ok(self.compute.run(Busy::Searches, move || service.rotate(samples)).await??)
+    }
+
+    fn rotate(&self, samples: Vec<Sample>) -> Result<Vec<Probe>, Invalid> {
         if samples.is_empty() || samples.len() > PROBES_MAX {
             return Err(Invalid::new("probes", format!("{} were sent, 1 to {PROBES_MAX} are taken", samples.len())));
         }
@@ -242,11 +253,10 @@ impl Service {
         let (only, numbers) = self
             .read(move |registry| {
                 let numbers = registry.subject_numbers(only.ids())?;
-                Ok((only, numbers))
+                let numbers: RoaringBitmap = numbers.into_iter().filter_map(|n| u32::try_from(n.0).ok()).collect();
+                Ok((only, Arc::new(numbers)))
             })
             .await?;
-        let numbers: RoaringBitmap = numbers.into_iter().filter_map(|number| u32::try_from(number.0).ok()).collect();
-        let numbers = Arc::new(numbers);
         self.filters.remember(only, lsn, Arc::clone(&numbers));
         Ok(numbers)
     }

@@ -4,6 +4,7 @@
 //! these commands and these errors into its statuses, and nothing more.
 //! Knows no transport and no GPU. No error carries biometric data.
 
+mod compute;
 mod enrol;
 mod error;
 mod filters;
@@ -30,7 +31,9 @@ use crate::gate::{Policies, Policy};
 use crate::palm::{Purpose, SubjectId, VenueId};
 use crate::registry::{Registry, RegistryCounts, SubjectRecord};
 use crate::search::{Answer, BatchTiming, Search};
+use crate::supervisor::Supervisor;
 use crate::vault::{RequestDigester, Rotation, Sealer};
+use compute::Compute;
 use writer::Writer;
 
 /// Registry reads under way at once; more are told to come back.
@@ -58,14 +61,15 @@ pub struct Parts {
     pub certificate: Certificate,
     /// Venues that may ask; empty means any.
     pub venues: BTreeSet<VenueId>,
-    /// Cancelled when the server begins to stop.
-    pub draining: CancellationToken,
+    /// Knows when the server stops, and is told of panics.
+    pub supervisor: Supervisor,
 }
 
 /// The use cases.
 pub struct Service {
     parts: Parts,
     reads: Arc<Semaphore>,
+    compute: Compute,
     filters: filters::Filters,
     started: Instant,
     searches: AtomicU64,
@@ -101,6 +105,7 @@ impl Service {
             .duration_since(std::time::UNIX_EPOCH)
             .map_or(0, |since| u32::try_from(since.as_secs() & 0xffff_ffff).unwrap_or_default());
         Self {
+            compute: Compute::new(parts.supervisor.clone()),
             parts,
             reads: Arc::new(Semaphore::new(READS_MAX)),
             filters: filters::Filters::default(),
@@ -117,10 +122,16 @@ impl Service {
         self.parts.rotation.dim()
     }
 
+    /// What rotates and seals.
+    #[cfg(test)]
+    pub(crate) fn compute(&self) -> &Compute {
+        &self.compute
+    }
+
     /// Cancelled when the server begins to stop.
     #[must_use]
     pub fn draining(&self) -> &CancellationToken {
-        &self.parts.draining
+        self.parts.supervisor.draining()
     }
 
     /// Admits nothing more, whoever still holds this: the threads behind it end once they have
@@ -144,19 +155,21 @@ impl Service {
     /// # Errors
     /// [`ServiceError::Registry`] where the registry cannot say.
     pub async fn status(&self) -> Result<Status, ServiceError> {
-        let counts = self.read(|registry| registry.counts()).await?;
+        let gallery = Arc::clone(&self.parts.gallery);
+        let (counts, gallery, resident_anonymous_bytes) =
+            self.read(move |registry| Ok((registry.counts()?, gallery.status(), resident_anonymous_bytes()))).await?;
         Ok(Status {
             dim: self.dim(),
             counts,
-            gallery: self.parts.gallery.status(),
+            gallery,
             uptime: self.started.elapsed(),
             searches: self.searches.load(Ordering::Relaxed),
             policies: Purpose::ALL.map(|p| (p, self.parts.policies.of(p))).to_vec(),
-            resident_anonymous_bytes: resident_anonymous_bytes(),
+            resident_anonymous_bytes,
         })
     }
 
-    /// Reads from the registry on a thread that may block.
+    /// Reads from the registry, and whatever else waits for locks, on a thread that may block.
     async fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&dyn Registry) -> Result<T, crate::registry::RegistryError> + Send + 'static,
@@ -165,12 +178,12 @@ impl Service {
             .try_acquire_owned()
             .map_err(|_| ServiceError::Busy { what: Busy::Reads, retry_after: Duration::from_millis(50) })?;
         let registry = Arc::clone(&self.parts.registry);
-        let result = tokio::task::spawn_blocking(move || {
+        let supervisor = self.parts.supervisor.clone();
+        let done = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            read(&*registry)
-        })
-        .await
-        .map_err(|_| ServiceError::Draining)?;
+            supervisor.watch("registry", || read(&*registry))
+        });
+        let result = done.await.ok().and_then(Result::ok).ok_or(ServiceError::Draining)?;
         result.map_err(|e| ServiceError::Registry(Arc::new(e)))
     }
 }

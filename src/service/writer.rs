@@ -20,6 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::{Busy, ServiceError};
 use crate::gallery::{self, Gallery, GalleryError};
 use crate::registry::{Action, Change, Outcome, REQUESTS_KEPT, Registry};
+use crate::supervisor::Supervisor;
 use crate::telemetry::{self, Write, WriteResult};
 
 /// Jobs that may wait.
@@ -56,9 +57,8 @@ pub struct WriterThread(JoinHandle<()>);
 impl WriterThread {
     /// Waits until what was admitted has been answered, and the index is checkpointed.
     pub fn join(self) {
-        if self.0.join().is_err() {
-            tracing::error!("the writer thread panicked");
-        }
+        // A panic is the supervisor's to report.
+        let _ = self.0.join();
     }
 }
 
@@ -85,12 +85,14 @@ impl Writer {
         config: WriterConfig,
         registry: Arc<dyn Registry>,
         gallery: Arc<Gallery>,
+        supervisor: &Supervisor,
     ) -> std::io::Result<(Self, WriterThread)> {
         let (jobs, waiting) = mpsc::channel(JOBS_MAX);
+        let timer = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
         let mut scrub = Scrub { due: true };
         scrub.if_due(&*registry);
-        let thread = std::thread::Builder::new().name("writer".into()).spawn(move || {
-            run(waiting, &config, &*registry, &gallery, scrub);
+        let thread = supervisor.spawn("writer", move || {
+            run(waiting, &timer, &config, &*registry, &gallery, scrub);
         })?;
         Ok((Self(RwLock::new(Some(jobs))), WriterThread(thread)))
     }
@@ -150,19 +152,15 @@ impl Scrub {
 
 fn run(
     mut jobs: mpsc::Receiver<Job>,
+    timer: &tokio::runtime::Runtime,
     config: &WriterConfig,
     registry: &dyn Registry,
     gallery: &Gallery,
     mut scrub: Scrub,
 ) {
-    let waiting = tokio::runtime::Builder::new_current_thread().enable_time().build();
-    let Ok(waiting) = waiting else {
-        tracing::error!("the writer has no timer; writes are refused");
-        return;
-    };
     let mut pruned = Instant::now();
     loop {
-        let first = waiting.block_on(async { tokio::time::timeout(IDLE, jobs.recv()).await });
+        let first = timer.block_on(async { tokio::time::timeout(IDLE, jobs.recv()).await });
         let first = match first {
             Ok(Some(job)) => job,
             Ok(None) => break,

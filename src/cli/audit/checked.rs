@@ -23,6 +23,7 @@ use crate::gallery::GalleryError;
 use crate::palm::{Embedding, Purpose};
 use crate::search::Probe;
 use crate::server::{self, Opened, ServerError};
+use crate::supervisor::Supervisor;
 
 /// Whether OpenMP's threads spin between two of FAISS's parallel loops.
 const WAIT_POLICY: &str = "OMP_WAIT_POLICY";
@@ -55,7 +56,7 @@ fn audit(mut args: AuditArgs, interrupted: &CancellationToken) -> Result<Outcome
     serve::log(&LogConfig { level: "warn".to_owned(), json: config.log.json });
     let file = args.probes_file.as_deref().map(EmbeddingsFile::open).transpose()?;
     faiss::set_threads(config.engine.threads);
-    let opened = server::open_existing(&config, CancellationToken::new()).map_err(|error| match error {
+    let opened = server::open_existing(&config, &Supervisor::default()).map_err(|error| match error {
         ServerError::Folder(FolderError::InUse { path }) => CliError::FolderInUse { path },
         error => CliError::Folder(Box::new(error)),
     })?;

@@ -16,7 +16,6 @@ use futures::StreamExt as _;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use super::blocking;
@@ -30,6 +29,7 @@ use crate::data::{DataFolder, FolderError};
 use crate::registry::Registry as _;
 use crate::registry::sqlite::SqliteRegistry;
 use crate::server::{self, Opened, ServerError};
+use crate::supervisor::Supervisor;
 use crate::wire::{BulkEnrollProgress, BulkEnrollRequest};
 
 /// The data folder to enrol in, instead of a server.
@@ -100,8 +100,8 @@ impl Folder {
                 return Err(CliError::OtherDimension { path: array, found: dim, expected });
             }
             config.dim = Some(dim);
-            // A token of its own: after a signal, what is under way is to be finished, not refused.
-            let opened = server::open(&config, CancellationToken::new()).map_err(refusal)?;
+            // Not told of signals: after one, what is under way is to be finished, not refused.
+            let opened = server::open(&config, &Supervisor::default()).map_err(refusal)?;
             // Without links, so that the same folder has the same name in every state file.
             let path = config.data.canonicalize().unwrap_or(config.data);
             Ok(Self { opened, path, is_new: held.is_none() })

@@ -68,6 +68,7 @@ use self::probe::Quantised;
 use self::resident::{Resident, RowsOf, piece};
 use self::sifting::{Field, Machine, Order};
 use super::{BlockView, Engine, EngineDescription, EngineError, GalleryView, SiftRequest, Survivors};
+use crate::supervisor::Supervisor;
 
 /// Commands that may wait for the device.
 const COMMANDS_MAX: usize = 16;
@@ -90,11 +91,13 @@ pub struct GpuOptions {
     pub matrices: bool,
     /// Folder in which compiled kernels are kept, which exists and is this user's.
     pub kernels_in: Option<PathBuf>,
+    /// Learns of it if the thread that owns the device panics.
+    pub supervisor: Supervisor,
 }
 
 impl Default for GpuOptions {
     fn default() -> Self {
-        Self { matrices: true, kernels_in: None }
+        Self { matrices: true, kernels_in: None, supervisor: Supervisor::default() }
     }
 }
 
@@ -116,7 +119,7 @@ impl GpuEngine {
     /// # Errors
     /// [`EngineError::NoAdapter`] saying what was found.
     pub fn new(choice: AdapterChoice) -> Result<Self, EngineError> {
-        Self::with_sizes(choice, Sizes::default())
+        Self::with_sizes(choice, Sizes::default(), &Supervisor::default())
     }
 
     /// The same, as `options` say.
@@ -124,25 +127,23 @@ impl GpuEngine {
     /// # Errors
     /// As [`GpuEngine::new`]; a cache of kernels that fails is none.
     pub fn with_options(choice: AdapterChoice, options: GpuOptions) -> Result<Self, EngineError> {
-        let GpuOptions { matrices, kernels_in: cache } = options;
-        Self::with_sizes(choice, Sizes { matrices, cache, ..Sizes::default() })
+        let GpuOptions { matrices, kernels_in: cache, supervisor } = options;
+        Self::with_sizes(choice, Sizes { matrices, cache, ..Sizes::default() }, &supervisor)
     }
 
-    fn with_sizes(choice: AdapterChoice, sizes: Sizes) -> Result<Self, EngineError> {
+    fn with_sizes(choice: AdapterChoice, sizes: Sizes, supervisor: &Supervisor) -> Result<Self, EngineError> {
         let standing = Arc::new(Standing::default());
         let (commands, to_do) = bounded::<Command>(COMMANDS_MAX);
         let (opened, is_open) = bounded(1);
         let of_thread = Arc::clone(&standing);
-        let thread = std::thread::Builder::new().name("gpu-owner".to_owned()).spawn(move || {
-            match Owner::open(choice, sizes, of_thread) {
-                Ok(owner) => {
-                    if opened.send(Ok(())).is_ok() {
-                        owner.serve(&to_do);
-                    }
+        let thread = supervisor.spawn("gpu-owner", move || match Owner::open(choice, sizes, of_thread) {
+            Ok(owner) => {
+                if opened.send(Ok(())).is_ok() {
+                    owner.serve(&to_do);
                 }
-                Err(error) => {
-                    let _gone = opened.send(Err(error));
-                }
+            }
+            Err(error) => {
+                let _gone = opened.send(Err(error));
             }
         });
         let thread = thread

@@ -61,6 +61,9 @@ pub(super) enum Action {
     Abandon(Reply<()>),
     /// Ends the device as a driver failure would, for tests.
     Destroy(Reply<()>),
+    /// Ends the thread as a bug would, for tests.
+    #[cfg(test)]
+    Panic(Reply<()>),
 }
 
 /// What everyone may know of the device.
@@ -168,6 +171,11 @@ impl Owner {
                 device.destroy();
                 Ok(())
             }),
+            #[cfg(test)]
+            Action::Panic(unanswered) => {
+                drop(unanswered);
+                panic!("on purpose");
+            }
             Action::Abandon(reply) => {
                 if self.standing.generation.load(Ordering::Acquire) == generation {
                     self.drop_device();

@@ -25,6 +25,7 @@ use thenar_index::codes::OwnedCodes;
 
 use crate::certificate::Certificate;
 use crate::engine::{BlockView, Engine, EngineError, GalleryView, SiftRequest, Survivors};
+use crate::supervisor::Supervisor;
 
 /// How far below the line a survivor may lie without being called silly: several times the slack
 /// of comparing in f32 at the largest dimension tested.
@@ -32,7 +33,12 @@ const SILLY: f64 = 5e-4;
 
 /// An engine, or a reported skip.
 fn engine_with(sizes: Sizes) -> Option<GpuEngine> {
-    match GpuEngine::with_sizes(AdapterChoice::Any, sizes) {
+    engine_watched(sizes, &Supervisor::default())
+}
+
+/// The same, with its thread watched.
+fn engine_watched(sizes: Sizes, supervisor: &Supervisor) -> Option<GpuEngine> {
+    match GpuEngine::with_sizes(AdapterChoice::Any, sizes, supervisor) {
         Ok(engine) => Some(engine),
         Err(EngineError::NoAdapter { reason }) => {
             assert!(std::env::var("THENAR_REQUIRE_GPU").as_deref() != Ok("1"), "a GPU adapter is required: {reason}");

@@ -120,7 +120,7 @@ fn open(common: &Common, report: &mut Report) -> anyhow::Result<GpuEngine> {
     report.note("adapters", adapters.join("; "));
     let choice = common.adapter.clone().map_or(AdapterChoice::Any, AdapterChoice::Named);
     let started = Instant::now();
-    let options = GpuOptions { matrices: !common.no_matrices, kernels_in: None };
+    let options = GpuOptions { matrices: !common.no_matrices, kernels_in: None, ..GpuOptions::default() };
     let engine = GpuEngine::with_options(choice, options).context("no engine")?;
     report.figure("opened and checked", started.elapsed().as_secs_f64(), "s");
     report.note("engine", thenar::engine::Engine::describe(&engine).adapter);

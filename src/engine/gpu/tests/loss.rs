@@ -1,11 +1,13 @@
 //! A lost device is an error, then an empty device, then right again.
 
 use super::*;
+use crate::engine::gpu::owner::Action;
 
 #[test]
 fn a_lost_device_is_an_error_and_the_next_follow_brings_it_back() {
     let (dim, seed) = (64, 1);
-    let Some(engine) = engine_with(Sizes::default()) else { return };
+    let supervisor = Supervisor::default();
+    let Some(engine) = engine_watched(Sizes::default(), &supervisor) else { return };
     assert!(!engine.is_ready(), "nothing was followed yet");
     let mut rng = rng(seed);
     let values = unit_vectors(900, dim, &mut rng);
@@ -32,6 +34,13 @@ fn a_lost_device_is_an_error_and_the_next_follow_brings_it_back() {
         assert!(engine.is_ready());
         hold(&engine, &gallery, &asked, &format!("seed {seed} round {round}"));
     }
+
+    // A bug in the thread that owns the device is no lost device.
+    assert!(supervisor.died().is_none());
+    let ended = engine.call(engine.generation(), Action::Panic);
+    assert!(matches!(ended, Err(EngineError::DeviceLost { .. })), "{ended:?}");
+    drop(engine);
+    assert_eq!(supervisor.died().map(|died| died.thread), Some("gpu-owner"));
 }
 
 #[test]

@@ -1,0 +1,305 @@
+//! Whole servers in this process: what a panic of one of their threads looks like from outside, and
+//! that no caller's work keeps the others waiting.
+
+use std::io::{Read as _, Write as _};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::mpsc;
+use std::time::Duration;
+
+use tonic::transport::Channel;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use super::*;
+use crate::config::Raw;
+use crate::engine::{EngineDescription, GalleryView, SiftRequest};
+use crate::standard::StandardGallery;
+use crate::wire;
+use crate::wire::administration_client::AdministrationClient;
+use crate::wire::enrollment_client::EnrollmentClient;
+use crate::wire::identification_client::IdentificationClient;
+
+const DIM: usize = 64;
+/// Longer than anything here takes on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+const SIFT_PANICS: u8 = 1;
+const FOLLOW_PANICS: u8 = 2;
+const SIFT_FAILS: u8 = 4;
+
+/// The CPU engine, with a bug or a defect that can be switched on.
+struct Rigged {
+    cpu: CpuEngine,
+    defects: AtomicU8,
+}
+
+impl Rigged {
+    fn new() -> Arc<Self> {
+        Arc::new(Self { cpu: CpuEngine::new(1).unwrap(), defects: AtomicU8::new(0) })
+    }
+
+    fn has(&self, defect: u8) -> bool {
+        self.defects.load(Ordering::SeqCst) & defect != 0
+    }
+}
+
+impl Engine for Rigged {
+    fn describe(&self) -> EngineDescription {
+        self.cpu.describe()
+    }
+
+    fn follow(&self, view: &GalleryView<'_>) -> Result<(), EngineError> {
+        assert!(!self.has(FOLLOW_PANICS), "on purpose");
+        self.cpu.follow(view)
+    }
+
+    fn erase(&self, rows: &[u32]) -> Result<(), EngineError> {
+        self.cpu.erase(rows)
+    }
+
+    fn sift(
+        &self,
+        view: &GalleryView<'_>,
+        request: &SiftRequest<'_>,
+        survivors: &mut Survivors,
+    ) -> Result<(), EngineError> {
+        assert!(!self.has(SIFT_PANICS), "on purpose");
+        if self.has(SIFT_FAILS) {
+            return Err(EngineError::DeviceLost { reason: "on purpose".into() });
+        }
+        self.cpu.sift(view, request, survivors)
+    }
+}
+
+/// A server on a runtime of its own, whose connections share one thread.
+struct Running {
+    listening: Listening,
+    service: Arc<Service>,
+    gallery: Arc<Gallery>,
+    channel: Channel,
+    stop: Stop,
+    thread: std::thread::JoinHandle<Result<(), ServerError>>,
+    _folder: tempfile::TempDir,
+}
+
+impl Running {
+    async fn start(engines: Engines) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let key = folder.path().join("master.key");
+        MasterKey::generate().unwrap().write_new(&key).unwrap();
+        let text = format!(
+            "data = {:?}\nkey_file = {key:?}\ndim = {DIM}\n[server]\nlisten = \"127.0.0.1:0\"\ndrain_seconds = 120\n\
+             [metrics]\nlisten = \"127.0.0.1:0\"\n[engine]\nkind = \"cpu\"\nthreads = 1\n",
+            folder.path().join("data")
+        );
+        let config = toml::from_str::<Raw>(&text).unwrap().validated().unwrap();
+        let stop = Stop::default();
+        let (opened_in, opened) = mpsc::channel();
+        let (ready_in, ready) = mpsc::channel();
+        let thread = std::thread::spawn({
+            let stop = stop.clone();
+            move || {
+                let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
+                let open = move |config: &Config, supervisor: &Supervisor| {
+                    let opened = open_taken(config, supervisor, DataFolder::take, |_, _, _| Ok(engines))?;
+                    let _ = opened_in.send((Arc::clone(&opened.service), Arc::clone(&opened.gallery)));
+                    Ok(opened)
+                };
+                runtime.unwrap().block_on(run_over(config, stop, |listening| ready_in.send(listening).unwrap(), open))
+            }
+        });
+        let (service, gallery) = opened.recv_timeout(PATIENCE).unwrap();
+        let listening: Listening = ready.recv_timeout(PATIENCE).unwrap();
+        let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", listening.grpc)).unwrap();
+        let channel = endpoint.connect().await.unwrap();
+        Self { listening, service, gallery, channel, stop, thread, _folder: folder }
+    }
+
+    fn identification(&self) -> IdentificationClient<Channel> {
+        IdentificationClient::new(self.channel.clone())
+    }
+
+    fn enrollment(&self) -> EnrollmentClient<Channel> {
+        EnrollmentClient::new(self.channel.clone())
+    }
+
+    fn administration(&self) -> AdministrationClient<Channel> {
+        AdministrationClient::new(self.channel.clone())
+    }
+
+    fn health(&self) -> HealthClient<Channel> {
+        HealthClient::new(self.channel.clone())
+    }
+
+    async fn is_healthy(&self) {
+        let mut health = self.health();
+        let answer = tokio::time::timeout(Duration::from_secs(8), health.check(HealthCheckRequest::default()));
+        let answer = answer.await.expect("health is answered at once").unwrap();
+        assert_eq!(answer.get_ref().status(), ServingStatus::Serving);
+    }
+
+    /// Code of the answer to `GET /readyz`.
+    fn readyz(&self) -> String {
+        let mut stream = std::net::TcpStream::connect(self.listening.metrics.unwrap()).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.write_all(b"GET /readyz HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer.split(' ').nth(1).unwrap().to_owned()
+    }
+
+    /// How the server ends, once nobody holds a connection to it.
+    async fn ended(self) -> Result<(), ServerError> {
+        let Self { thread, channel, service, gallery, .. } = self;
+        drop((channel, service, gallery));
+        tokio::task::spawn_blocking(move || thread.join().expect("the server returns")).await.unwrap()
+    }
+}
+
+fn samples(person: u32) -> Vec<wire::PalmSample> {
+    let mut values = vec![0.0; DIM];
+    StandardGallery::new(3, DIM).row(person, &mut values);
+    let content = Some(wire::palm_sample::Content::Embedding(wire::Embedding { values }));
+    vec![wire::PalmSample { hand: wire::Hand::Left.into(), content }]
+}
+
+fn enroll(person: u32) -> wire::EnrollRequest {
+    wire::EnrollRequest {
+        request_id: format!("enrol-{person}"),
+        subject_id: format!("person-{person}"),
+        samples: samples(person),
+    }
+}
+
+fn identify(person: u32) -> wire::IdentifyRequest {
+    wire::IdentifyRequest {
+        request_id: "identify".into(),
+        venue_id: "gate-1".into(),
+        purpose: wire::Purpose::Entry.into(),
+        probes: samples(person),
+        max_candidates: 1,
+        ..Default::default()
+    }
+}
+
+fn verify(person: u32) -> wire::VerifyRequest {
+    wire::VerifyRequest {
+        request_id: "verify".into(),
+        venue_id: "gate-1".into(),
+        purpose: wire::Purpose::Entry.into(),
+        subject_id: format!("person-{person}"),
+        probes: samples(person),
+    }
+}
+
+/// `provoke` makes the thread panic; then health and readiness turn while calls may still be open, and
+/// the server ends with an error that names the thread.
+async fn is_seen_and_ends_the_server(thread: &'static str, engines: Engines, provoke: impl AsyncFnOnce(&Running)) {
+    let server = Running::start(engines).await;
+    server.enrollment().enroll(enroll(1)).await.unwrap();
+    assert_eq!(server.readyz(), "200");
+    let mut health = server.health().watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    assert_eq!(health.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+
+    provoke(&server).await;
+
+    let turned = tokio::time::timeout(PATIENCE, health.message()).await.expect("health turns by itself");
+    assert_eq!(turned.unwrap().unwrap().status(), ServingStatus::NotServing, "{thread}");
+    assert_eq!(server.readyz(), "503", "{thread}");
+    drop(health);
+    let ended = tokio::time::timeout(PATIENCE, server.ended()).await.expect("the server ends by itself");
+    let Err(ServerError::Died(died)) = ended else { panic!("{thread}: {ended:?}") };
+    assert_eq!(died.thread, thread);
+}
+
+#[tokio::test]
+async fn a_panic_of_the_search_thread_ends_the_server() {
+    let rigged = Rigged::new();
+    is_seen_and_ends_the_server("search", (Arc::clone(&rigged) as _, None), async |server: &Running| {
+        rigged.defects.store(SIFT_PANICS, Ordering::SeqCst);
+        let refused = server.identification().identify(identify(1)).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::Unavailable);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_panic_of_the_writer_thread_ends_the_server() {
+    let rigged = Rigged::new();
+    is_seen_and_ends_the_server("writer", (Arc::clone(&rigged) as _, None), async |server: &Running| {
+        rigged.defects.store(FOLLOW_PANICS, Ordering::SeqCst);
+        let refused = server.enrollment().enroll(enroll(2)).await.unwrap_err();
+        assert_eq!(refused.code(), tonic::Code::Unavailable);
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_panic_of_the_mending_thread_ends_the_server() {
+    let rigged = Rigged::new();
+    let both = Arc::new(WithStandby::new(Arc::clone(&rigged) as _, Arc::new(CpuEngine::new(1).unwrap())));
+    let engines: Engines = (Arc::clone(&both) as _, Some(both));
+    is_seen_and_ends_the_server("mender", engines, async |server: &Running| {
+        rigged.defects.store(SIFT_FAILS | FOLLOW_PANICS, Ordering::SeqCst);
+        let answer = server.identification().identify(identify(1)).await.unwrap();
+        assert_eq!(answer.get_ref().candidates[0].subject_id, "person-1", "the standby answers");
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn while_every_computing_thread_is_busy_work_waits_and_other_calls_are_answered() {
+    let server = Running::start((Rigged::new() as _, None)).await;
+    server.enrollment().enroll(enroll(1)).await.unwrap();
+    let busy = server.service.compute().take_all().await;
+    let (mut identification, mut enrollment) = (server.identification(), server.enrollment());
+    let search = tokio::spawn(async move { identification.identify(identify(1)).await });
+    let mut identification = server.identification();
+    let verification = tokio::spawn(async move { identification.verify(verify(1)).await });
+    let enrolment = tokio::spawn(async move { enrollment.enroll(enroll(2)).await });
+    for _ in 0..20 {
+        server.is_healthy().await;
+        server.administration().get_status(wire::GetStatusRequest {}).await.unwrap();
+        server.enrollment().get_subject(wire::GetSubjectRequest { subject_id: "person-1".into() }).await.unwrap();
+    }
+    assert!(!search.is_finished() && !verification.is_finished() && !enrolment.is_finished());
+    drop(busy);
+    assert_eq!(search.await.unwrap().unwrap().get_ref().candidates[0].subject_id, "person-1");
+    assert!(verification.await.unwrap().unwrap().get_ref().score > 0.99);
+    assert_eq!(enrolment.await.unwrap().unwrap().get_ref().lsn, 2);
+    server.stop.drain.cancel();
+    server.ended().await.unwrap();
+}
+
+#[tokio::test]
+async fn while_the_gallery_makes_verifications_wait_other_calls_are_answered() {
+    let server = Running::start((Rigged::new() as _, None)).await;
+    for person in 1..=2 {
+        server.enrollment().enroll(enroll(person)).await.unwrap();
+    }
+    // An erasure waits for this, and whoever wants to look at the gallery for the erasure.
+    let held = server.gallery.snapshot().unwrap();
+    let mut enrollment = server.enrollment();
+    let forget = wire::ForgetRequest { request_id: "forget".into(), subject_id: "person-2".into() };
+    let deletion = tokio::spawn(async move { enrollment.forget(forget).await });
+    while server.gallery.lsn() < thenar_index::Lsn(3) {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let (mut verifications, mut pages) = (Vec::new(), Vec::new());
+    for _ in 0..20 {
+        let (mut identification, mut administration) = (server.identification(), server.administration());
+        verifications.push(tokio::spawn(async move { identification.verify(verify(1)).await }));
+        pages.push(tokio::spawn(async move { administration.get_status(wire::GetStatusRequest {}).await }));
+        server.is_healthy().await;
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    drop(held);
+    assert_eq!(deletion.await.unwrap().unwrap().get_ref().templates_erased, 1);
+    for (verification, page) in verifications.into_iter().zip(pages) {
+        assert!(verification.await.unwrap().unwrap().get_ref().score > 0.99);
+        assert_eq!(page.await.unwrap().unwrap().get_ref().templates, 1);
+    }
+    server.stop.drain.cancel();
+    server.ended().await.unwrap();
+}

@@ -1,0 +1,138 @@
+//! Work that takes a while, off the threads that talk to clients.
+//!
+//! Rotating one embedding takes as many products as the square of its dimension: on a thread of the
+//! transport, everybody else on that thread would wait for it. Only as much runs at once as there
+//! are cores, because more would only take longer; the rest waits in order of arrival, up to a limit.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Semaphore, SemaphorePermit};
+
+use super::{Busy, ServiceError};
+use crate::supervisor::Supervisor;
+
+/// Work under way or waiting; over it callers are told to come back.
+const ADMITTED_MAX: usize = 1024;
+/// Threads that compute, at most: they are some of the runtime's blocking threads.
+const RUNNING_MAX: usize = 32;
+/// Bulk messages in work at once. They divide their work among all cores themselves, so that more
+/// would only hold up what came before.
+const BULK_MAX: usize = 2;
+/// What a caller is told to wait when there is too much.
+const RETRY_AFTER: Duration = Duration::from_millis(50);
+
+/// Runs work on threads that may be busy, a bounded number at a time.
+pub(crate) struct Compute {
+    admitted: Semaphore,
+    running: Arc<Semaphore>,
+    bulk: Arc<Semaphore>,
+    supervisor: Supervisor,
+}
+
+impl Compute {
+    pub(super) fn new(supervisor: Supervisor) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            admitted: Semaphore::new(ADMITTED_MAX),
+            running: Arc::new(Semaphore::new(cores.min(RUNNING_MAX))),
+            bulk: Arc::new(Semaphore::new(BULK_MAX)),
+            supervisor,
+        }
+    }
+
+    /// Does `work` for one caller, who belongs to `what`.
+    ///
+    /// # Errors
+    /// [`ServiceError::Busy`] at once where too many wait; [`ServiceError::Draining`] where the work
+    /// panicked, which is the end of the server.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        what: Busy,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ServiceError> {
+        let _admitted: SemaphorePermit<'_> =
+            self.admitted.try_acquire().map_err(|_| ServiceError::Busy { what, retry_after: RETRY_AFTER })?;
+        self.when_free(&self.running, work).await
+    }
+
+    /// Does `work` for a bulk stream, which reads no further meanwhile.
+    ///
+    /// # Errors
+    /// [`ServiceError::Draining`] where the work panicked, which is the end of the server.
+    pub(super) async fn run_bulk<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ServiceError> {
+        self.when_free(&self.bulk, work).await
+    }
+
+    /// Takes every place of [`Compute::run`], until what is returned is dropped.
+    #[cfg(test)]
+    pub(crate) async fn take_all(&self) -> tokio::sync::OwnedSemaphorePermit {
+        let places = u32::try_from(self.running.available_permits()).unwrap();
+        Arc::clone(&self.running).acquire_many_owned(places).await.unwrap()
+    }
+
+    async fn when_free<T: Send + 'static>(
+        &self,
+        places: &Arc<Semaphore>,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, ServiceError> {
+        let place = Arc::clone(places).acquire_owned().await.map_err(|_| ServiceError::Draining)?;
+        let supervisor = self.supervisor.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            // Held for as long as the work takes, also where nobody waits for it any more.
+            let _place = place;
+            supervisor.watch("compute", work)
+        });
+        done.await.ok().and_then(Result::ok).ok_or(ServiceError::Draining)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn work_waits_for_a_place_up_to_a_limit() {
+        let compute = Arc::new(Compute::new(Supervisor::default()));
+        let places = compute.take_all().await;
+        let waiting: Vec<_> = (0..ADMITTED_MAX)
+            .map(|_| {
+                let compute = Arc::clone(&compute);
+                tokio::spawn(async move { compute.run(Busy::Writes, || 7).await })
+            })
+            .collect();
+        while compute.admitted.available_permits() > 0 {
+            tokio::task::yield_now().await;
+        }
+        let over = compute.run(Busy::Searches, || 7).await;
+        assert!(matches!(over, Err(ServiceError::Busy { what: Busy::Searches, .. })), "{over:?}");
+        assert_eq!(compute.run_bulk(|| 7).await.unwrap(), 7, "bulk work has places of its own");
+        assert!(waiting.iter().all(|work| !work.is_finished()));
+        drop(places);
+        for work in waiting {
+            assert_eq!(work.await.unwrap().unwrap(), 7);
+        }
+        assert_eq!(compute.admitted.available_permits(), ADMITTED_MAX);
+    }
+
+    #[tokio::test]
+    async fn work_is_not_done_on_the_threads_of_the_runtime() {
+        let compute = Compute::new(Supervisor::default());
+        let here = std::thread::current().id();
+        let there = compute.run(Busy::Searches, || std::thread::current().id()).await.unwrap();
+        assert_ne!(there, here, "this runtime has one thread");
+    }
+
+    #[tokio::test]
+    async fn a_panic_of_the_work_is_the_end_of_the_server() {
+        let supervisor = Supervisor::default();
+        let compute = Compute::new(supervisor.clone());
+        let work: Result<(), _> = compute.run(Busy::Searches, || panic!("on purpose")).await;
+        assert!(matches!(work, Err(ServiceError::Draining)), "{work:?}");
+        assert_eq!(supervisor.died().map(|died| died.thread), Some("compute"));
+        assert!(supervisor.draining().is_cancelled());
+    }
+}

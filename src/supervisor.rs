@@ -1,0 +1,100 @@
+//! The threads that a server cannot do without, and what happens when one of them panics.
+//!
+//! A panic ends its own thread alone: callers of that thread would be told for ever that the server
+//! is stopping, while health checks are answered as before. A [`Supervisor`] catches the panic,
+//! remembers which thread it was and begins the drain, so that health and readiness turn at once and
+//! the process ends with an error, for whoever started it to start it again. A panic is a bug, and
+//! nobody can say what it left behind; so nothing is restarted in this process.
+//!
+//! Ending the process at once (`panic = "abort"`) would be less code, but cut off answers that other
+//! threads can still give, and turn a panic in a graphics driver, which is only a lost device, into
+//! the end of the server.
+
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, OnceLock};
+use std::thread::JoinHandle;
+
+use tokio_util::sync::CancellationToken;
+
+/// A thread panicked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the {thread} thread panicked; the server has to be started again")]
+pub struct Died {
+    /// Which.
+    pub thread: &'static str,
+}
+
+/// Watches threads. Cheap to clone; clones watch for the same server.
+#[derive(Debug, Clone, Default)]
+pub struct Supervisor {
+    draining: CancellationToken,
+    died: Arc<OnceLock<Died>>,
+}
+
+impl Supervisor {
+    /// Cancels `draining` when a thread dies.
+    #[must_use]
+    pub fn new(draining: CancellationToken) -> Self {
+        Self { draining, died: Arc::default() }
+    }
+
+    /// Cancelled when the server begins to stop, for whatever reason.
+    #[must_use]
+    pub fn draining(&self) -> &CancellationToken {
+        &self.draining
+    }
+
+    /// The first thread that died, if any has.
+    #[must_use]
+    pub fn died(&self) -> Option<Died> {
+        self.died.get().copied()
+    }
+
+    /// Starts a thread whose panic is the end of the server. Joining it never fails.
+    ///
+    /// # Errors
+    /// Where the system gives no thread.
+    pub fn spawn(&self, thread: &'static str, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
+        let supervisor = self.clone();
+        std::thread::Builder::new().name(thread.into()).spawn(move || {
+            // Whoever has to know asks `died`.
+            let _ = supervisor.watch(thread, work);
+        })
+    }
+
+    /// Does `work` on this thread.
+    ///
+    /// # Errors
+    /// [`Died`] where it panicked, which is the end of the server.
+    pub fn watch<T>(&self, thread: &'static str, work: impl FnOnce() -> T) -> Result<T, Died> {
+        // What the work has left half done is not gone on with: the thread that did it is gone, and
+        // while the server drains, the others only read what was complete before.
+        catch_unwind(AssertUnwindSafe(work)).map_err(|_| {
+            let died = Died { thread };
+            // The panic itself has been reported where it happened.
+            tracing::error!("{died}");
+            let _ = self.died.set(died);
+            self.draining.cancel();
+            died
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_panic_of_any_thread_begins_the_drain_and_is_remembered() {
+        let supervisor = Supervisor::default();
+        supervisor.spawn("good", || ()).unwrap().join().unwrap();
+        assert_eq!(supervisor.watch("compute", || 7), Ok(7));
+        assert!(!supervisor.draining().is_cancelled() && supervisor.died().is_none());
+
+        supervisor.spawn("first", || panic!("on purpose")).unwrap().join().unwrap();
+        assert!(supervisor.draining().is_cancelled());
+        assert_eq!(supervisor.watch("second", || panic!("on purpose")), Err::<(), _>(Died { thread: "second" }));
+        assert_eq!(supervisor.died(), Some(Died { thread: "first" }));
+    }
+}
