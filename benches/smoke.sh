@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Runs every benchmark in its smoke size: seconds each, answers checked, figures meaningless.
+# Runs every benchmark in its smoke size, answers checked, figures meaningless: seconds each, but for
+# the load harness, which takes half a minute.
 # Exit code 1 if one fails. Compiles FAISS the first time.
 set -euo pipefail
 cd "$(dirname "$0")/.."

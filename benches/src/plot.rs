@@ -1,14 +1,28 @@
-//! Plots as SVG: throughput against recall, latency against the size of the gallery.
+//! Plots as SVG: throughput against recall, latency against the size of the gallery or over time.
 
 use std::path::Path;
 
-use anyhow::anyhow;
+use anyhow::{Context as _, anyhow};
 use plotters::coord::Shift;
 use plotters::coord::ranged1d::ValueFormatter;
 use plotters::prelude::*;
 
 /// Size of one panel.
 const PANEL: (u32, u32) = (640, 420);
+
+/// Series with more points are lines without dots.
+const DOTS_MAX: usize = 12;
+
+/// What the horizontal axis measures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Axis {
+    /// From 0 to 1.
+    Share,
+    /// From 0 on.
+    Linear,
+    /// Logarithmic.
+    Logarithmic,
+}
 
 /// A named set of points; a line where there are several of one name to join.
 #[derive(Debug, Clone)]
@@ -28,8 +42,8 @@ pub struct Panel {
     pub across: &'static str,
     /// Beside the vertical axis.
     pub up: &'static str,
-    /// Whether the horizontal axis is logarithmic too.
-    pub across_logarithmic: bool,
+    /// How the horizontal axis is divided.
+    pub axis: Axis,
     /// What it shows.
     pub series: Vec<Series>,
 }
@@ -39,14 +53,25 @@ pub struct Panel {
 /// # Errors
 /// Where the file cannot be written.
 pub fn draw(path: &Path, panels: &[Panel]) -> anyhow::Result<()> {
+    std::fs::write(path, svg(panels)?).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// The panels under each other, as the text of an SVG.
+///
+/// # Errors
+/// Where they cannot be drawn.
+pub fn svg(panels: &[Panel]) -> anyhow::Result<String> {
+    let mut text = String::new();
     let height = PANEL.1 * u32::try_from(panels.len().max(1))?;
-    let area = SVGBackend::new(path, (PANEL.0, height)).into_drawing_area();
-    let failed = |error: &dyn std::fmt::Display| anyhow!("cannot draw {}: {error}", path.display());
+    let area = SVGBackend::with_string(&mut text, (PANEL.0, height)).into_drawing_area();
+    let failed = |error: &dyn std::fmt::Display| anyhow!("cannot draw a plot: {error}");
     area.fill(&WHITE).map_err(|error| failed(&error))?;
     for (part, panel) in area.split_evenly((panels.len().max(1), 1)).iter().zip(panels) {
         one(part, panel).map_err(|error| failed(&error))?;
     }
-    area.present().map_err(|error| failed(&error))
+    area.present().map_err(|error| failed(&error))?;
+    drop(area);
+    Ok(text)
 }
 
 /// The least and the largest of some numbers, with room around them.
@@ -69,11 +94,16 @@ fn one(area: &DrawingArea<SVGBackend<'_>, Shift>, panel: &Panel) -> Result<(), D
         .margin_right(190)
         .x_label_area_size(42)
         .y_label_area_size(64);
-    if panel.across_logarithmic {
-        let across = span(points().map(|point| point.0), 1.2).log_scale();
-        fill(&mut builder.build_cartesian_2d(across, up)?, area, panel)
-    } else {
-        fill(&mut builder.build_cartesian_2d(-0.02..1.04, up)?, area, panel)
+    match panel.axis {
+        Axis::Logarithmic => {
+            let across = span(points().map(|point| point.0), 1.2).log_scale();
+            fill(&mut builder.build_cartesian_2d(across, up)?, area, panel)
+        }
+        Axis::Linear => {
+            let most = points().fold(0.0, |most: f64, point| most.max(point.0));
+            fill(&mut builder.build_cartesian_2d(0.0..most.max(1.0), up)?, area, panel)
+        }
+        Axis::Share => fill(&mut builder.build_cartesian_2d(-0.02..1.04, up)?, area, panel),
     }
 }
 
@@ -88,7 +118,9 @@ fn fill<X: Ranged<ValueType = f64> + ValueFormatter<f64>, Y: Ranged<ValueType = 
         if series.points.len() > 1 {
             chart.draw_series(LineSeries::new(series.points.iter().copied(), colour.stroke_width(2)))?;
         }
-        chart.draw_series(series.points.iter().map(|point| Circle::new(*point, 5, colour.filled())))?;
+        if series.points.len() <= DOTS_MAX {
+            chart.draw_series(series.points.iter().map(|point| Circle::new(*point, 5, colour.filled())))?;
+        }
         // A legend of its own beside the diagram: points of peers lie close together.
         let (x, y) = (PANEL.0.cast_signed() - 180, 44 + 20 * i32::try_from(number).unwrap_or(0));
         area.draw(&Circle::new((x, y), 5, colour.filled()))?;
@@ -105,21 +137,21 @@ mod tests {
     fn a_plot_names_its_series_and_axes() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("plot.svg");
-        let panel = |across_logarithmic| Panel {
+        let panel = |axis| Panel {
             title: "batches of 256".to_owned(),
             across: "recall",
             up: "searches a second",
-            across_logarithmic,
+            axis,
             series: vec![
                 Series { name: "Thenar".to_owned(), points: vec![(1.0, 900.0), (0.5, 30.0)] },
                 Series { name: "FAISS Flat".to_owned(), points: vec![(1.0, 300.0)] },
             ],
         };
-        draw(&path, &[panel(false), panel(true)]).unwrap();
+        draw(&path, &[panel(Axis::Share), panel(Axis::Linear), panel(Axis::Logarithmic)]).unwrap();
         let svg = std::fs::read_to_string(path).unwrap();
         assert!(
             ["Thenar", "FAISS Flat", "recall", "searches a second", "batches of 256"].iter().all(|w| svg.contains(w))
         );
-        assert_eq!(svg.matches("<circle").count(), 2 * (3 + 2), "a point each, and one in the legend");
+        assert_eq!(svg.matches("<circle").count(), 3 * (3 + 2), "a point each, and one in the legend");
     }
 }

@@ -23,7 +23,7 @@ use thenar_bench::measure::{Figures, Pace, interleaved};
 use thenar_bench::peer::python::{self, Skipped};
 use thenar_bench::peer::thenar::{Shelf, Thenar};
 use thenar_bench::peer::{Peer, PeerKind};
-use thenar_bench::plot::{self, Panel, Series};
+use thenar_bench::plot::{self, Axis, Panel, Series};
 use thenar_bench::truth::{Judge, Truth, Verdict};
 
 /// Probes of a run, at least, so that single probes are not always the same few.
@@ -446,7 +446,7 @@ fn panels(rows: &[Row]) -> Vec<Panel> {
         );
         if panels.last().is_none_or(|panel| panel.title != title) {
             let (across, up) = ("recall@k", "searches a second");
-            panels.push(Panel { title, across, up, across_logarithmic: false, series: Vec::new() });
+            panels.push(Panel { title, across, up, axis: Axis::Share, series: Vec::new() });
         }
         let point = (row.recall_at_k, row.searches_per_second);
         let panel = panels.last_mut().expect("one was pushed");
@@ -468,7 +468,7 @@ fn panels(rows: &[Row]) -> Vec<Panel> {
             }
         }
         if series.iter().any(|series| series.points.len() > 1) {
-            panels.push(Panel { title, across: "N", up: "ms a call (median)", across_logarithmic: true, series });
+            panels.push(Panel { title, across: "N", up: "ms a call (median)", axis: Axis::Logarithmic, series });
         }
     }
     panels
