@@ -141,7 +141,7 @@ fn open_taken(
 ) -> Result<Opened, ServerError> {
     let vault = Arc::new(Vault::new(MasterKey::load(&key_source(config.key_file.as_deref()))?));
     let folder = take(&config.data)?;
-    let registry = SqliteRegistry::open(&folder.registry())?;
+    let registry = SqliteRegistry::open(&folder.registry(), vault.registry_keys())?;
     let dim = match (registry.identity()?, config.dim) {
         (Some(identity), None) => identity.dim,
         (_, dim) => dim.unwrap_or(DIM_DEFAULT),

@@ -42,7 +42,7 @@ pub fn run(args: VerifyIndexArgs) -> anyhow::Result<Outcome> {
     let config = args.over.config(args.config.as_deref(), |_| {})?;
     let vault = Vault::new(MasterKey::load(&key_source(config.key_file.as_deref()))?);
     let folder = DataFolder::take_existing(&config.data)?;
-    let registry = SqliteRegistry::open(&folder.registry())?;
+    let registry = SqliteRegistry::open(&folder.registry(), vault.registry_keys())?;
     let bar = OnceLock::new();
     let progress = |done: u64, total: u64| {
         bar.get_or_init(|| Progress::new("checking", total, "rows")).set(done);

@@ -83,8 +83,9 @@ struct Home {
 impl Home {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let registry = Arc::new(SqliteRegistry::open(&folder.path().join("registry.sqlite")).unwrap());
         let vault = Vault::new(MasterKey::from_bytes([5; 32]));
+        let registry = SqliteRegistry::open(&folder.path().join("registry.sqlite"), vault.registry_keys());
+        let registry = Arc::new(registry.unwrap());
         let sealer = Arc::new(vault.sealer(DIM));
         let engine = Arc::new(Watching::default());
         let setup = Setup {

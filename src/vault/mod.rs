@@ -1,5 +1,5 @@
 //! Keys, and all that is done with them: the rotation of embeddings, the sealing of templates, the
-//! digests of requests.
+//! digests of requests, the hashes that names are filed under.
 //!
 //! One master key ([`MasterKey`]) is the only secret to keep. HKDF-SHA-256 (RFC 5869) makes the
 //! others from it, each under a label of its own, so that none tells anything about another. Does
@@ -12,11 +12,13 @@
 
 mod kernel;
 mod master_key;
+mod registry_keys;
 mod request_digest;
 mod rotation;
 mod sealer;
 
 pub use master_key::{CREDENTIAL, KeyError, KeySource, MASTER_KEY_VARIABLE, MasterKey};
+pub use registry_keys::{FILED_BYTES, Filed, RegistryKeys};
 pub use request_digest::{RequestDigest, RequestDigester};
 pub use rotation::{Rotation, to_row};
 pub use sealer::{SEAL_BYTES, SealError, Sealer};
@@ -35,6 +37,7 @@ enum Purpose {
     RotationSeed,
     TemplateSealing,
     RequestDigest,
+    Registry,
 }
 
 impl Purpose {
@@ -44,6 +47,7 @@ impl Purpose {
             Self::RotationSeed => b"thenar rotation seed",
             Self::TemplateSealing => b"thenar template sealing",
             Self::RequestDigest => b"thenar request digest",
+            Self::Registry => b"thenar registry",
         }
     }
 }
@@ -80,6 +84,12 @@ impl Vault {
     #[must_use]
     pub fn request_digester(&self) -> RequestDigester {
         RequestDigester::new(&self.derive(Purpose::RequestDigest, &[]))
+    }
+
+    /// Hashes what the registry files things under.
+    #[must_use]
+    pub fn registry_keys(&self) -> RegistryKeys {
+        RegistryKeys::new(&self.derive(Purpose::Registry, &[]))
     }
 
     /// A key for `purpose`, bound to `context`.
@@ -119,7 +129,13 @@ mod tests {
     fn derived_keys_differ_by_purpose_context_and_master_key() {
         let vault = Vault::new(MasterKey::from_bytes([7; 32]));
         let other = Vault::new(MasterKey::from_bytes([8; 32]));
-        let purposes = [Purpose::KeyId, Purpose::RotationSeed, Purpose::TemplateSealing, Purpose::RequestDigest];
+        let purposes = [
+            Purpose::KeyId,
+            Purpose::RotationSeed,
+            Purpose::TemplateSealing,
+            Purpose::RequestDigest,
+            Purpose::Registry,
+        ];
         let mut seen = std::collections::HashSet::new();
         for vault in [&vault, &other] {
             for purpose in purposes {

@@ -90,11 +90,14 @@ fn sealed(site: &Site, subject: &str) -> Vec<(u64, Vec<u8>)> {
     let registry = rusqlite::Connection::open(site.data().join("registry.sqlite")).unwrap();
     let mut query = registry
         .prepare(
-            "SELECT templates.id, sealed FROM slots JOIN templates USING (slot)
-             JOIN subjects ON subjects.number = templates.subject WHERE subjects.id = ?1 ORDER BY templates.id",
+            "SELECT templates.id, slots.content FROM slots JOIN templates USING (slot)
+             JOIN subjects ON subjects.number = templates.subject JOIN slots AS names ON names.slot = subjects.slot
+             WHERE names.content = ?1 ORDER BY templates.id",
         )
         .unwrap();
-    let rows = query.query_map([subject], |row| Ok((row.get::<_, i64>(0)? as u64, row.get(1)?))).unwrap();
+    let mut name = subject.as_bytes().to_vec();
+    name.resize(64, 0);
+    let rows = query.query_map([name], |row| Ok((row.get::<_, i64>(0)? as u64, row.get(1)?))).unwrap();
     rows.map(Result::unwrap).collect()
 }
 

@@ -28,8 +28,9 @@ use crate::config::{Config, ConfigError, EngineKind, LogConfig};
 use crate::data::{DataFolder, FolderError};
 use crate::registry::Registry as _;
 use crate::registry::sqlite::SqliteRegistry;
-use crate::server::{self, Opened, ServerError};
+use crate::server::{self, Opened, ServerError, key_source};
 use crate::supervisor::Supervisor;
+use crate::vault::{MasterKey, Vault};
 use crate::wire::{BulkEnrollProgress, BulkEnrollRequest};
 
 /// The data folder to enrol in, instead of a server.
@@ -92,7 +93,7 @@ impl Folder {
         serve::log(&LogConfig { level: "warn".to_owned(), ..config.log.clone() });
         let (array, dim) = (embeddings.path().to_owned(), embeddings.dim());
         blocking(move || {
-            let held = dimension(&config.data)?;
+            let held = dimension(&config)?;
             if let Some(expected) = held.or(config.dim)
                 && expected != dim
             {
@@ -130,14 +131,16 @@ impl Folder {
     }
 }
 
-/// The dimension of the gallery in the folder at `path`; none where there is no gallery.
-fn dimension(path: &Path) -> Result<Option<usize>, CliError> {
-    let folder = match DataFolder::take_existing(path) {
+/// The dimension of the gallery in a data folder; none where there is no gallery.
+fn dimension(config: &Config) -> Result<Option<usize>, CliError> {
+    let folder = match DataFolder::take_existing(&config.data) {
         Ok(folder) => folder,
         Err(FolderError::Empty { .. }) => return Ok(None),
         Err(error) => return Err(refusal(error.into())),
     };
-    let identity = SqliteRegistry::open(&folder.registry()).and_then(|registry| registry.identity());
+    let key = MasterKey::load(&key_source(config.key_file.as_deref())).map_err(|error| refusal(error.into()))?;
+    let keys = Vault::new(key).registry_keys();
+    let identity = SqliteRegistry::open(&folder.registry(), keys).and_then(|registry| registry.identity());
     Ok(identity.map_err(|error| refusal(error.into()))?.map(|identity| identity.dim))
 }
 

@@ -8,25 +8,24 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension as _, Transaction, TransactionBehavior, ffi};
-use sha2::{Digest as _, Sha256};
 use thenar_index::{Lsn, SubjectNumber, TemplateId};
 
 use super::read::{self, ADDED, Counters, FORGOTTEN, REMOVED};
 use super::{damaged, failed, from_millis, stored, to_millis};
-use crate::palm::{RequestId, SubjectId, TEMPLATES_PER_SUBJECT_MAX};
+use crate::palm::{SubjectId, TEMPLATES_PER_SUBJECT_MAX};
 use crate::registry::{
     Action, Change, Committed, Event, GalleryIdentity, LogRecord, Outcome, RegistryError, SealedTemplate,
     StoredTemplate, SubjectRecord, TemplateRecord,
 };
+use crate::vault::{Filed, RegistryKeys};
 
-/// Digits at the end of a request id that are taken for a number; 18 always fit 64 bits.
-const REQUEST_DIGITS_MAX: usize = 18;
 /// Requests pruned in one transaction.
 const PRUNE_STEP: i64 = 4096;
 
 /// The writing connection and what it knows of the committed state.
 pub(super) struct Writer {
     conn: Connection,
+    keys: RegistryKeys,
     counters: Counters,
     last_slot: i64,
     free_slots: i64,
@@ -36,7 +35,7 @@ pub(super) struct Writer {
 
 impl Writer {
     /// Reads the counters, and checks that no row is beyond them: numbers would be given out twice.
-    pub(super) fn new(conn: Connection, path: &Path) -> Result<Self, RegistryError> {
+    pub(super) fn new(conn: Connection, path: &Path, keys: RegistryKeys) -> Result<Self, RegistryError> {
         let counters = read::counters(&conn, path)?;
         let number = |sql| {
             conn.query_row(sql, [], |row| row.get::<_, Option<i64>>(0))
@@ -54,7 +53,7 @@ impl Writer {
         }
         let last_slot = number("SELECT max(slot) FROM slots")?;
         let free_slots = number("SELECT count(*) FROM free_slots")?;
-        Ok(Self { conn, counters, last_slot, free_slots, stopped: false })
+        Ok(Self { conn, keys, counters, last_slot, free_slots, stopped: false })
     }
 
     pub(super) fn connection(&self) -> &Connection {
@@ -101,6 +100,7 @@ impl Writer {
             let mut batch = Batch {
                 path,
                 conn: &tx,
+                keys: &self.keys,
                 statements: Statements::new(&tx).map_err(sql("preparing a commit"))?,
                 now: to_millis(SystemTime::now()),
                 counters: self.counters,
@@ -178,6 +178,7 @@ fn sql(doing: &'static str) -> impl Fn(rusqlite::Error) -> Failure {
 struct Batch<'c> {
     path: &'c Path,
     conn: &'c Connection,
+    keys: &'c RegistryKeys,
     statements: Statements<'c>,
     now: i64,
     counters: Counters,
@@ -188,7 +189,7 @@ struct Batch<'c> {
 
 impl Batch<'_> {
     fn apply(&mut self, change: &Change) -> Result<Outcome, Failure> {
-        let key = request_key(&change.request_id);
+        let key = self.keys.request(change.request_id.as_str());
         if let Some(outcome) = self.answered_before(&key, change)? {
             return Ok(outcome);
         }
@@ -213,7 +214,7 @@ impl Batch<'_> {
     }
 
     /// The answer to a request that was done before.
-    fn answered_before(&mut self, key: &[u8], change: &Change) -> Result<Option<Outcome>, Failure> {
+    fn answered_before(&mut self, key: &Filed, change: &Change) -> Result<Option<Outcome>, Failure> {
         let at = sql("looking for an earlier request");
         let mut rows = self.statements.find_request.query([key]).map_err(&at)?;
         let Some(row) = rows.next().map_err(&at)? else { return Ok(None) };
@@ -231,7 +232,7 @@ impl Batch<'_> {
         };
         let number = SubjectNumber(number.unsigned_abs());
         // The name may belong to somebody else by now: a subject of another number.
-        let templates = match read::subject(self.conn, self.path, name)? {
+        let templates = match self.subject(name)? {
             Some(mut now) if now.number == number => {
                 now.templates.retain(|t| t.id.0 <= last_template.unsigned_abs());
                 now.templates
@@ -243,8 +244,8 @@ impl Batch<'_> {
     }
 
     fn enrol(&mut self, id: &SubjectId, templates: &[SealedTemplate]) -> Result<Outcome, Failure> {
-        let taken = self.statements.find_subject.exists([id.as_str()]).map_err(sql("looking for a subject"))?;
-        if taken {
+        let key = self.keys.subject(id.as_str());
+        if self.statements.find_subject.exists([key]).map_err(sql("looking for a subject"))? {
             return Ok(Outcome::SubjectExists);
         }
         if !(1..=TEMPLATES_PER_SUBJECT_MAX).contains(&templates.len()) {
@@ -253,7 +254,8 @@ impl Batch<'_> {
         self.counters.last_subject += 1;
         self.counters.subjects += 1;
         let number = self.counters.last_subject;
-        let row = (number, id.as_str(), self.now);
+        let slot = self.put(&read::padded(id))?;
+        let row = (number, key, slot, self.now);
         self.statements.add_subject.execute(row).map_err(sql("storing a subject"))?;
         let mut subject = SubjectRecord {
             number: SubjectNumber(number.unsigned_abs()),
@@ -268,7 +270,7 @@ impl Batch<'_> {
     }
 
     fn update(&mut self, id: &SubjectId, add: &[SealedTemplate], remove: &[TemplateId]) -> Result<Outcome, Failure> {
-        let Some(mut subject) = read::subject(self.conn, self.path, id)? else { return Ok(Outcome::NoSuchSubject) };
+        let Some(mut subject) = self.subject(id)? else { return Ok(Outcome::NoSuchSubject) };
         let mut kept = subject.templates.clone();
         for gone in remove {
             match kept.iter().position(|t| t.id == *gone) {
@@ -292,11 +294,15 @@ impl Batch<'_> {
     }
 
     fn forget(&mut self, id: &SubjectId) -> Result<Outcome, Failure> {
-        let Some(subject) = read::subject(self.conn, self.path, id)? else { return Ok(Outcome::NoSuchSubject) };
+        let Some(subject) = self.subject(id)? else { return Ok(Outcome::NoSuchSubject) };
         for template in &subject.templates {
             self.delete_template(template.id)?;
         }
         let number = stored(subject.number.0);
+        let slot =
+            self.statements.find_name.query_row([number], |row| row.get(0)).map_err(sql("deleting a subject"))?;
+        self.clear(slot)
+            .map_err(|e| e.unwrap_or_else(|| damaged(self.path, "subject without a name", number).into()))?;
         self.statements.delete_subject.execute([number]).map_err(sql("deleting a subject"))?;
         self.counters.subjects -= 1;
         self.append(subject.number, Event::Forgotten { subject: subject.number })?;
@@ -307,30 +313,48 @@ impl Batch<'_> {
         Outcome::Done { lsn: self.counters.last_lsn(), subject, replayed: false }
     }
 
-    /// Stores a template, in a free slot of its length if there is one.
-    fn add(&mut self, subject: &mut SubjectRecord, template: &SealedTemplate) -> Result<(), Failure> {
-        let at = sql("storing a template");
-        let bytes = stored(template.sealed.len() as u64);
+    fn subject(&self, id: &SubjectId) -> Result<Option<SubjectRecord>, RegistryError> {
+        read::subject(self.conn, self.path, &self.keys.subject(id.as_str()), id)
+    }
+
+    /// Stores bytes in a slot: a free one of their length if there is one.
+    fn put(&mut self, content: &[u8]) -> Result<i64, Failure> {
+        let at = sql("filling a slot");
+        let bytes = stored(content.len() as u64);
         let free = if self.free_slots == 0 {
             None
         } else {
             self.statements.find_free.query_row([bytes], |row| row.get::<_, i64>(0)).optional().map_err(&at)?
         };
-        let slot = if let Some(slot) = free {
+        if let Some(slot) = free {
             self.free_slots -= 1;
             self.statements.delete_free.execute([bytes, slot]).map_err(&at)?;
-            self.statements.fill_slot.execute((slot, &*template.sealed)).map_err(&at)?;
-            slot
-        } else {
-            self.last_slot += 1;
-            self.statements.add_slot.execute((self.last_slot, &*template.sealed)).map_err(&at)?;
-            self.last_slot
-        };
+            self.statements.fill_slot.execute((slot, content)).map_err(&at)?;
+            return Ok(slot);
+        }
+        self.last_slot += 1;
+        self.statements.add_slot.execute((self.last_slot, content)).map_err(&at)?;
+        Ok(self.last_slot)
+    }
+
+    /// Zeroes a slot and frees it. The inner error is `None` if there is no such slot.
+    fn clear(&mut self, slot: i64) -> Result<(), Option<Failure>> {
+        let at = |e| Some(sql("clearing a slot")(e));
+        let bytes = self.statements.find_bytes.query_row([slot], |row| row.get::<_, i64>(0)).optional();
+        let bytes = bytes.map_err(at)?.ok_or(None)?;
+        self.statements.zero_slot.execute([slot]).map_err(at)?;
+        self.statements.add_free.execute([bytes, slot]).map_err(at)?;
+        self.free_slots += 1;
+        Ok(())
+    }
+
+    fn add(&mut self, subject: &mut SubjectRecord, template: &SealedTemplate) -> Result<(), Failure> {
+        let slot = self.put(&template.sealed)?;
         self.counters.last_template += 1;
         self.counters.templates += 1;
         let id = self.counters.last_template;
         let row = (id, stored(subject.number.0), template.hand as u8, self.now, slot);
-        self.statements.add_template.execute(row).map_err(&at)?;
+        self.statements.add_template.execute(row).map_err(sql("storing a template"))?;
         let id = TemplateId(id.unsigned_abs());
         let enrolled_at = from_millis(self.now).ok_or_else(|| damaged(self.path, "system clock", self.now))?;
         subject.templates.push(TemplateRecord { id, hand: template.hand, enrolled_at });
@@ -344,21 +368,13 @@ impl Batch<'_> {
         self.append(subject.number, Event::Added { id, template: Some(copy) })
     }
 
-    /// Zeroes a template's slot, frees it, and deletes the template.
     fn delete_template(&mut self, id: TemplateId) -> Result<(), Failure> {
         let at = sql("deleting a template");
         let id = stored(id.0);
-        let (slot, bytes): (i64, i64) = self
-            .statements
-            .find_slot
-            .query_row([id], |row| Ok((row.get(0)?, row.get(1)?)))
-            .optional()
-            .map_err(&at)?
-            .ok_or_else(|| damaged(self.path, "template without its bytes", id))?;
-        self.statements.zero_slot.execute([slot]).map_err(&at)?;
-        self.statements.add_free.execute([bytes, slot]).map_err(&at)?;
+        let slot = self.statements.find_slot.query_row([id], |row| row.get(0)).map_err(&at)?;
+        self.clear(slot)
+            .map_err(|e| e.unwrap_or_else(|| damaged(self.path, "template without its bytes", id).into()))?;
         self.statements.delete_template.execute([id]).map_err(&at)?;
-        self.free_slots += 1;
         self.counters.templates -= 1;
         Ok(())
     }
@@ -387,6 +403,8 @@ struct Statements<'c> {
     add_template: CachedStatement<'c>,
     delete_template: CachedStatement<'c>,
     find_slot: CachedStatement<'c>,
+    find_name: CachedStatement<'c>,
+    find_bytes: CachedStatement<'c>,
     add_slot: CachedStatement<'c>,
     fill_slot: CachedStatement<'c>,
     zero_slot: CachedStatement<'c>,
@@ -404,17 +422,17 @@ impl<'c> Statements<'c> {
                 "SELECT digest, lsn, subject, enrolled_at, last_template FROM requests WHERE key = ?1",
             )?,
             add_request: prepare("INSERT INTO requests VALUES (NULL, ?1, ?2, ?3, ?4, ?5, ?6, ?7)")?,
-            find_subject: prepare("SELECT 1 FROM subjects WHERE id = ?1")?,
-            add_subject: prepare("INSERT INTO subjects VALUES (?1, ?2, ?3)")?,
+            find_subject: prepare("SELECT 1 FROM subjects WHERE key = ?1")?,
+            add_subject: prepare("INSERT INTO subjects VALUES (?1, ?2, ?3, ?4)")?,
             delete_subject: prepare("DELETE FROM subjects WHERE number = ?1")?,
             add_template: prepare("INSERT INTO templates VALUES (?1, ?2, ?3, ?4, ?5)")?,
             delete_template: prepare("DELETE FROM templates WHERE id = ?1")?,
-            find_slot: prepare(
-                "SELECT b.slot, length(b.sealed) FROM templates t JOIN slots b ON b.slot = t.slot WHERE t.id = ?1",
-            )?,
+            find_slot: prepare("SELECT slot FROM templates WHERE id = ?1")?,
+            find_name: prepare("SELECT slot FROM subjects WHERE number = ?1")?,
+            find_bytes: prepare("SELECT length(content) FROM slots WHERE slot = ?1")?,
             add_slot: prepare("INSERT INTO slots VALUES (?1, ?2)")?,
-            fill_slot: prepare("UPDATE slots SET sealed = ?2 WHERE slot = ?1")?,
-            zero_slot: prepare("UPDATE slots SET sealed = zeroblob(length(sealed)) WHERE slot = ?1")?,
+            fill_slot: prepare("UPDATE slots SET content = ?2 WHERE slot = ?1")?,
+            zero_slot: prepare("UPDATE slots SET content = zeroblob(length(content)) WHERE slot = ?1")?,
             find_free: prepare("SELECT slot FROM free_slots WHERE bytes = ?1 ORDER BY slot LIMIT 1")?,
             add_free: prepare("INSERT INTO free_slots VALUES (?1, ?2)")?,
             delete_free: prepare("DELETE FROM free_slots WHERE bytes = ?1 AND slot = ?2")?,
@@ -423,56 +441,7 @@ impl<'c> Statements<'c> {
     }
 }
 
-/// What a request is filed under. A digest, so that a client's words, which may name somebody, are
-/// not kept; but a number at the end of the id stays a number, so that requests counted up, as an
-/// import's are, are neighbours in the index. Digests throughout would scatter them: at 1.5 million
-/// requests that made commits of 2,000 enrolments slower by a factor of 3 and more.
-///
-/// Different ids have different keys: the digest covers what is before the number and its length.
-fn request_key(id: &RequestId) -> [u8; 24] {
-    let text = id.as_str();
-    let digits = text.bytes().rev().take(REQUEST_DIGITS_MAX).take_while(u8::is_ascii_digit).count();
-    let (words, number) = text.split_at(text.len() - digits);
-    let length = u8::try_from(digits).expect("there are few digits");
-    let digest = Sha256::new().chain_update([length]).chain_update(words).finalize();
-    let mut key = [0; 24];
-    key[..16].copy_from_slice(&digest[..16]);
-    key[16..].copy_from_slice(&number.parse::<u64>().unwrap_or_default().to_be_bytes());
-    key
-}
-
 fn in_words(identity: &GalleryIdentity) -> String {
     let key: String = identity.key_id.iter().map(|b| format!("{b:02x}")).collect();
     format!("dimension {} and key {key}", identity.dim)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn request_keys_keep_count_and_tell_ids_apart() {
-        let key = |text: &str| request_key(&RequestId::new(text).unwrap());
-        let counted: Vec<_> = (95..=105).map(|n| key(&format!("import-{n:06}"))).collect();
-        assert!(counted.is_sorted() && counted.iter().all(|k| k[..16] == counted[0][..16]));
-        let all = [
-            "a",
-            "b",
-            "a1",
-            "a01",
-            "a001",
-            "a10",
-            "1",
-            "01",
-            "a1a",
-            "a1b",
-            "1a1",
-            "999999999999999999",
-            "9999999999999999999",
-            "19999999999999999999",
-            "09999999999999999999",
-        ];
-        let distinct: std::collections::HashSet<_> = all.iter().map(|text| key(text)).collect();
-        assert_eq!(distinct.len(), all.len());
-    }
 }

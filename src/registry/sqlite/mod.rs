@@ -4,16 +4,18 @@
 //! database is in WAL mode with `synchronous=FULL`: a commit returns after its log is synced.
 //! SQLite is the durability argument here, so nothing but `scrub` touches the files directly.
 //!
-//! Sealed bytes never move. They lie in `slots`, rows of their own that are appended, overwritten
-//! in place with bytes of the same length, and never deleted: a forgotten template's slot is
-//! zeroed and kept for the next template of that length. SQLite's `secure_delete` alone would not
-//! do: it zeroes a deleted cell, but when SQLite balances b-tree pages it can leave stale copies of
-//! *live* cells in the unused middle of a page, and no later deletion finds those. Cells that
-//! never move have no copies. The same cannot be said of a subject's name, which sits in an index.
+//! Sealed bytes and subjects' names never move. They lie in `slots`, rows of their own that are
+//! appended, overwritten in place with bytes of the same length, and never deleted: what is forgotten
+//! has its slot zeroed and kept for the next template or name of that length. SQLite's `secure_delete`
+//! alone would not do: it zeroes a deleted cell, but when SQLite balances b-tree pages it can leave
+//! stale copies of *live* cells in the unused middle of a page, and no later deletion finds those.
+//! Cells that never move have no copies. What does move, and is in indexes, are numbers and keyed
+//! hashes: a subject and a request are looked up by those ([`RegistryKeys`]), and a request's id is
+//! not kept at all.
 //!
 //! Invariants: counters are stored with each commit, so deleted numbers are not given out again;
-//! `log` has no gaps; every subject has a template; a row of `templates` owns its slot, every
-//! other slot is in `free_slots` and holds zeros.
+//! `log` has no gaps; every subject has a template; a row of `templates` or `subjects` owns its slot,
+//! every other slot is in `free_slots` and holds zeros.
 
 mod commit;
 mod read;
@@ -37,6 +39,7 @@ use super::{
     SubjectRecord,
 };
 use crate::palm::SubjectId;
+use crate::vault::RegistryKeys;
 
 /// Free space under which a failed write is taken for a full disk, in bytes. SQLite reports some
 /// writes that found no space as plain I/O errors.
@@ -45,6 +48,7 @@ const DISK_FULL_BYTES: u64 = 1 << 20;
 /// A registry in one SQLite file. See the module for how.
 pub struct SqliteRegistry {
     path: PathBuf,
+    keys: RegistryKeys,
     writer: Mutex<Writer>,
     readers: Readers,
 }
@@ -53,14 +57,15 @@ impl SqliteRegistry {
     /// Opens the registry at `path`, and makes it where there is none (mode 0600, as SQLite's
     /// `-wal` and `-shm` files beside it). An older schema is brought up to date.
     ///
-    /// One process at a time may have it open for writing; the caller sees to that.
+    /// Subjects and requests are filed under `keys`: with others than those it was made with, nobody
+    /// is found. One process at a time may have it open for writing; the caller sees to that.
     ///
     /// # Errors
     /// [`RegistryError::Unusable`] where the file is something else,
     /// [`RegistryError::SchemaTooNew`] where a newer program wrote it,
     /// [`RegistryError::Damaged`] where its counters contradict its rows, and the errors of the
     /// system or the database.
-    pub fn open(path: &Path) -> Result<Self, RegistryError> {
+    pub fn open(path: &Path, keys: RegistryKeys) -> Result<Self, RegistryError> {
         let path = std::path::absolute(path).map_err(|source| RegistryError::File {
             path: path.to_owned(),
             doing: "resolving the path",
@@ -68,9 +73,9 @@ impl SqliteRegistry {
         })?;
         schema::create_file(&path)?;
         let conn = schema::open_writer(&path)?;
-        let writer = Writer::new(conn, &path)?;
+        let writer = Writer::new(conn, &path, keys.clone())?;
         let readers = Readers::open(&path)?;
-        Ok(Self { path, writer: Mutex::new(writer), readers })
+        Ok(Self { path, keys, writer: Mutex::new(writer), readers })
     }
 }
 
@@ -105,11 +110,12 @@ impl Registry for SqliteRegistry {
     }
 
     fn subject(&self, id: &SubjectId) -> Result<Option<SubjectRecord>, RegistryError> {
-        read::subject(&self.readers.get(), &self.path, id)
+        read::subject(&self.readers.get(), &self.path, &self.keys.subject(id.as_str()), id)
     }
 
     fn subject_numbers(&self, ids: &[SubjectId]) -> Result<Vec<SubjectNumber>, RegistryError> {
-        read::subject_numbers(&self.readers.get(), &self.path, ids)
+        let keys = ids.iter().map(|id| self.keys.subject(id.as_str()));
+        read::subject_numbers(&self.readers.get(), &self.path, keys)
     }
 
     fn counts(&self) -> Result<RegistryCounts, RegistryError> {
@@ -121,7 +127,7 @@ impl Registry for SqliteRegistry {
     ///
     /// The limit of what a program can promise: a file system that writes elsewhere (copy on
     /// write, snapshots, wear levelling in a flash drive) keeps the old blocks until it reuses
-    /// them. And a subject's *name* may leave traces in unused parts of index pages.
+    /// them.
     fn scrub(&self) -> Result<(), RegistryError> {
         let writer = self.writer.lock();
         let _no_readers = self.readers.hold_back();

@@ -6,10 +6,11 @@ use rusqlite::{Connection, OptionalExtension as _, Row};
 use thenar_index::{Lsn, SubjectNumber, TemplateId};
 
 use super::{damaged, failed, from_millis, stored};
-use crate::palm::{Hand, SubjectId};
+use crate::palm::{Hand, SUBJECT_ID_BYTES_MAX, SubjectId};
 use crate::registry::{
     Event, GalleryIdentity, LogRecord, RegistryCounts, RegistryError, StoredTemplate, SubjectRecord, TemplateRecord,
 };
+use crate::vault::Filed;
 
 /// Kind of a log record in which a template came.
 pub(super) const ADDED: i64 = 1;
@@ -77,14 +78,19 @@ pub(super) fn identity(conn: &Connection, path: &Path) -> Result<Option<GalleryI
     }
 }
 
-/// The subject of that name with its templates, by ascending id.
-pub(super) fn subject(conn: &Connection, path: &Path, id: &SubjectId) -> Result<Option<SubjectRecord>, RegistryError> {
+/// The subject of that name, filed under `key`, with its templates by ascending id.
+pub(super) fn subject(
+    conn: &Connection,
+    path: &Path,
+    key: &Filed,
+    id: &SubjectId,
+) -> Result<Option<SubjectRecord>, RegistryError> {
     let at = |e| failed(path, "reading a subject", e);
     let sql = "SELECT s.number, s.enrolled_at, t.id, t.hand, t.enrolled_at
                FROM subjects s LEFT JOIN templates t ON t.subject = s.number
-               WHERE s.id = ?1 ORDER BY t.id";
+               WHERE s.key = ?1 ORDER BY t.id";
     let mut statement = conn.prepare_cached(sql).map_err(at)?;
-    let mut rows = statement.query([id.as_str()]).map_err(at)?;
+    let mut rows = statement.query([key]).map_err(at)?;
     let mut found: Option<SubjectRecord> = None;
     while let Some(row) = rows.next().map_err(at)? {
         let number: i64 = row.get(0).map_err(at)?;
@@ -111,18 +117,19 @@ pub(super) fn subject(conn: &Connection, path: &Path, id: &SubjectId) -> Result<
     Ok(found)
 }
 
-/// The numbers of those of these subjects that are enrolled. The names go in as one JSON array, so that
+/// The numbers of those of these subjects that are enrolled. The keys go in as one JSON array, so that
 /// it is one SELECT however many they are; CROSS JOIN has SQLite look each of them up in the index.
 pub(super) fn subject_numbers(
     conn: &Connection,
     path: &Path,
-    ids: &[SubjectId],
+    keys: impl Iterator<Item = Filed>,
 ) -> Result<Vec<SubjectNumber>, RegistryError> {
     let at = |e| failed(path, "reading the numbers of subjects", e);
-    let sql = "SELECT s.number FROM json_each(?1) AS wanted CROSS JOIN subjects s WHERE s.id = wanted.value";
-    let names = serde_json::json!(ids.iter().map(SubjectId::as_str).collect::<Vec<_>>()).to_string();
+    let sql = "SELECT s.number FROM json_each(?1) AS wanted CROSS JOIN subjects s WHERE s.key = unhex(wanted.value)";
+    let in_hex = |key: Filed| key.iter().map(|b| format!("{b:02x}")).collect::<String>();
+    let keys = serde_json::json!(keys.map(in_hex).collect::<Vec<_>>()).to_string();
     let mut statement = conn.prepare_cached(sql).map_err(at)?;
-    let mut rows = statement.query([names]).map_err(at)?;
+    let mut rows = statement.query([keys]).map_err(at)?;
     let mut numbers = Vec::new();
     while let Some(row) = rows.next().map_err(at)? {
         let number: i64 = row.get(0).map_err(at)?;
@@ -139,10 +146,11 @@ pub(super) fn log_after(
     limit: usize,
 ) -> Result<Vec<LogRecord>, RegistryError> {
     let at = |e| failed(path, "reading its change log", e);
-    let sql = "SELECT t.id, t.subject, s.id, t.hand, b.sealed, l.lsn, l.kind, l.subject, l.template
+    let sql = "SELECT t.id, t.subject, n.content, t.hand, b.content, l.lsn, l.kind, l.subject, l.template
                FROM log l
                LEFT JOIN templates t ON l.kind = 1 AND t.id = l.template
                LEFT JOIN subjects s ON s.number = t.subject
+               LEFT JOIN slots n ON n.slot = s.slot
                LEFT JOIN slots b ON b.slot = t.slot
                WHERE l.lsn > ?1 ORDER BY l.lsn LIMIT ?2";
     let mut statement = conn.prepare_cached(sql).map_err(at)?;
@@ -180,9 +188,10 @@ pub(super) fn templates_between(
     limit: usize,
 ) -> Result<Vec<StoredTemplate>, RegistryError> {
     let at = |e| failed(path, "reading templates", e);
-    let sql = "SELECT t.id, t.subject, s.id, t.hand, b.sealed
+    let sql = "SELECT t.id, t.subject, n.content, t.hand, b.content
                FROM templates t
                LEFT JOIN subjects s ON s.number = t.subject
+               LEFT JOIN slots n ON n.slot = s.slot
                LEFT JOIN slots b ON b.slot = t.slot
                WHERE t.id BETWEEN ?1 AND ?2 ORDER BY t.id LIMIT ?3";
     let mut statement = conn.prepare_cached(sql).map_err(at)?;
@@ -200,7 +209,7 @@ fn stored_template(path: &Path, row: &Row<'_>) -> Result<StoredTemplate, Registr
     let at = |e| failed(path, "reading a template", e);
     let id: i64 = row.get(0).map_err(at)?;
     let subject: i64 = row.get(1).map_err(at)?;
-    let name: Option<String> = row.get(2).map_err(at)?;
+    let name = row.get_ref(2).map_err(at)?.as_blob_or_null().ok().flatten().and_then(name);
     // Borrowed and copied once: rows are about a kilobyte.
     let Some(sealed) = row.get_ref(4).map_err(at)?.as_blob_or_null().ok().flatten() else {
         return Err(damaged(path, "template without its bytes", id));
@@ -208,12 +217,24 @@ fn stored_template(path: &Path, row: &Row<'_>) -> Result<StoredTemplate, Registr
     Ok(StoredTemplate {
         id: TemplateId(unsigned(path, "template id", id, id)?),
         subject: SubjectNumber(unsigned(path, "subject of a template", id, subject)?),
-        subject_id: name
-            .and_then(|name| SubjectId::new(&name).ok())
-            .ok_or_else(|| damaged(path, "subject of a template", id))?,
+        subject_id: name.ok_or_else(|| damaged(path, "subject of a template", id))?,
         hand: hand(path, id, row.get(3).map_err(at)?)?,
         sealed: sealed.into(),
     })
+}
+
+/// A name as its slot has it: zeros after it, so that names of all lengths use each other's slots.
+pub(super) fn padded(name: &SubjectId) -> [u8; SUBJECT_ID_BYTES_MAX] {
+    let bytes = name.as_str().as_bytes();
+    std::array::from_fn(|i| bytes.get(i).copied().unwrap_or_default())
+}
+
+/// The name that is [`padded`], if it is one.
+fn name(padded: &[u8]) -> Option<SubjectId> {
+    let end = padded.iter().position(|b| *b == 0).unwrap_or(padded.len());
+    let (name, rest) = padded.split_at(end);
+    let whole = padded.len() == SUBJECT_ID_BYTES_MAX && rest.iter().all(|b| *b == 0);
+    SubjectId::new(std::str::from_utf8(name).ok().filter(|_| whole)?).ok()
 }
 
 fn hand(path: &Path, template: i64, code: i64) -> Result<Hand, RegistryError> {

@@ -48,7 +48,8 @@ const MIGRATIONS: [&str; 1] = ["
     INSERT INTO counters VALUES (1, 0, 0, 0, 0, 0);
     CREATE TABLE subjects(
         number INTEGER PRIMARY KEY,
-        id TEXT NOT NULL UNIQUE,
+        key BLOB NOT NULL UNIQUE, -- keyed hash of the name
+        slot INTEGER NOT NULL, -- of the name, with zeros after it
         enrolled_at INTEGER NOT NULL -- milliseconds since 1970, as all times here
     ) STRICT;
     CREATE TABLE templates(
@@ -62,7 +63,7 @@ const MIGRATIONS: [&str; 1] = ["
     -- Rows are overwritten with bytes of equal length, never deleted: see the module.
     CREATE TABLE slots(
         slot INTEGER PRIMARY KEY,
-        sealed BLOB NOT NULL
+        content BLOB NOT NULL -- a sealed template, or the name of a subject
     ) STRICT;
     CREATE TABLE free_slots(
         bytes INTEGER NOT NULL,
@@ -75,7 +76,7 @@ const MIGRATIONS: [&str; 1] = ["
         subject INTEGER NOT NULL,
         template INTEGER -- NULL for forgotten
     ) STRICT;
-    -- By time, so that pruning cuts a range; `key` is made from the request id.
+    -- By time, so that pruning cuts a range; `key` is a keyed hash of the request id.
     CREATE TABLE requests(
         seq INTEGER PRIMARY KEY,
         key BLOB NOT NULL UNIQUE,

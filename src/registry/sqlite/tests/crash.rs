@@ -42,7 +42,7 @@ fn batch(number: u64) -> Vec<Change> {
 
 fn commit_for_ever(child: &str) -> ! {
     let (path, first) = child.rsplit_once(' ').unwrap();
-    let registry = SqliteRegistry::open(Path::new(path)).unwrap();
+    let registry = open(Path::new(path)).unwrap();
     for number in first.parse().unwrap().. {
         registry.commit(&batch(number)).unwrap();
         // Not println: the harness would keep it.
@@ -92,7 +92,7 @@ fn acknowledged_changes_survive_kill_9() {
         child.wait().unwrap();
         lines.for_each(&mut note);
 
-        let registry = SqliteRegistry::open(&path).unwrap();
+        let registry = open(&path).unwrap();
         let lsn = registry.last_lsn().unwrap().0;
         let promised = acknowledged.map_or(batches, |number| number + 1);
         // One commit may have been done and not yet acknowledged.

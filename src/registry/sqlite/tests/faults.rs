@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 use super::*;
 
 fn open_error(path: &Path) -> RegistryError {
-    match SqliteRegistry::open(path) {
+    match open(path) {
         Ok(_) => panic!("{} opened", path.display()),
         Err(e) => e,
     }
@@ -70,7 +70,7 @@ fn a_full_file_system_is_a_full_disk_that_can_be_emptied() {
     let filler = folder.path().join("filler");
     std::fs::write(&filler, vec![0_u8; 20 << 20]).unwrap();
     let path = folder.path().join("registry.db");
-    let registry = SqliteRegistry::open(&path).unwrap();
+    let registry = open(&path).unwrap();
     fill_up(&registry, || std::fs::remove_file(&filler).unwrap());
     drop(registry);
     check_tables(&path);
@@ -127,7 +127,7 @@ fn an_empty_file_becomes_a_registry_and_keeps_its_mode() {
     let path = folder.path().join("file:registry.db?mode=memory");
     std::fs::write(&path, b"").unwrap();
     let mode = std::fs::metadata(&path).unwrap().mode();
-    drop(SqliteRegistry::open(&path).unwrap());
+    drop(open(&path).unwrap());
     let metadata = std::fs::metadata(&path).unwrap();
     assert_eq!(metadata.mode(), mode);
     assert!(metadata.len() > 0, "the name is a name, not a URI");
@@ -172,7 +172,10 @@ fn rows_no_program_of_ours_writes_are_damage_and_name_their_key() {
         ("UPDATE log SET kind = 9 WHERE lsn = 1", "holds a damaged log record at 1"),
         ("UPDATE log SET template = NULL WHERE lsn = 1", "holds a damaged log record at 1"),
         ("UPDATE log SET subject = -4 WHERE lsn = 2", "holds a damaged log record at 2"),
-        ("UPDATE subjects SET id = 'a b'", "holds a damaged subject of a template at 1"),
+        (
+            "UPDATE slots SET content = zeroblob(64) WHERE slot = (SELECT slot FROM subjects)",
+            "holds a damaged subject of a template at 1",
+        ),
         ("UPDATE templates SET slot = 99 WHERE id = 2", "holds a damaged template without its bytes at 2"),
         ("DELETE FROM templates", "holds a damaged subject without templates at 1"),
         ("UPDATE subjects SET enrolled_at = -1", "holds a damaged enrolment time of a subject at 1"),
@@ -197,7 +200,7 @@ fn a_registry_cut_short_is_an_error_and_no_panic() {
     // Whole pages, and more than a page: the last bytes of a page need not matter to anybody.
     for length in [1, 50, 100, 512, 8192, whole.len() / 2, whole.len() - 8192] {
         std::fs::write(home.path(), &whole[..length]).unwrap();
-        let read = SqliteRegistry::open(&home.path()).and_then(|r| r.log_after(Lsn(0), 1000));
+        let read = open(&home.path()).and_then(|r| r.log_after(Lsn(0), 1000));
         assert!(read.is_err(), "{length} of {} bytes", whole.len());
     }
 }
@@ -220,7 +223,7 @@ fn flipped_bits_give_errors_or_answers_but_no_panic() {
         std::fs::write(home.path(), &damaged).unwrap();
         let _ = std::fs::remove_file(scrub::log_path(&home.path()));
         let attempt = || -> Result<(), RegistryError> {
-            let registry = SqliteRegistry::open(&home.path())?;
+            let registry = open(&home.path())?;
             let results = [
                 registry.log_after(Lsn(0), 1000).map(drop),
                 registry.templates_between(TemplateId(0), TemplateId(u64::MAX), 1000).map(drop),

@@ -16,6 +16,7 @@ use rusqlite::Connection;
 use super::*;
 use crate::palm::{Hand, RequestId};
 use crate::registry::{Action, Outcome, SealedTemplate};
+use crate::vault::{MasterKey, Vault};
 
 /// A registry in a folder of its own, which goes with it.
 struct Home {
@@ -36,7 +37,7 @@ impl Home {
 
     fn reopen(&mut self) {
         self.registry = None;
-        self.registry = Some(SqliteRegistry::open(&self.path()).unwrap());
+        self.registry = Some(open(&self.path()).unwrap());
     }
 
     /// Closes the registry and gives its database to `work`.
@@ -52,6 +53,15 @@ impl std::ops::Deref for Home {
     fn deref(&self) -> &SqliteRegistry {
         self.registry.as_ref().expect("the registry is open")
     }
+}
+
+/// The keys of every registry here.
+fn keys() -> RegistryKeys {
+    Vault::new(MasterKey::from_bytes([7; 32])).registry_keys()
+}
+
+fn open(path: &Path) -> Result<SqliteRegistry, RegistryError> {
+    SqliteRegistry::open(path, keys())
 }
 
 fn name(id: &str) -> SubjectId {
@@ -114,13 +124,11 @@ fn check_tables(path: &Path) {
     assert_eq!(number("SELECT count(*) FROM log"), number("SELECT last_lsn FROM counters"), "no gaps");
     assert_eq!(number("SELECT coalesce(max(lsn), 0) FROM log"), number("SELECT last_lsn FROM counters"));
     assert_eq!(number("SELECT count(*) FROM subjects WHERE number NOT IN (SELECT subject FROM templates)"), 0);
-    // Every slot is a template's or free, and the free ones hold zeros.
-    assert_eq!(number("SELECT count(DISTINCT slot) FROM templates"), number("SELECT count(*) FROM templates"));
-    assert_eq!(
-        number("SELECT count(*) FROM slots"),
-        number("SELECT count(*) FROM templates JOIN slots USING (slot)") + number("SELECT count(*) FROM free_slots"),
-    );
-    let zeros = "SELECT count(*) FROM free_slots f JOIN slots s USING (slot) WHERE s.sealed = zeroblob(f.bytes)";
+    // Every slot is a template's, a name's or free, each once, and the free ones hold zeros.
+    let owned =
+        "(SELECT slot FROM templates UNION ALL SELECT slot FROM subjects UNION ALL SELECT slot FROM free_slots)";
+    assert_eq!(number(&format!("SELECT count(*) FROM slots WHERE slot NOT IN {owned}")), 0);
+    assert_eq!(number(&format!("SELECT count(*) FROM {owned}")), number("SELECT count(*) FROM slots"));
+    let zeros = "SELECT count(*) FROM free_slots f JOIN slots s USING (slot) WHERE s.content = zeroblob(f.bytes)";
     assert_eq!(number(zeros), number("SELECT count(*) FROM free_slots"));
-    assert_eq!(number("SELECT count(*) FROM free_slots JOIN templates USING (slot)"), 0);
 }

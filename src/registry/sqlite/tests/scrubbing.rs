@@ -87,6 +87,47 @@ fn no_amount_of_churn_leaves_a_copy_behind() {
     }
 }
 
+/// Letters that nobody else has; a copy of any 15 of them holds a whole piece.
+fn letters(rng: &mut ChaCha8Rng, count: usize) -> String {
+    (0..count).map(|_| char::from(rng.random_range(b'a'..=b'z'))).collect()
+}
+
+#[test]
+fn no_file_has_a_forgotten_name_or_any_request_id() {
+    for seed in 0..2 {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let home = Home::new();
+        let (mut living, mut gone, mut requests) = (Vec::<String>::new(), HashSet::new(), HashSet::new());
+        let mut pending = Vec::new();
+        for step in 0..6000 {
+            let number: u64 = rng.random_range(1 << 58..1 << 59);
+            let request = format!("{}{number}", letters(&mut rng, 24));
+            requests.extend(pieces(request.as_bytes()));
+            requests.extend([number, number.swap_bytes()]);
+            if living.is_empty() || rng.random_bool(if step < 3000 { 0.7 } else { 0.35 }) {
+                let length = rng.random_range(16..=64);
+                living.push(letters(&mut rng, length));
+                pending.push(enrol(&request, living.last().unwrap(), &[step]));
+            } else {
+                let name = living.swap_remove(rng.random_range(0..living.len()));
+                gone.extend(pieces(name.as_bytes()));
+                pending.push(forget(&request, &name));
+            }
+            if step % 8 == 7 {
+                home.commit(&std::mem::take(&mut pending)).unwrap();
+            }
+            if step % 2000 == 1999 {
+                home.prune_requests(SystemTime::now()).unwrap();
+                home.scrub().unwrap();
+                assert_eq!(traces(&home, &gone), 0, "seed {seed}, step {step}: names");
+                assert_eq!(traces(&home, &requests), 0, "seed {seed}, step {step}: request ids");
+                let all: HashSet<u64> = living.iter().flat_map(|name| pieces(name.as_bytes())).collect();
+                assert!(most(traces(&home, &all), all.len()), "seed {seed}, step {step}: the living are there");
+            }
+        }
+    }
+}
+
 #[test]
 fn a_commit_that_was_undone_leaves_nothing_after_a_scrub() {
     let home = Home::new();
