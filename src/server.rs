@@ -9,7 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use thenar_index::KeyId;
+use thenar_index::{KeyId, Origin};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -143,10 +143,10 @@ fn open_taken(
     let folder = take(&config.data)?;
     let registry = SqliteRegistry::open(&folder.registry(), vault.registry_keys())?;
     let dim = match (registry.identity()?, config.dim) {
-        (Some(identity), None) => identity.dim,
+        (Some((identity, _)), None) => identity.dim,
         (_, dim) => dim.unwrap_or(DIM_DEFAULT),
     };
-    registry.claim_identity(&GalleryIdentity { dim, key_id: vault.key_id() })?;
+    let gallery_id = registry.claim_identity(&GalleryIdentity { dim, key_id: vault.key_id() })?;
     let registry: Arc<dyn Registry> = Arc::new(registry);
 
     // The rotation takes a moment to make, and so does opening an index: both at once.
@@ -159,7 +159,7 @@ fn open_taken(
     let setup = Setup {
         dir: folder.index(),
         dim,
-        key: KeyId(vault.key_id()),
+        origin: Origin { gallery: gallery_id, key: KeyId(vault.key_id()) },
         registry: Arc::clone(&registry),
         sealer: Arc::clone(&sealer),
     };

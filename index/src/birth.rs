@@ -17,7 +17,7 @@ use crate::folder;
 use crate::gate::{Gate, Writer, gate};
 use crate::lock::Lock;
 use crate::manifest::Manifest;
-use crate::nouns::{Geometry, KeyId, Lsn};
+use crate::nouns::{Contents, Geometry, Lsn, Origin};
 use crate::open::Unrepaired;
 use crate::segment::{destroy, file_name};
 use crate::snapshot::Shared;
@@ -30,22 +30,22 @@ impl Index {
     /// # Errors
     /// [`Error::Exists`] where there is one or what is left of one, [`Error::Locked`],
     /// [`Error::Geometry`], [`Error::Io`].
-    pub fn create(dir: &Path, geometry: Geometry, key: KeyId) -> Result<Self, Error> {
-        Self::create_on(Arc::new(Files), dir, geometry, key)
+    pub fn create(dir: &Path, geometry: Geometry, origin: Origin) -> Result<Self, Error> {
+        Self::create_on(Arc::new(Files), dir, geometry, origin)
     }
 
     /// [`Index::create`] on a storage of the caller's.
     ///
     /// # Errors
     /// As [`Index::create`].
-    pub fn create_on(storage: Arc<dyn Storage>, dir: &Path, geometry: Geometry, key: KeyId) -> Result<Self, Error> {
+    pub fn create_on(storage: Arc<dyn Storage>, dir: &Path, geometry: Geometry, origin: Origin) -> Result<Self, Error> {
         let geometry = geometry.checked()?;
         let lock = Lock::take_or_make(dir)?;
         if folder::has_index(&*storage, dir)? {
             return Err(Error::Exists { dir: dir.to_owned() });
         }
         let manifest =
-            Manifest { geometry, key, lsn: Lsn(0), next_file: 0, segments: Vec::new(), forgotten: Vec::new() };
+            Manifest { geometry, origin, lsn: Lsn(0), next_file: 0, segments: Vec::new(), forgotten: Vec::new() };
         folder::write_manifest(&*storage, dir, &manifest)?;
         let (gate, writer) = gate();
         let chains = Chains::new(geometry.segment_rows);
@@ -58,7 +58,7 @@ impl Index {
             manifest,
             chains,
             slots: Vec::new(),
-            live: 0,
+            contents: Contents::default(),
             dead: 0,
         }))
     }
@@ -68,17 +68,17 @@ impl Index {
     ///
     /// # Errors
     /// [`Error::Locked`], [`Error::ManifestMissing`], [`Error::ManifestCorrupt`],
-    /// [`Error::Version`], [`Error::WrongKey`], [`Error::Io`]. Damaged segments are no error here.
-    pub fn open(dir: &Path, key: KeyId) -> Result<Unrepaired, Error> {
-        Self::open_on(Arc::new(Files), dir, key)
+    /// [`Error::Version`], [`Error::WrongKey`], [`Error::WrongGallery`], [`Error::Io`]. Damaged segments are no error here.
+    pub fn open(dir: &Path, origin: Origin) -> Result<Unrepaired, Error> {
+        Self::open_on(Arc::new(Files), dir, origin)
     }
 
     /// [`Index::open`] on a storage of the caller's.
     ///
     /// # Errors
     /// As [`Index::open`].
-    pub fn open_on(storage: Arc<dyn Storage>, dir: &Path, key: KeyId) -> Result<Unrepaired, Error> {
-        Unrepaired::read(storage, dir, key, Depth::Sums, &mut |_, _| true)
+    pub fn open_on(storage: Arc<dyn Storage>, dir: &Path, origin: Origin) -> Result<Unrepaired, Error> {
+        Unrepaired::read(storage, dir, origin, Depth::Sums, &mut |_, _| true)
     }
 
     /// Whether `dir` holds an index, or what is left of one: a manifest or segment files.
@@ -115,27 +115,28 @@ impl Index {
     pub(crate) fn opened(from: Unrepaired) -> Self {
         let Unrepaired { lock, storage, dir, manifest, gate, mut writer, parts, .. } = from;
         let mut chains = Chains::new(manifest.geometry.segment_rows);
-        let (mut slots, mut live, mut dead) = (Vec::new(), 0, 0);
+        let (mut slots, mut contents, mut dead) = (Vec::new(), Contents::default(), 0);
         for (slot, scan) in Unrepaired::into_slots(parts) {
             chains.add_segment();
             let first_row = slots.len() as u32 * manifest.geometry.segment_rows;
             let records = slot.segment.pages.records(&writer);
             let mut from = 0;
             while let Some(offset) = slot.segment.next_live(from, slot.rows) {
-                chains.link(records[offset as usize].subject, first_row + offset);
+                let record = &records[offset as usize];
+                chains.link(record.subject, first_row + offset);
+                contents.add(&record.meta());
                 from = offset + 1;
             }
             slot.segment.pages.show(slot.rows, &mut writer);
-            live += scan.live_count;
             dead += scan.erased;
             slots.push(slot);
         }
-        Self::assemble(Parts { storage, dir, lock, gate, writer, manifest, chains, slots, live, dead })
+        Self::assemble(Parts { storage, dir, lock, gate, writer, manifest, chains, slots, contents, dead })
     }
 
     fn assemble(parts: Parts) -> Self {
-        let Parts { storage, dir, lock, gate, writer, manifest, chains, slots, live, dead } = parts;
-        let view = Arc::new(view_of(&slots, manifest.lsn, live, dead));
+        let Parts { storage, dir, lock, gate, writer, manifest, chains, slots, contents, dead } = parts;
+        let view = Arc::new(view_of(&slots, manifest.lsn, contents.rows, dead));
         let shared = Shared {
             gate,
             current: Mutex::new(view),
@@ -146,12 +147,12 @@ impl Index {
         Self {
             dir,
             storage,
-            key: manifest.key,
+            origin: manifest.origin,
             shared: Arc::new(shared),
             writer,
             slots,
             forgotten: BTreeSet::new(),
-            live,
+            contents,
             dead,
             next_file: manifest.next_file,
             dir_dirty: false,
@@ -171,6 +172,6 @@ struct Parts {
     manifest: Manifest,
     chains: Chains,
     slots: Vec<Slot>,
-    live: u64,
+    contents: Contents,
     dead: u64,
 }

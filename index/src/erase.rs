@@ -127,7 +127,7 @@ impl Index {
         };
         let manifest = Manifest {
             geometry: self.shared.geometry,
-            key: self.key,
+            origin: self.origin,
             lsn: view.lsn,
             next_file: self.next_file,
             segments: view.segments.iter().map(entry).collect(),

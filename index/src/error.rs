@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::nouns::{KeyId, Row, SubjectNumber, TemplateId};
+use crate::nouns::{GalleryId, KeyId, Row, SubjectNumber, TemplateId};
 
 /// Why the index could not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +67,16 @@ pub enum Error {
         expected: KeyId,
         /// Fingerprint in the manifest.
         found: KeyId,
+    },
+    /// The rows are those of another gallery.
+    #[error("the index in {dir} is of gallery {found}, not of {expected}", dir = .dir.display())]
+    WrongGallery {
+        /// The folder.
+        dir: PathBuf,
+        /// The gallery it was opened for.
+        expected: GalleryId,
+        /// The gallery in the manifest.
+        found: GalleryId,
     },
     /// The shape is not one an index can have.
     #[error(

@@ -10,10 +10,10 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::codes::{BLOCK_ROWS, Codes, Terms, fine_bytes, sign_bytes, sketch_bytes};
 use crate::error::DamageKind;
-use crate::nouns::{Geometry, LABEL_BYTES_MAX, NewRow, SUBJECT_NUMBER_MAX};
+use crate::nouns::{Geometry, LABEL_BYTES_MAX, NewRow, RowMeta, SUBJECT_NUMBER_MAX, SubjectNumber, TemplateId};
 
 /// Version of the format, in the manifest and in segments. An index of another version is refused.
-pub const VERSION: u32 = 3;
+pub const VERSION: u32 = 4;
 /// Bytes of the header page.
 pub(crate) const HEADER_BYTES: usize = 4096;
 /// Boundary on which areas of codes start.
@@ -22,6 +22,8 @@ const PAGE_BYTES: usize = 4096;
 pub(crate) const META_BYTES: usize = 128;
 /// Where the state word sits in a metadata record. Readers' slices never cover these 4 bytes.
 pub(crate) const STATE_AT: usize = 24;
+/// Where the checksum of a row's source sits in a metadata record.
+pub(crate) const SOURCE_AT: usize = 96;
 
 /// Bytes of the terms of a block.
 const TERMS_BYTES: usize = BLOCK_ROWS * size_of::<Terms>();
@@ -197,11 +199,14 @@ pub(crate) struct MetaRecord {
     pub(crate) label_len: u8,
     pub(crate) reserved: [u8; 2],
     pub(crate) label: [u8; LABEL_BYTES_MAX],
-    pub(crate) reserved_tail: [u8; 32],
+    /// Checksum of what the registry made the row from.
+    pub(crate) source: u64,
+    pub(crate) reserved_tail: [u8; 24],
 }
 
 const _: () = assert!(size_of::<MetaRecord>() == META_BYTES);
 const _: () = assert!(std::mem::offset_of!(MetaRecord, state) == STATE_AT);
+const _: () = assert!(std::mem::offset_of!(MetaRecord, source) == SOURCE_AT);
 const _: () = assert!(512usize.is_multiple_of(META_BYTES) && HEADER_BYTES.is_multiple_of(512));
 
 impl MetaRecord {
@@ -215,9 +220,22 @@ impl MetaRecord {
         record.state = STATE_LIVE;
         record.hand = row.hand;
         record.label_len = label.len() as u8;
+        record.source = row.source;
         record.label[..label.len()].copy_from_slice(label);
         record.checksum = record.sum(identity, offset, bytemuck::cast_slice(row.vector));
         record
+    }
+
+    /// What the record says of a live row, which was checked.
+    pub(crate) fn meta(&self) -> RowMeta<'_> {
+        RowMeta {
+            template: TemplateId(self.template),
+            subject: SubjectNumber(self.subject),
+            hand: self.hand,
+            label: std::str::from_utf8(&self.label[..usize::from(self.label_len)])
+                .expect("labels were checked when written and when opened"),
+            source: self.source,
+        }
     }
 
     /// The record of a row that was never written.

@@ -57,8 +57,8 @@ pub use error::{Damage, DamageKind, Error};
 pub use format::VERSION;
 pub use map::Map;
 pub use nouns::{
-    Geometry, KeyId, LABEL_BYTES_MAX, Lsn, NewRow, OwnedRow, Row, RowMeta, SUBJECT_NUMBER_MAX, SubjectNumber,
-    TemplateId,
+    Contents, GalleryId, Geometry, KeyId, LABEL_BYTES_MAX, Lsn, NewRow, Origin, OwnedRow, Row, RowMeta,
+    SUBJECT_NUMBER_MAX, SubjectNumber, TemplateId, source_of,
 };
 pub use open::Unrepaired;
 pub use snapshot::{Block, Reader, RowsOf, Snapshot};

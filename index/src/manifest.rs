@@ -12,7 +12,7 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::error::Error;
 use crate::format::{Layout, VERSION, u64_at};
-use crate::nouns::{Geometry, KeyId, Lsn};
+use crate::nouns::{GalleryId, Geometry, KeyId, Lsn, Origin};
 
 /// Name of the manifest in its folder.
 pub(crate) const MANIFEST_NAME: &str = "MANIFEST";
@@ -34,6 +34,7 @@ struct Head {
     next_file: u32,
     lsn: u64,
     key: [u8; 16],
+    gallery: [u8; 16],
     segments: u32,
     forgotten: u32,
     reserved: u64,
@@ -57,13 +58,13 @@ pub(crate) struct SegmentEntry {
 
 const HEAD_BYTES: usize = size_of::<Head>();
 const ENTRY_BYTES: usize = size_of::<SegmentEntry>();
-const _: () = assert!(HEAD_BYTES == 64 && ENTRY_BYTES == 32);
+const _: () = assert!(HEAD_BYTES == 80 && ENTRY_BYTES == 32);
 
 /// The manifest of a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Manifest {
     pub(crate) geometry: Geometry,
-    pub(crate) key: KeyId,
+    pub(crate) origin: Origin,
     pub(crate) lsn: Lsn,
     /// The number the next segment file gets.
     pub(crate) next_file: u32,
@@ -82,7 +83,8 @@ impl Manifest {
             segment_rows: self.geometry.segment_rows,
             next_file: self.next_file,
             lsn: self.lsn.0,
-            key: self.key.0,
+            key: self.origin.key.0,
+            gallery: self.origin.gallery.0,
             segments: u32::try_from(self.segments.len()).expect("segments are bounded by the row numbers"),
             forgotten: u32::try_from(self.forgotten.len()).expect("rows are numbered in 32 bits"),
             reserved: 0,
@@ -155,7 +157,7 @@ impl Manifest {
             }
         }
         if segments.len() as u64 * u64::from(geometry.segment_rows) > u64::from(u32::MAX) {
-            return Err(corrupt(48, u64::from(u32::MAX) / u64::from(geometry.segment_rows), segments.len() as u64));
+            return Err(corrupt(64, u64::from(u32::MAX) / u64::from(geometry.segment_rows), segments.len() as u64));
         }
         let counted = |row: u32| {
             segments
@@ -169,7 +171,8 @@ impl Manifest {
             let (before, found) = (forgotten[place], forgotten[place + 1]);
             return Err(corrupt(forgotten_at + (place + 1) * 4, u64::from(before) + 1, u64::from(found)));
         }
-        Ok(Self { geometry, key: KeyId(head.key), lsn: Lsn(head.lsn), next_file: head.next_file, segments, forgotten })
+        let origin = Origin { gallery: GalleryId(head.gallery), key: KeyId(head.key) };
+        Ok(Self { geometry, origin, lsn: Lsn(head.lsn), next_file: head.next_file, segments, forgotten })
     }
 
     /// Where things are in the segments.
@@ -194,7 +197,7 @@ mod tests {
         };
         Manifest {
             geometry: Geometry { dim: 64, segment_rows: 128 },
-            key: KeyId([3; 16]),
+            origin: Origin { gallery: GalleryId([4; 16]), key: KeyId([3; 16]) },
             lsn: Lsn(5),
             next_file: 9,
             segments: vec![entry(2, 128), entry(8, 100)],
@@ -233,14 +236,14 @@ mod tests {
 
     #[test]
     fn a_manifest_that_cannot_be_is_refused_though_its_checksum_is_right() {
-        assert_eq!(refused(|m| m.segments[1].rows = 129), 64 + 32 + 28);
-        assert_eq!(refused(|m| m.segments[1].file = 9), 64 + 32 + 24);
-        assert_eq!(refused(|m| m.forgotten[2] = 128 + 100), 64 + 2 * 32 + 8);
-        assert_eq!(refused(|m| m.forgotten[2] = 256), 64 + 2 * 32 + 8);
-        assert_eq!(refused(|m| m.forgotten[1] = 0), 64 + 2 * 32 + 4);
-        assert_eq!(refused(|m| m.forgotten.swap(0, 1)), 64 + 2 * 32 + 4);
-        assert_eq!(refused(|m| m.segments[1].first_template = 2900), 64 + 32 + 8);
-        assert_eq!(refused(|m| m.segments[1].last_template = 8000), 64 + 32 + 16);
+        assert_eq!(refused(|m| m.segments[1].rows = 129), 80 + 32 + 28);
+        assert_eq!(refused(|m| m.segments[1].file = 9), 80 + 32 + 24);
+        assert_eq!(refused(|m| m.forgotten[2] = 128 + 100), 80 + 2 * 32 + 8);
+        assert_eq!(refused(|m| m.forgotten[2] = 256), 80 + 2 * 32 + 8);
+        assert_eq!(refused(|m| m.forgotten[1] = 0), 80 + 2 * 32 + 4);
+        assert_eq!(refused(|m| m.forgotten.swap(0, 1)), 80 + 2 * 32 + 4);
+        assert_eq!(refused(|m| m.segments[1].first_template = 2900), 80 + 32 + 8);
+        assert_eq!(refused(|m| m.segments[1].last_template = 8000), 80 + 32 + 16);
         assert_eq!(refused(|m| m.geometry.dim = 65), 12);
         assert_eq!(refused(|m| m.geometry.segment_rows = 0), 12);
     }
@@ -250,7 +253,7 @@ mod tests {
         fn no_bytes_make_the_decoder_panic(mut bytes in prop::collection::vec(any::<u8>(), 0..400), magic: bool, sum: bool) {
             if magic && bytes.len() >= HEAD_BYTES + 8 {
                 bytes[..HEAD_BYTES].copy_from_slice(&manifest().encode()[..HEAD_BYTES]);
-                bytes[48] %= 12;
+                bytes[64] %= 12;
             }
             if sum && bytes.len() >= 8 {
                 let end = bytes.len() - 8;
@@ -258,7 +261,7 @@ mod tests {
                 bytes[end..].copy_from_slice(&checksum.to_le_bytes());
             }
             if let Ok(decoded) = Manifest::decode(&bytes, Path::new("m")) {
-                prop_assert!(decoded.segments.len() * 32 + 64 < bytes.len());
+                prop_assert!(decoded.segments.len() * 32 + HEAD_BYTES < bytes.len());
             }
         }
     }

@@ -33,7 +33,7 @@ use memmap2::{Advice, MmapOptions, MmapRaw};
 
 use crate::codes::{BLOCK_ROWS, Codes, OwnedCodes, sign_bytes};
 use crate::error::Error;
-use crate::format::{Layout, META_BYTES, MetaRecord, STATE_AT, STATE_GONE, is_zero};
+use crate::format::{Layout, META_BYTES, MetaRecord, SOURCE_AT, STATE_AT, STATE_GONE, is_zero};
 use crate::gate::{Quiet, Ticket, Writer};
 use crate::nouns::{RowMeta, SubjectNumber, TemplateId};
 use crate::storage::StoredFile;
@@ -153,6 +153,7 @@ impl Pages {
             hand: rest[0],
             label: std::str::from_utf8(&rest[4..4 + label_len])
                 .expect("labels were checked when written and when opened"),
+            source: crate::format::u64_at(rest, SOURCE_AT - STATE_AT - 4),
         }
     }
 

@@ -5,6 +5,7 @@
 use std::fmt;
 
 use half::f16;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_128};
 
 use crate::error::Error;
 
@@ -84,6 +85,65 @@ impl fmt::Debug for KeyId {
     }
 }
 
+/// Names one gallery: drawn at random when the registry of the gallery is made. An index of one
+/// gallery is never opened as that of another, however alike their change logs are.
+#[derive(Copy, Clone, Eq, PartialEq, Hash)]
+pub struct GalleryId(pub [u8; 16]);
+
+impl fmt::Display for GalleryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for GalleryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "GalleryId({self})")
+    }
+}
+
+/// Whose rows an index holds. Fixed when it is created, and checked when it is opened.
+#[derive(Copy, Clone, Eq, PartialEq, Hash, Debug)]
+pub struct Origin {
+    /// The gallery that the rows are of.
+    pub gallery: GalleryId,
+    /// The key that rotated them.
+    pub key: KeyId,
+}
+
+/// What a set of templates is, in a few bytes: how many, and a digest that does not depend on
+/// their order. Two sets that differ in a template's number, subject, hand, label or source have
+/// different digests (but for a collision of 128-bit hashes; it is no defence against forgery).
+#[derive(Copy, Clone, Eq, PartialEq, Debug, Default)]
+pub struct Contents {
+    /// Templates in the set.
+    pub rows: u64,
+    /// The sum of the hashes of the templates, modulo 2^128.
+    pub digest: u128,
+}
+
+impl Contents {
+    /// The set with one template more.
+    pub fn add(&mut self, row: &RowMeta<'_>) {
+        self.rows = self.rows.wrapping_add(1);
+        self.digest = self.digest.wrapping_add(row.digest());
+    }
+
+    /// The set with one template less. A template that was not in it leaves numbers that are no
+    /// set's: whoever compares them with another set finds out.
+    pub fn remove(&mut self, row: &RowMeta<'_>) {
+        self.rows = self.rows.wrapping_sub(1);
+        self.digest = self.digest.wrapping_sub(row.digest());
+    }
+}
+
+/// Checksum of the sealed template that a row is made from, as [`NewRow::source`] has it. It says
+/// nothing about the template to anybody who cannot open the seal.
+#[must_use]
+pub fn source_of(sealed: &[u8]) -> u64 {
+    xxh3_64(sealed)
+}
+
 /// A row to append. Without `Debug` on its vector: no biometric data in any log.
 #[derive(Copy, Clone)]
 pub struct NewRow<'a> {
@@ -95,8 +155,18 @@ pub struct NewRow<'a> {
     pub hand: u8,
     /// The client's name for the subject: at most [`LABEL_BYTES_MAX`] bytes.
     pub label: &'a str,
+    /// Checksum of what the registry made the row from; the index keeps it and gives it no meaning.
+    pub source: u64,
     /// The rotated template. Shape: `[dim]`.
     pub vector: &'a [f16],
+}
+
+impl NewRow<'_> {
+    /// What the row will say of itself.
+    pub(crate) fn meta(&self) -> RowMeta<'_> {
+        let Self { template, subject, hand, label, source, .. } = *self;
+        RowMeta { template, subject, hand, label, source }
+    }
 }
 
 impl fmt::Debug for NewRow<'_> {
@@ -116,6 +186,8 @@ pub struct OwnedRow {
     pub hand: u8,
     /// The client's name for the subject: at most [`LABEL_BYTES_MAX`] bytes.
     pub label: String,
+    /// Checksum of what the registry made the row from.
+    pub source: u64,
     /// The rotated template. Shape: `[dim]`.
     pub vector: Vec<f16>,
 }
@@ -129,6 +201,7 @@ impl OwnedRow {
             subject: self.subject,
             hand: self.hand,
             label: &self.label,
+            source: self.source,
             vector: &self.vector,
         }
     }
@@ -151,4 +224,21 @@ pub struct RowMeta<'a> {
     pub hand: u8,
     /// The client's name for the subject.
     pub label: &'a str,
+    /// Checksum of what the registry made the row from.
+    pub source: u64,
+}
+
+impl RowMeta<'_> {
+    /// The row's share of the digest of [`Contents`].
+    #[must_use]
+    pub fn digest(&self) -> u128 {
+        let mut bytes = [0; 25 + LABEL_BYTES_MAX];
+        bytes[..8].copy_from_slice(&self.template.0.to_le_bytes());
+        bytes[8..16].copy_from_slice(&self.subject.0.to_le_bytes());
+        bytes[16..24].copy_from_slice(&self.source.to_le_bytes());
+        bytes[24] = self.hand;
+        let end = 25 + self.label.len();
+        bytes[25..end].copy_from_slice(self.label.as_bytes());
+        xxh3_128(&bytes[..end])
+    }
 }

@@ -24,7 +24,7 @@ use crate::gate::{Gate, Writer, gate};
 use crate::lock::Lock;
 use crate::manifest::{Manifest, SegmentEntry};
 use crate::map::Pages;
-use crate::nouns::{Geometry, KeyId, Lsn, OwnedRow, TemplateId};
+use crate::nouns::{Geometry, Lsn, Origin, OwnedRow, TemplateId};
 use crate::scan::{Scan, scan};
 use crate::segment::{Segment, destroy, file_name};
 use crate::storage::Storage;
@@ -58,7 +58,7 @@ impl Unrepaired {
     pub(crate) fn read(
         storage: Arc<dyn Storage>,
         dir: &Path,
-        key: KeyId,
+        origin: Origin,
         depth: Depth,
         progress: &mut dyn FnMut(&Manifest, u64) -> bool,
     ) -> Result<Self, Error> {
@@ -67,8 +67,12 @@ impl Unrepaired {
         }
         let lock = Lock::take(dir)?;
         let mut manifest = folder::read_manifest(&*storage, dir)?;
-        if manifest.key != key {
-            return Err(Error::WrongKey { expected: key, found: manifest.key });
+        if manifest.origin.key != origin.key {
+            return Err(Error::WrongKey { expected: origin.key, found: manifest.origin.key });
+        }
+        if manifest.origin.gallery != origin.gallery {
+            let (expected, found) = (origin.gallery, manifest.origin.gallery);
+            return Err(Error::WrongGallery { dir: dir.to_owned(), expected, found });
         }
         let (gate, writer) = gate();
         let (mut parts, mut damage, mut codes_damage, mut done_rows) = (Vec::new(), Vec::new(), Vec::new(), 0);

@@ -53,16 +53,19 @@ impl Index {
         self.dir_dirty = true;
         let new = Slot { segment: Arc::new(new), rows: count, range: Some(range), dirty: false };
         let first_row = place as u32 * layout.capacity;
+        let mut contents = self.contents;
         let old_records: Vec<(u32, u64)> = {
             let slot = &self.slots[place];
             let records = slot.segment.pages.records(&self.writer);
             (0..slot.rows)
                 .filter(|&offset| slot.segment.is_live(offset))
+                .inspect(|&offset| contents.remove(&records[offset as usize].meta()))
                 .map(|offset| (offset, records[offset as usize].subject))
                 .collect()
         };
-        let new_subjects: Vec<u64> =
-            new.segment.pages.records(&self.writer)[..count as usize].iter().map(|record| record.subject).collect();
+        let new_records = &new.segment.pages.records(&self.writer)[..count as usize];
+        let new_subjects: Vec<u64> = new_records.iter().map(|record| record.subject).collect();
+        new_records.iter().for_each(|record| contents.add(&record.meta()));
         let quiet = match self.writer.quiet(self.reader_wait) {
             Ok(quiet) => quiet,
             Err(late) => {
@@ -82,10 +85,10 @@ impl Index {
         }
         drop(chains);
         let old = std::mem::replace(&mut self.slots[place], new);
-        self.live = self.live - old_records.len() as u64 + u64::from(count);
+        self.contents = contents;
         self.dead -= u64::from(old.rows) - old_records.len() as u64;
         let lsn = self.shared.current.lock().lsn;
-        *self.shared.current.lock() = Arc::new(view_of(&self.slots, lsn, self.live, self.dead));
+        *self.shared.current.lock() = Arc::new(view_of(&self.slots, lsn, self.contents.rows, self.dead));
         drop(quiet);
         // What was forgotten in there goes with the file.
         self.forgotten.retain(|row| row / layout.capacity != place as u32);

@@ -206,6 +206,7 @@ mod tests {
             subject: SubjectNumber(template),
             hand: 0,
             label: String::new(),
+            source: template,
             vector: vec![half::f16::ONE; 32],
         })
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::coding::Depth;
 use crate::error::{Damage, Error};
 use crate::manifest::Manifest;
-use crate::nouns::{Geometry, KeyId, Lsn};
+use crate::nouns::{Geometry, Lsn, Origin};
 use crate::open::Unrepaired;
 use crate::storage::{Files, Storage};
 
@@ -60,10 +60,15 @@ impl VerifyReport {
 ///
 /// # Errors
 /// [`Error::Locked`] while a writer has the folder; [`Error::ManifestMissing`],
-/// [`Error::ManifestCorrupt`], [`Error::Version`], [`Error::WrongKey`], [`Error::Io`];
+/// [`Error::ManifestCorrupt`], [`Error::Version`], [`Error::WrongKey`],
+/// [`Error::WrongGallery`], [`Error::Io`];
 /// [`Error::Cancelled`] where `progress` broke off. Damage of segments is in the report instead.
-pub fn verify(dir: &Path, key: KeyId, progress: &dyn Fn(u64, u64) -> ControlFlow<()>) -> Result<VerifyReport, Error> {
-    verify_on(Arc::new(Files), dir, key, progress)
+pub fn verify(
+    dir: &Path,
+    origin: Origin,
+    progress: &dyn Fn(u64, u64) -> ControlFlow<()>,
+) -> Result<VerifyReport, Error> {
+    verify_on(Arc::new(Files), dir, origin, progress)
 }
 
 /// [`verify`] on a storage of the caller's.
@@ -73,11 +78,11 @@ pub fn verify(dir: &Path, key: KeyId, progress: &dyn Fn(u64, u64) -> ControlFlow
 pub fn verify_on(
     storage: Arc<dyn Storage>,
     dir: &Path,
-    key: KeyId,
+    origin: Origin,
     progress: &dyn Fn(u64, u64) -> ControlFlow<()>,
 ) -> Result<VerifyReport, Error> {
     let total = |manifest: &Manifest| manifest.segments.iter().map(|entry| u64::from(entry.rows)).sum();
-    let index = Unrepaired::read(storage, dir, key, Depth::Bytes, &mut |manifest, done_rows| {
+    let index = Unrepaired::read(storage, dir, origin, Depth::Bytes, &mut |manifest, done_rows| {
         progress(done_rows, total(manifest)).is_continue()
     })?;
     let scans = || index.parts.iter().filter_map(|part| part.found.as_ref()).map(|(_, scan)| scan);

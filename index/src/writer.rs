@@ -19,7 +19,7 @@ use crate::error::Error;
 use crate::fill::{Piece, check_new};
 use crate::format::Layout;
 use crate::gate::Writer;
-use crate::nouns::{Geometry, KeyId, Lsn, NewRow, Row, SubjectNumber, TemplateId};
+use crate::nouns::{Contents, Geometry, Lsn, NewRow, Origin, Row, SubjectNumber, TemplateId};
 use crate::open::file_numbers_spent;
 use crate::segment::Segment;
 use crate::snapshot::{Reader, Shared, Snapshot, View, ViewSegment};
@@ -32,13 +32,14 @@ pub(crate) const READER_WAIT_DEFAULT: Duration = Duration::from_secs(10);
 pub struct Index {
     pub(crate) dir: PathBuf,
     pub(crate) storage: Arc<dyn Storage>,
-    pub(crate) key: KeyId,
+    pub(crate) origin: Origin,
     pub(crate) shared: Arc<Shared>,
     pub(crate) writer: Writer,
     pub(crate) slots: Vec<Slot>,
     /// Rows that are no longer live and still have their bytes.
     pub(crate) forgotten: BTreeSet<u32>,
-    pub(crate) live: u64,
+    /// The live rows, published or not.
+    pub(crate) contents: Contents,
     /// Rows no longer live, erased or awaiting it.
     pub(crate) dead: u64,
     pub(crate) next_file: u32,
@@ -118,6 +119,12 @@ impl Index {
         self.slots.iter().rev().find_map(|slot| slot.range).map(|(_, last)| last)
     }
 
+    /// What the live rows are, published or not: to compare with what the registry has.
+    #[must_use]
+    pub fn contents(&self) -> Contents {
+        self.contents
+    }
+
     /// The segments, in the order of their rows.
     #[must_use]
     pub fn segments(&self) -> Vec<SegmentInfo> {
@@ -190,12 +197,12 @@ impl Index {
             for (offset, row) in (offset..).zip(now) {
                 chains.link(row.subject.0, place as u32 * segment_rows + offset);
                 slot.segment.set_live(offset);
+                self.contents.add(&row.meta());
             }
             slot.rows += now.len() as u32;
             let first = slot.range.map_or(now[0].template, |(first, _)| first);
             slot.range = Some((first, now[now.len() - 1].template));
         }
-        self.live += rows.len() as u64;
         Ok(())
     }
 
@@ -254,9 +261,10 @@ impl Index {
 
     fn retire(&mut self, row: u32) {
         let (place, offset) = self.place_of(row);
-        self.slots[place].segment.clear_live(offset);
+        let slot = &self.slots[place];
+        slot.segment.clear_live(offset);
+        self.contents.remove(&slot.segment.pages.records(&self.writer)[offset as usize].meta());
         assert!(self.forgotten.insert(row));
-        self.live -= 1;
         self.dead += 1;
     }
 
@@ -291,7 +299,7 @@ impl Index {
         for slot in &self.slots {
             slot.segment.pages.show(slot.rows, &mut self.writer);
         }
-        Arc::new(view_of(&self.slots, lsn, self.live, self.dead))
+        Arc::new(view_of(&self.slots, lsn, self.contents.rows, self.dead))
     }
 
     pub(crate) fn running(&self) -> Result<(), Error> {
@@ -310,7 +318,7 @@ impl Index {
 
 impl fmt::Debug for Index {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Index({}, {} segments, {} live)", self.dir.display(), self.slots.len(), self.live)
+        write!(f, "Index({}, {} segments, {} live)", self.dir.display(), self.slots.len(), self.contents.rows)
     }
 }
 

@@ -1,7 +1,7 @@
 //! The comparison and FAISS's side of it, against brute force and against answers that lie.
 
 use tempfile::TempDir;
-use thenar_index::{Geometry, Index, KeyId, Lsn, NewRow, TemplateId};
+use thenar_index::{GalleryId, Geometry, Index, KeyId, Lsn, NewRow, Origin, TemplateId};
 
 use super::exhaustive::{Exhaustive, NamedRow, Ranked};
 use super::*;
@@ -22,7 +22,12 @@ impl Fixture {
     /// `subjects` people whose templates are drawn by `vector`, in this order.
     fn new(subjects: u64, mut vector: impl FnMut(u64) -> Vec<f32>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mut index = Index::create(dir.path(), Geometry { dim: DIM, segment_rows: 1024 }, KeyId([7; 16])).unwrap();
+        let mut index = Index::create(
+            dir.path(),
+            Geometry { dim: DIM, segment_rows: 1024 },
+            Origin { gallery: GalleryId([6; 16]), key: KeyId([7; 16]) },
+        )
+        .unwrap();
         let mut template = 0;
         for subject in 0..subjects {
             for nth in 0..1 + subject % 5 {
@@ -32,6 +37,7 @@ impl Fixture {
                     subject: SubjectNumber(subject),
                     hand: u8::try_from((subject + nth) % 3).unwrap(),
                     label: &format!("subject-{subject}"),
+                    source: template,
                     vector: &to_row(&vector(subject)).0,
                 };
                 index.append(&[row]).unwrap();

@@ -4,8 +4,9 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
+use anyhow::Context as _;
 use clap::Args;
-use thenar_index::KeyId;
+use thenar_index::{KeyId, Origin};
 
 use super::progress::Progress;
 use super::serve::Overrides;
@@ -48,7 +49,9 @@ pub fn run(args: VerifyIndexArgs) -> anyhow::Result<Outcome> {
         bar.get_or_init(|| Progress::new("checking", total, "rows")).set(done);
         ControlFlow::Continue(())
     };
-    let report = thenar_index::verify(&folder.index(), KeyId(vault.key_id()), &progress)?;
+    let (_, gallery) = registry.identity()?.context("the registry has no gallery yet")?;
+    let origin = Origin { gallery, key: KeyId(vault.key_id()) };
+    let report = thenar_index::verify(&folder.index(), origin, &progress)?;
     if let Some(bar) = bar.get() {
         bar.finish();
     }

@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
-use thenar_index::{Index, KeyId, Lsn, NewRow, Reader, Row, Snapshot};
+use thenar_index::{GalleryId, Index, Lsn, NewRow, Origin, Reader, Row, Snapshot, source_of};
 
 use crate::engine::standby::WithStandby;
 use crate::engine::{Engine, EngineDescription, Survivors};
@@ -47,6 +47,27 @@ pub enum GalleryError {
     /// The registry failed.
     #[error(transparent)]
     Registry(#[from] RegistryError),
+    /// The index is that of another gallery than the registry.
+    #[error(
+        "the registry is that of gallery {registry}, but the index in {} is that of gallery {index}: one of them is from \
+         another data folder. Put the registry back that belongs here. If this registry is the right one, remove the \
+         index folder, and the index is made anew",
+        dir.display()
+    )]
+    Swapped {
+        /// The index's folder.
+        dir: PathBuf,
+        /// Whose index it is.
+        index: GalleryId,
+        /// Whose registry it is.
+        registry: GalleryId,
+    },
+    /// An index made from the registry's log is not what the registry says its templates are.
+    #[error(
+        "the registry contradicts itself: its change log does not lead to the templates it counts. It is damaged; \
+         restore it from a backup"
+    )]
+    Contradiction,
     /// A template does not open with this key.
     #[error("template {template} of the registry does not open: {source}")]
     Sealed {
@@ -85,8 +106,8 @@ pub struct Setup {
     pub dir: PathBuf,
     /// Components of a row.
     pub dim: usize,
-    /// Fingerprint of the key that rotated the rows.
-    pub key: KeyId,
+    /// The gallery, and the key that rotated its rows.
+    pub origin: Origin,
     /// The system of record.
     pub registry: Arc<dyn Registry>,
     /// Opens templates.
@@ -424,6 +445,7 @@ fn append(index: &mut Index, added: &mut Vec<(&StoredTemplate, TemplateRow)>) ->
             subject: template.subject,
             hand: template.hand as u8,
             label: template.subject_id.as_str(),
+            source: source_of(&template.sealed),
             vector: &row.0,
         })
         .collect();

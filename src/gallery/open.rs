@@ -3,11 +3,17 @@
 //! In order: an index that is missing is made; a manifest that cannot be read, or one ahead of the
 //! registry (an older backup was put back), makes the whole index anew; a damaged segment is
 //! rewritten from the registry's templates; then the log is replayed from the manifest's LSN.
-//! Each of these is reported, none is silent.
+//! What the index holds then is compared with what the registry has: where they differ, the
+//! registry was rolled back or replaced under the index, and the index is made anew. An index of
+//! another gallery is refused. Each of these is reported, none is silent.
 
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use thenar_index::{Error as IndexError, Geometry, Index, Lsn, OwnedRow, TemplateId};
+use thenar_index::{Contents, Error as IndexError, Geometry, Index, Lsn, OwnedRow, Row, TemplateId, source_of};
 
 use super::{GalleryError, REPLAY_CHUNK, Setup, apply_to_index, open_template};
 
@@ -50,18 +56,38 @@ pub(super) fn open_index(setup: &Setup) -> Result<(Index, OpenReport), GalleryEr
             Err(GalleryError::Index(
                 error @ (IndexError::ManifestCorrupt { .. } | IndexError::ManifestMissing { .. }),
             )) => make_anew(setup, &mut report, error.to_string())?,
+            Err(GalleryError::Index(IndexError::WrongGallery { expected, found, .. })) => {
+                return Err(GalleryError::Swapped { dir: setup.dir.clone(), index: found, registry: expected });
+            }
             Err(error) => return Err(error),
         }
     } else {
-        Index::create(&setup.dir, Geometry::new(setup.dim), setup.key)?
+        Index::create(&setup.dir, Geometry::new(setup.dim), setup.origin)?
     };
-    replay(setup, &mut index, &mut report)?;
+    let strange = match replay(setup, &mut index, &mut report) {
+        Ok(held) => differences(setup, &index, held)?.map(|found| found.to_string()),
+        // A template of another history has the number.
+        Err(GalleryError::Index(error @ IndexError::Order { .. })) => Some(error.to_string()),
+        Err(error) => return Err(error),
+    };
+    if let Some(found) = strange {
+        drop(index);
+        let reason = format!(
+            "it is not that of this registry, which was rolled back or replaced under it: {found}. What was changed \
+             after this copy of the registry was made is lost: enrolments are missing, and deletions must be made again"
+        );
+        index = make_anew(setup, &mut report, reason)?;
+        let held = replay(setup, &mut index, &mut report)?;
+        if differences(setup, &index, held)?.is_some() {
+            return Err(GalleryError::Contradiction);
+        }
+    }
     report.took = started.elapsed();
     Ok((index, report))
 }
 
 fn open_existing(setup: &Setup, report: &mut OpenReport) -> Result<Index, GalleryError> {
-    let mut unrepaired = Index::open(&setup.dir, setup.key)?;
+    let mut unrepaired = Index::open(&setup.dir, setup.origin)?;
     let mut damaged: Vec<(usize, TemplateId, TemplateId)> = Vec::new();
     for damage in unrepaired.damage() {
         tracing::error!(%damage, "a segment of the index is damaged; it is rewritten from the registry");
@@ -81,6 +107,7 @@ fn open_existing(setup: &Setup, report: &mut OpenReport) -> Result<Index, Galler
                     subject: template.subject,
                     hand: template.hand as u8,
                     label: template.subject_id.as_str().into(),
+                    source: source_of(&template.sealed),
                     vector: open_template(&setup.sealer, template)?.0.into_vec(),
                 });
             }
@@ -98,15 +125,22 @@ fn make_anew(setup: &Setup, report: &mut OpenReport, reason: String) -> Result<I
     tracing::error!(%reason, "the index is made anew from the registry");
     report.rebuilt_because = Some(reason);
     Index::wipe(&setup.dir)?;
-    Ok(Index::create(&setup.dir, Geometry::new(setup.dim), setup.key)?)
+    Ok(Index::create(&setup.dir, Geometry::new(setup.dim), setup.origin)?)
 }
 
-fn replay(setup: &Setup, index: &mut Index, report: &mut OpenReport) -> Result<(), GalleryError> {
+/// Replays the log to its end. Returns what the registry has as of there.
+fn replay(setup: &Setup, index: &mut Index, report: &mut OpenReport) -> Result<Contents, GalleryError> {
     let mut applied: Lsn = index.snapshot().lsn();
     let mut since_checkpoint = 0;
-    loop {
+    let contents = loop {
         let records = setup.registry.log_after(applied, REPLAY_CHUNK)?;
-        let Some(end) = records.last() else { break };
+        let Some(end) = records.last() else {
+            let (last, contents) = setup.registry.contents()?;
+            if last > applied {
+                continue;
+            }
+            break contents;
+        };
         applied = end.lsn;
         let gone = apply_to_index(index, &setup.sealer, &records)?;
         index.publish(applied);
@@ -119,9 +153,67 @@ fn replay(setup: &Setup, index: &mut Index, report: &mut OpenReport) -> Result<(
             index.checkpoint()?;
             since_checkpoint = 0;
         }
-    }
+    };
     if report.replayed > 0 || report.segments_rebuilt > 0 {
         index.checkpoint()?;
     }
-    Ok(())
+    Ok(contents)
+}
+
+/// How an index differs from the registry whose log it follows.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Differences {
+    /// Templates that are on record and not in the index: nobody is found by them.
+    missing: u64,
+    /// Rows of templates that are not on record: somebody is found who is not enrolled.
+    surplus: u64,
+    /// Rows that are another's, or made from another template, than those on record.
+    other: u64,
+}
+
+impl std::fmt::Display for Differences {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { missing, surplus, other } = self;
+        write!(
+            f,
+            "{missing} templates on record are not in the index, {surplus} rows of it are not on record, and {other} \
+             are another's"
+        )
+    }
+}
+
+/// How `index` differs from the registry, which has `held`. Reads nothing where it does not; else
+/// compares the two row by row.
+fn differences(setup: &Setup, index: &Index, held: Contents) -> Result<Option<Differences>, GalleryError> {
+    if held == index.contents() {
+        return Ok(None);
+    }
+    let snapshot = index.snapshot();
+    let rows = 0..snapshot.rows_end();
+    let mut held: HashMap<TemplateId, u128> =
+        rows.filter_map(|row| snapshot.meta(Row(row))).map(|meta| (meta.template, meta.digest())).collect();
+    let (mut found, mut unreadable) = (Differences::default(), 0_u64);
+    let mut next = TemplateId(0);
+    loop {
+        let templates = setup.registry.templates_between(next, TemplateId(u64::MAX), REBUILD_CHUNK)?;
+        let Some(end) = templates.last() else { break };
+        next = TemplateId(end.id.0 + 1);
+        for template in &templates {
+            match held.remove(&template.id) {
+                // Such a template has no row, and none can be made of it.
+                None if open_template(&setup.sealer, template).is_err() => unreadable += 1,
+                None => found.missing += 1,
+                Some(digest) => found.other += u64::from(digest != template.meta().digest()),
+            }
+        }
+    }
+    found.surplus = held.len() as u64;
+    if found != Differences::default() {
+        return Ok(Some(found));
+    }
+    if unreadable == 0 {
+        return Err(GalleryError::Contradiction);
+    }
+    tracing::error!(unreadable, "templates of the registry do not open: nobody is found by them");
+    Ok(None)
 }

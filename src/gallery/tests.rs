@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{OnceLock, Weak};
 
 use half::f16;
-use thenar_index::SubjectNumber;
+use thenar_index::{GalleryId, KeyId, SubjectNumber};
 
 use super::*;
 use crate::engine::{EngineError, GalleryView, SiftRequest};
@@ -91,7 +91,7 @@ impl Home {
         let setup = Setup {
             dir: folder.path().join("index"),
             dim: DIM,
-            key: KeyId(vault.key_id()),
+            origin: Origin { gallery: GalleryId([9; 16]), key: KeyId(vault.key_id()) },
             registry: Arc::clone(&registry) as _,
             sealer: Arc::clone(&sealer),
         };

@@ -13,7 +13,7 @@ pub mod sqlite;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
-use thenar_index::{Lsn, SubjectNumber, TemplateId};
+use thenar_index::{Contents, GalleryId, Lsn, RowMeta, SubjectNumber, TemplateId, source_of};
 
 use crate::palm::{Hand, RequestId, SubjectId};
 
@@ -170,6 +170,20 @@ pub struct StoredTemplate {
     pub sealed: Box<[u8]>,
 }
 
+impl StoredTemplate {
+    /// What the index's row of this template says of itself.
+    #[must_use]
+    pub fn meta(&self) -> RowMeta<'_> {
+        RowMeta {
+            template: self.id,
+            subject: self.subject,
+            hand: self.hand as u8,
+            label: self.subject_id.as_str(),
+            source: source_of(&self.sealed),
+        }
+    }
+}
+
 /// What is in the registry, in numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RegistryCounts {
@@ -235,6 +249,9 @@ pub enum RegistryError {
         /// The system's own error.
         source: std::io::Error,
     },
+    /// The system gives no random numbers.
+    #[error("the system gives no random numbers: {0}")]
+    NoRandomness(getrandom::Error),
     /// An earlier commit could not be forced to the disk. What the disk holds is not certain until
     /// the registry is opened anew, so nothing is written before that.
     #[error(
@@ -279,17 +296,18 @@ pub enum RegistryError {
 /// The system of record. Implementations: [`sqlite::SqliteRegistry`]; a PostgreSQL one follows
 /// the same contract. Calls block; call them from threads that may.
 pub trait Registry: Send + Sync {
-    /// Fixes the identity of a new gallery, or checks that it is this one.
+    /// Fixes the identity of a new gallery and draws a random id for it, or checks that the
+    /// gallery has this identity. Returns its id.
     ///
     /// # Errors
     /// [`RegistryError::WrongIdentity`] where it is another.
-    fn claim_identity(&self, identity: &GalleryIdentity) -> Result<(), RegistryError>;
+    fn claim_identity(&self, identity: &GalleryIdentity) -> Result<GalleryId, RegistryError>;
 
-    /// The identity, where one has been claimed.
+    /// The identity and the gallery's id, where they have been claimed.
     ///
     /// # Errors
     /// [`RegistryError`] where the database fails.
-    fn identity(&self) -> Result<Option<GalleryIdentity>, RegistryError>;
+    fn identity(&self) -> Result<Option<(GalleryIdentity, GalleryId)>, RegistryError>;
 
     /// Does all changes in one transaction, in order, and returns an outcome for each, with the
     /// log records they made, ascending. When this returns `Ok`, it is durable.
@@ -309,6 +327,13 @@ pub trait Registry: Send + Sync {
     /// # Errors
     /// [`RegistryError`] where the database fails.
     fn last_lsn(&self) -> Result<Lsn, RegistryError>;
+
+    /// The last log record, and what all templates are as of that record: for an index that
+    /// followed the log up to there to compare itself with.
+    ///
+    /// # Errors
+    /// [`RegistryError`] where the database fails.
+    fn contents(&self) -> Result<(Lsn, Contents), RegistryError>;
 
     /// Up to `limit` templates that exist now, by ascending id, from `first` to `last` inclusive.
     ///

@@ -174,15 +174,66 @@ async fn an_index_ahead_of_an_older_registry_is_made_anew() {
     drop(client);
     let site = server.terminate();
     // Somebody puts an older backup of the registry back.
-    for beside in ["registry.sqlite-wal", "registry.sqlite-shm"] {
-        let _ = std::fs::remove_file(site.data().join(beside));
-    }
-    std::fs::copy(&older, site.data().join("registry.sqlite")).unwrap();
+    put_registry(&site, &older);
     let server = site.start();
     assert!(server.log().contains("older backup"), "{}", server.log());
     let mut client = server.client().await;
     assert_eq!(client.who(&people[2].1).await.unwrap().as_deref(), Some("person-2"), "seed {SEED}");
     assert_eq!(client.who(&Palms::new(SEED + 1, DIM).palm()).await.unwrap(), None, "seed {SEED}");
+}
+
+/// Puts another registry in the place of a stopped server's.
+fn put_registry(site: &Site, from: &Path) {
+    for beside in ["registry.sqlite-wal", "registry.sqlite-shm"] {
+        let _ = std::fs::remove_file(site.data().join(beside));
+    }
+    std::fs::copy(from, site.data().join("registry.sqlite")).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_registry_rolled_back_under_the_index_is_noticed_and_everybody_on_record_found() {
+    let server = TestServer::start(Options::dim(DIM));
+    let mut client = server.client().await;
+    let mut palms = Palms::new(SEED, DIM);
+    let people: Vec<_> = (0..100).map(|i| (format!("person-{i}"), palms.palm())).collect();
+    client.bulk(people.iter().map(|(id, palm)| enroll_request(id, std::slice::from_ref(palm))).collect()).await;
+    drop(client);
+    let site = server.terminate();
+    let copy = site.dir.path().join("copy.sqlite");
+    std::fs::copy(site.data().join("registry.sqlite"), &copy).unwrap();
+    let server = site.start();
+    let mut client = server.client().await;
+    for (id, _) in &people[..50] {
+        client.forget(id).await.unwrap();
+    }
+    drop(client);
+    let site = server.kill9();
+    put_registry(&site, &copy);
+    let server = site.start();
+    // A checkpoint may have come between, and then the log tells it.
+    let log = server.log();
+    assert!(log.contains("50 templates on record are not in the index") || log.contains("older backup"), "{log}");
+    let mut client = server.client().await;
+    for (id, palm) in &people {
+        assert_eq!(client.who(palm).await.unwrap().as_ref(), Some(id), "seed {SEED}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn the_registry_of_another_gallery_is_refused_in_words() {
+    let (site, _) = stopped().await;
+    // Another gallery under the same key: a data folder beside the first.
+    let other = Site::new(Options::dim(DIM));
+    std::fs::copy(site.key(), other.key()).unwrap();
+    let server = other.start();
+    let mut client = server.client().await;
+    client.enroll("somebody", &[Palms::new(SEED + 2, DIM).palm()]).await.unwrap();
+    drop(client);
+    let other = server.terminate();
+    put_registry(&site, &other.data().join("registry.sqlite"));
+    let (code, said) = site.expect_no_start();
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("another data folder") && !said.contains("panicked"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -13,7 +13,7 @@ use thenar::engine::{Engine, Survivors};
 use thenar::palm::Hand;
 use thenar::search::{Answer, Certificate, NO_FLOOR, Probe, Search, plan};
 use thenar::simd::Simd;
-use thenar_index::{Geometry, Index, KeyId, Lsn, NewRow, SubjectNumber, TemplateId};
+use thenar_index::{GalleryId, Geometry, Index, KeyId, Lsn, NewRow, Origin, SubjectNumber, TemplateId};
 
 use crate::harness::{gpu_is_required, llvmpipe_is_here, skip};
 use crate::oracle::{Ranked, Subject, published_score, rank};
@@ -34,7 +34,12 @@ impl Fixture {
     /// `count` rows of `shape`, one to five a subject.
     fn new(palms: &mut Palms, shape: Shape, dim: usize, count: usize, segment_rows: u32) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let index = Index::create(dir.path(), Geometry { dim, segment_rows }, KeyId([7; 16])).unwrap();
+        let index = Index::create(
+            dir.path(),
+            Geometry { dim, segment_rows },
+            Origin { gallery: GalleryId([6; 16]), key: KeyId([7; 16]) },
+        )
+        .unwrap();
         let mut fixture = Self { index, subjects: Vec::new(), templates: 0, lsn: 0, _dir: dir };
         let vectors = shape.vectors(palms, count);
         let mut rest = vectors.as_slice();
@@ -68,6 +73,7 @@ impl Fixture {
                     subject: SubjectNumber(number),
                     hand: *hand as u8,
                     label: &subject.id,
+                    source: *template,
                     vector: row,
                 })
             })

@@ -15,9 +15,9 @@ use clap::Parser;
 use half::f16;
 use thenar_bench::facts::Facts;
 use thenar_index::codes::{BLOCK_ROWS, OwnedCodes};
-use thenar_index::{Geometry, Index, KeyId, Lsn, NewRow, SubjectNumber, TemplateId, verify};
+use thenar_index::{GalleryId, Geometry, Index, KeyId, Lsn, NewRow, Origin, SubjectNumber, TemplateId, verify};
 
-const KEY: KeyId = KeyId(*b"measuring-key-01");
+const KEY: Origin = Origin { gallery: GalleryId(*b"measuring-galler"), key: KeyId(*b"measuring-key-01") };
 /// Rows appended between two publications.
 const BATCH: usize = 4096;
 const ERASURES: u64 = 100;
@@ -81,6 +81,7 @@ fn measure(dir: &std::path::Path, rows: usize, dim: usize) -> anyhow::Result<()>
                 subject: SubjectNumber((done + at) as u64 / 2),
                 hand: (at % 2) as u8 + 1,
                 label: &labels[at],
+                source: (done + at) as u64,
                 vector: &vectors[at * dim..(at + 1) * dim],
             })
             .collect();

@@ -10,11 +10,12 @@ use tempfile::TempDir;
 use thenar::engine::{Engine, Survivors};
 use thenar::palm::Hand;
 use thenar::search::{Answer, Certificate, NO_FLOOR, Probe, Search, plan};
-use thenar_index::{Geometry, Index, KeyId, Lsn, NewRow, SubjectNumber, TemplateId};
+use thenar_index::{GalleryId, Geometry, Index, KeyId, Lsn, NewRow, Origin, SubjectNumber, TemplateId};
 
 use super::{Answered, Call, Hit, Peer, PeerKind, Stages};
 use crate::gallery::{Gallery, Probes};
 
+const ORIGIN: Origin = Origin { gallery: GalleryId(*b"thenar benchmark"), key: KeyId(*b"thenar benchmark") };
 /// Rows appended at a time.
 const APPENDED: usize = 4096;
 
@@ -33,7 +34,7 @@ impl Shelf {
     pub fn new(gallery: &Gallery) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("thenar-bench").tempdir()?;
         let dir = folder.path().join("index");
-        let mut index = Index::create(&dir, Geometry::new(gallery.dim()), KeyId(*b"thenar benchmark"))?;
+        let mut index = Index::create(&dir, Geometry::new(gallery.dim()), ORIGIN)?;
         let labels: Vec<String> = (0..gallery.len()).map(|row| format!("subject-{row}")).collect();
         for first in (0..gallery.len()).step_by(APPENDED) {
             let rows: Vec<NewRow<'_>> = (first..gallery.len().min(first + APPENDED))
@@ -42,6 +43,7 @@ impl Shelf {
                     subject: SubjectNumber(row as u64),
                     hand: Hand::Unspecified as u8,
                     label: &labels[row],
+                    source: row as u64,
                     vector: gallery.row(row),
                 })
                 .collect();

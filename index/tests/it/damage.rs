@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 
 use thenar_index::codes::sketch_bytes;
 use thenar_index::{
-    Damage, DamageKind, Error, Index, KeyId, Lsn, OwnedRow, SubjectNumber, TemplateId, VERSION, verify,
+    Damage, DamageKind, Error, GalleryId, Index, KeyId, Lsn, Origin, OwnedRow, SubjectNumber, TemplateId, VERSION,
+    verify,
 };
 
 use crate::model::live_rows;
@@ -425,11 +426,16 @@ fn a_damaged_segment_is_replaced_from_outside_and_its_old_file_goes() {
 }
 
 #[test]
-fn another_key_and_another_version_are_refused() {
+fn another_key_another_gallery_and_another_version_are_refused() {
     let sample = sample();
     let other = KeyId([9; 16]);
-    match Index::open(sample.dir.path(), other) {
-        Err(Error::WrongKey { expected, found }) => assert_eq!((expected, found), (other, KEY)),
+    match Index::open(sample.dir.path(), Origin { key: other, ..KEY }) {
+        Err(Error::WrongKey { expected, found }) => assert_eq!((expected, found), (other, KEY.key)),
+        opened => panic!("{opened:?}"),
+    }
+    let other = GalleryId([9; 16]);
+    match Index::open(sample.dir.path(), Origin { gallery: other, ..KEY }) {
+        Err(Error::WrongGallery { expected, found, .. }) => assert_eq!((expected, found), (other, KEY.gallery)),
         opened => panic!("{opened:?}"),
     }
     let mut bytes = sample.files["MANIFEST"].clone();

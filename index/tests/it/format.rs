@@ -7,7 +7,8 @@ use std::sync::Arc;
 use half::f16;
 use thenar_index::codes::{BLOCK_ROWS, sketch_bytes};
 use thenar_index::{
-    DamageKind, Geometry, Index, KeyId, Lsn, NewRow, OwnedRow, SubjectNumber, TemplateId, VERSION, sketch,
+    DamageKind, GalleryId, Geometry, Index, KeyId, Lsn, NewRow, Origin, OwnedRow, SubjectNumber, TemplateId, VERSION,
+    sketch,
 };
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -15,7 +16,7 @@ use crate::model::live_rows;
 use crate::palms;
 use crate::sim::disk_of;
 
-const KEY: KeyId = KeyId(*b"golden-key-id-01");
+const KEY: Origin = Origin { gallery: GalleryId(*b"golden-gallery-1"), key: KeyId(*b"golden-key-id-01") };
 const SHAPE: Geometry = Geometry { dim: 32, segment_rows: 64 };
 
 fn golden_rows() -> Vec<OwnedRow> {
@@ -24,6 +25,7 @@ fn golden_rows() -> Vec<OwnedRow> {
         subject: SubjectNumber(n / 2),
         hand: (n % 3) as u8,
         label: format!("palm-{n}"),
+        source: 0x1234_5678_0000 + n,
         vector: (0..32).map(|i| f16::from_f64((n * 32 + i) as f64 / 4096.0)).collect(),
     };
     (1..=70).map(row).collect()
@@ -150,19 +152,19 @@ fn the_manifest_is_as_format_md_says() {
     let words: Vec<u32> = (8..24).step_by(4).map(|at| u32_at(&bytes, at)).collect();
     assert_eq!(words, [VERSION, 32, 64, 2], "version, components, rows a segment, next file");
     assert_eq!(u64_at(&bytes, 24), 77, "LSN");
-    assert_eq!(bytes[32..48], KEY.0);
+    assert_eq!((&bytes[32..48], &bytes[48..64]), (&KEY.key.0[..], &KEY.gallery.0[..]));
     assert_eq!(
-        (u32_at(&bytes, 48), u32_at(&bytes, 52), u64_at(&bytes, 56)),
+        (u32_at(&bytes, 64), u32_at(&bytes, 68), u64_at(&bytes, 72)),
         (2, 1, 0),
         "segments, forgotten, reserved"
     );
-    let first: Vec<u64> = (64..88).step_by(8).map(|at| u64_at(&bytes, at)).collect();
+    let first: Vec<u64> = (80..104).step_by(8).map(|at| u64_at(&bytes, at)).collect();
     assert_eq!(first[1..], [10, 640], "first and last template");
-    assert_eq!((u32_at(&bytes, 88), u32_at(&bytes, 92)), (0, 64), "file, rows");
-    assert_eq!((u64_at(&bytes, 104), u64_at(&bytes, 112)), (650, 700));
-    assert_eq!((u32_at(&bytes, 120), u32_at(&bytes, 124)), (1, 6));
-    assert_eq!((u32_at(&bytes, 128), u32_at(&bytes, 132)), (64, 0), "forgotten row, padding");
-    assert_eq!((u64_at(&bytes, 136), bytes.len()), (xxh3_64(&bytes[..136]), 144));
+    assert_eq!((u32_at(&bytes, 104), u32_at(&bytes, 108)), (0, 64), "file, rows");
+    assert_eq!((u64_at(&bytes, 120), u64_at(&bytes, 128)), (650, 700));
+    assert_eq!((u32_at(&bytes, 136), u32_at(&bytes, 140)), (1, 6));
+    assert_eq!((u32_at(&bytes, 144), u32_at(&bytes, 148)), (64, 0), "forgotten row, padding");
+    assert_eq!((u64_at(&bytes, 152), bytes.len()), (xxh3_64(&bytes[..152]), 160));
 }
 
 #[test]
@@ -174,7 +176,7 @@ fn a_segment_is_as_format_md_says() {
     let words: Vec<u32> = (8..24).step_by(4).map(|at| u32_at(&bytes, at)).collect();
     assert_eq!(words, [VERSION, 32, 64, 128], "version, components, rows, bytes of a record");
     let identity = u64_at(&bytes, 24);
-    assert_eq!(identity, u64_at(&manifest, 64));
+    assert_eq!(identity, u64_at(&manifest, 80));
     assert!(bytes[32..4088].iter().all(|byte| *byte == 0));
     assert_eq!(u64_at(&bytes, 4088), xxh3_64(&bytes[..4088]));
     for (offset, row) in golden_rows()[..64].iter().enumerate() {
@@ -189,7 +191,9 @@ fn a_segment_is_as_format_md_says() {
         assert_eq!((u64_at(record, 0), u64_at(record, 8)), (row.template.0, row.subject.0));
         assert_eq!((&record[24..28], record[28], usize::from(record[29])), (&b"LIVE"[..], row.hand, row.label.len()));
         assert_eq!(&record[32..32 + row.label.len()], row.label.as_bytes());
-        assert!(record[30..32].iter().chain(&record[32 + row.label.len()..]).all(|byte| *byte == 0));
+        assert_eq!(u64_at(record, 96), row.source);
+        let rest = record[30..32].iter().chain(&record[32 + row.label.len()..96]).chain(&record[104..]);
+        assert!(rest.copied().all(|byte| byte == 0));
         assert!(vector.iter().copied().eq(row.vector.iter().flat_map(|x| x.to_le_bytes())));
         // The checksum: the record with the row's hash in the checksum's place, then the
         // segment's identity, then the offset.

@@ -8,7 +8,9 @@ use std::time::Duration;
 use half::f16;
 use proptest::prelude::*;
 use thenar_index::codes::{BLOCK_ROWS, OwnedCodes};
-use thenar_index::{Block, Error, Geometry, Index, Lsn, OwnedRow, Row, Snapshot, SubjectNumber, TemplateId, verify};
+use thenar_index::{
+    Block, Contents, Error, Geometry, Index, Lsn, OwnedRow, Row, RowMeta, Snapshot, SubjectNumber, TemplateId, verify,
+};
 
 use crate::palms::{Dice, KEY, SMALL, borrowed, row};
 use crate::sim::Disk;
@@ -208,7 +210,40 @@ impl Pair {
         }
         let last = self.index.last_template().map_or(0, |last| last.0);
         assert!(self.model.rows.keys().next_back().is_none_or(|largest| *largest <= last));
+        assert_eq!(self.index.contents(), contents(self.model.rows.values().rev()));
     }
+}
+
+fn contents<'a>(rows: impl Iterator<Item = &'a OwnedRow>) -> Contents {
+    let mut contents = Contents::default();
+    for OwnedRow { template, subject, hand, label, source, .. } in rows {
+        contents.add(&RowMeta { template: *template, subject: *subject, hand: *hand, label, source: *source });
+    }
+    contents
+}
+
+#[test]
+fn contents_tell_sets_apart_that_differ_in_anything() {
+    let rows: Vec<OwnedRow> = (1..50).map(|n| row(n, n / 2, SMALL.dim)).collect();
+    let whole = contents(rows.iter());
+    assert_eq!(whole, contents(rows.iter().rev()), "in any order");
+    assert_ne!(whole, contents(rows[1..].iter()));
+    let changes: [fn(&mut OwnedRow); 5] = [
+        |row| row.template.0 += 100,
+        |row| row.subject.0 += 100,
+        |row| row.hand ^= 1,
+        |row| row.label.push('y'),
+        |row| row.source ^= 1,
+    ];
+    for (number, change) in changes.into_iter().enumerate() {
+        let mut other = rows.clone();
+        change(&mut other[7]);
+        assert_ne!(whole, contents(other.iter()), "change {number}");
+    }
+    // Two subjects that change places.
+    let mut other = rows;
+    (other[3].subject, other[9].subject) = (other[9].subject, other[3].subject);
+    assert_ne!(whole, contents(other.iter()));
 }
 
 /// A verify while a writer has the folder is refused.
@@ -278,6 +313,7 @@ fn rows_and_codes(snapshot: &Snapshot, cut_short: bool) -> BTreeMap<u64, OwnedRo
                     subject: meta.subject,
                     hand: meta.hand,
                     label: meta.label.to_owned(),
+                    source: meta.source,
                     vector: vector.to_vec(),
                 };
                 assert!(rows.last_key_value().is_none_or(|(before, _)| *before < row.template.0));

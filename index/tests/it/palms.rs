@@ -1,10 +1,10 @@
 //! Rows to test with: cheap, different for every template, and recognisable.
 
 use half::f16;
-use thenar_index::{Geometry, KeyId, NewRow, OwnedRow, SubjectNumber, TemplateId};
+use thenar_index::{GalleryId, Geometry, KeyId, NewRow, Origin, OwnedRow, SubjectNumber, TemplateId};
 
-/// The key the tests' indexes are filled under.
-pub(crate) const KEY: KeyId = KeyId(*b"fingerprint of k");
+/// The gallery and the key the tests' indexes are filled under.
+pub(crate) const KEY: Origin = Origin { gallery: GalleryId(*b"name of a galler"), key: KeyId(*b"fingerprint of k") };
 /// Small segments, so that tests cross their ends.
 pub(crate) const SMALL: Geometry = Geometry { dim: 32, segment_rows: 64 };
 
@@ -40,6 +40,7 @@ pub(crate) fn row(template: u64, subject: u64, dim: usize) -> OwnedRow {
         subject: SubjectNumber(subject),
         hand: (template % 3) as u8,
         label: format!("subject-{subject}-{}", "x".repeat((subject % 40) as usize)),
+        source: template ^ 0x5000,
         vector: vector(template, dim),
     }
 }

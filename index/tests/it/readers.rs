@@ -21,7 +21,7 @@ const WIDE: Geometry = Geometry { dim: 4096, segment_rows: 64 };
 fn append_tagged(index: &mut Index, tag: u16) {
     let vector = vec![f16::from_bits(tag); index.geometry().dim];
     let (template, subject) = (TemplateId(u64::from(tag)), SubjectNumber(u64::from(tag)));
-    index.append(&[NewRow { template, subject, hand: 0, label: "tagged", vector: &vector }]).unwrap();
+    index.append(&[NewRow { template, subject, hand: 0, label: "tagged", source: 0, vector: &vector }]).unwrap();
 }
 
 #[test]

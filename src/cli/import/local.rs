@@ -141,7 +141,7 @@ fn dimension(config: &Config) -> Result<Option<usize>, CliError> {
     let key = MasterKey::load(&key_source(config.key_file.as_deref())).map_err(|error| refusal(error.into()))?;
     let keys = Vault::new(key).registry_keys();
     let identity = SqliteRegistry::open(&folder.registry(), keys).and_then(|registry| registry.identity());
-    Ok(identity.map_err(|error| refusal(error.into()))?.map(|identity| identity.dim))
+    Ok(identity.map_err(|error| refusal(error.into()))?.map(|(identity, _)| identity.dim))
 }
 
 fn refusal(error: ServerError) -> CliError {

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::SystemTime;
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension as _, Transaction, TransactionBehavior, ffi};
-use thenar_index::{Lsn, SubjectNumber, TemplateId};
+use thenar_index::{GalleryId, Lsn, RowMeta, SubjectNumber, TemplateId, source_of};
 
 use super::read::{self, ADDED, Counters, FORGOTTEN, REMOVED};
 use super::{damaged, failed, from_millis, stored, to_millis};
@@ -61,10 +61,14 @@ impl Writer {
     }
 
     /// See `Registry::claim_identity`.
-    pub(super) fn claim_identity(&mut self, path: &Path, identity: &GalleryIdentity) -> Result<(), RegistryError> {
-        if let Some(claimed) = read::identity(&self.conn, path)? {
+    pub(super) fn claim_identity(
+        &mut self,
+        path: &Path,
+        identity: &GalleryIdentity,
+    ) -> Result<GalleryId, RegistryError> {
+        if let Some((claimed, id)) = read::identity(&self.conn, path)? {
             if claimed == *identity {
-                return Ok(());
+                return Ok(id);
             }
             let advice = if claimed.key_id == identity.key_id {
                 "set the dimension the gallery was made with, or use another data folder"
@@ -79,8 +83,10 @@ impl Writer {
         }
         self.refuse_if_stopped(path)?;
         let dim = stored(identity.dim as u64);
-        let done = self.conn.execute("INSERT INTO gallery VALUES (1, ?1, ?2)", (dim, identity.key_id));
-        done.map(|_| ()).map_err(|e| self.write_failed(path, "claiming its identity", e))
+        let mut id = [0; 16];
+        getrandom::fill(&mut id).map_err(RegistryError::NoRandomness)?;
+        let done = self.conn.execute("INSERT INTO gallery VALUES (1, ?1, ?2, ?3)", (dim, identity.key_id, id));
+        done.map(|_| GalleryId(id)).map_err(|e| self.write_failed(path, "claiming its identity", e))
     }
 
     /// See `Registry::commit`.
@@ -112,12 +118,15 @@ impl Writer {
             (outcomes, batch.records, batch.counters, batch.last_slot, batch.free_slots)
         };
         if counters != self.counters {
-            let Counters { last_lsn, last_subject, last_template, subjects, templates } = counters;
+            let Counters { last_lsn, last_subject, last_template, subjects, contents } = counters;
             tx.prepare_cached(
-                "UPDATE counters SET last_lsn = ?1, last_subject = ?2, last_template = ?3, subjects = ?4, templates = ?5
-                 WHERE id = 1",
+                "UPDATE counters SET last_lsn = ?1, last_subject = ?2, last_template = ?3, subjects = ?4,
+                 templates = ?5, digest = ?6 WHERE id = 1",
             )
-            .and_then(|mut s| s.execute((last_lsn, last_subject, last_template, subjects, templates)))
+            .and_then(|mut s| {
+                let (templates, digest) = (stored(contents.rows), contents.digest.to_le_bytes());
+                s.execute((last_lsn, last_subject, last_template, subjects, templates, digest))
+            })
             .map_err(sql("storing its counters"))?;
         }
         tx.commit().map_err(sql("committing"))?;
@@ -287,7 +296,7 @@ impl Batch<'_> {
             self.add(&mut subject, template)?;
         }
         for gone in remove {
-            self.delete_template(*gone)?;
+            self.delete_template(&subject, *gone)?;
             self.append(subject.number, Event::Removed { subject: subject.number, id: *gone })?;
         }
         Ok(self.done(subject))
@@ -296,7 +305,7 @@ impl Batch<'_> {
     fn forget(&mut self, id: &SubjectId) -> Result<Outcome, Failure> {
         let Some(subject) = self.subject(id)? else { return Ok(Outcome::NoSuchSubject) };
         for template in &subject.templates {
-            self.delete_template(template.id)?;
+            self.delete_template(&subject, template.id)?;
         }
         let number = stored(subject.number.0);
         let slot =
@@ -351,7 +360,6 @@ impl Batch<'_> {
     fn add(&mut self, subject: &mut SubjectRecord, template: &SealedTemplate) -> Result<(), Failure> {
         let slot = self.put(&template.sealed)?;
         self.counters.last_template += 1;
-        self.counters.templates += 1;
         let id = self.counters.last_template;
         let row = (id, stored(subject.number.0), template.hand as u8, self.now, slot);
         self.statements.add_template.execute(row).map_err(sql("storing a template"))?;
@@ -365,17 +373,26 @@ impl Batch<'_> {
             hand: template.hand,
             sealed: template.sealed.clone(),
         };
+        self.counters.contents.add(&copy.meta());
         self.append(subject.number, Event::Added { id, template: Some(copy) })
     }
 
-    fn delete_template(&mut self, id: TemplateId) -> Result<(), Failure> {
+    fn delete_template(&mut self, subject: &SubjectRecord, template: TemplateId) -> Result<(), Failure> {
         let at = sql("deleting a template");
-        let id = stored(id.0);
-        let slot = self.statements.find_slot.query_row([id], |row| row.get(0)).map_err(&at)?;
-        self.clear(slot)
-            .map_err(|e| e.unwrap_or_else(|| damaged(self.path, "template without its bytes", id).into()))?;
+        let id = stored(template.0);
+        let path = self.path;
+        let without_bytes = || Failure::from(damaged(path, "template without its bytes", id));
+        let (slot, hand, source): (i64, u8, u64) = self
+            .statements
+            .find_template
+            .query_row([id], |row| Ok((row.get(0)?, row.get(1)?, source_of(row.get_ref(2)?.as_blob()?))))
+            .optional()
+            .map_err(&at)?
+            .ok_or_else(without_bytes)?;
+        self.clear(slot).map_err(|e| e.unwrap_or_else(without_bytes))?;
         self.statements.delete_template.execute([id]).map_err(&at)?;
-        self.counters.templates -= 1;
+        let label = subject.id.as_str();
+        self.counters.contents.remove(&RowMeta { template, subject: subject.number, hand, label, source });
         Ok(())
     }
 
@@ -402,7 +419,7 @@ struct Statements<'c> {
     delete_subject: CachedStatement<'c>,
     add_template: CachedStatement<'c>,
     delete_template: CachedStatement<'c>,
-    find_slot: CachedStatement<'c>,
+    find_template: CachedStatement<'c>,
     find_name: CachedStatement<'c>,
     find_bytes: CachedStatement<'c>,
     add_slot: CachedStatement<'c>,
@@ -427,7 +444,9 @@ impl<'c> Statements<'c> {
             delete_subject: prepare("DELETE FROM subjects WHERE number = ?1")?,
             add_template: prepare("INSERT INTO templates VALUES (?1, ?2, ?3, ?4, ?5)")?,
             delete_template: prepare("DELETE FROM templates WHERE id = ?1")?,
-            find_slot: prepare("SELECT slot FROM templates WHERE id = ?1")?,
+            find_template: prepare(
+                "SELECT b.slot, t.hand, b.content FROM templates t JOIN slots b ON b.slot = t.slot WHERE t.id = ?1",
+            )?,
             find_name: prepare("SELECT slot FROM subjects WHERE number = ?1")?,
             find_bytes: prepare("SELECT length(content) FROM slots WHERE slot = ?1")?,
             add_slot: prepare("INSERT INTO slots VALUES (?1, ?2)")?,

@@ -30,7 +30,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use parking_lot::Mutex;
 use rusqlite::{ErrorCode, ffi};
-use thenar_index::{Lsn, SubjectNumber, TemplateId};
+use thenar_index::{Contents, GalleryId, Lsn, SubjectNumber, TemplateId};
 
 use self::commit::Writer;
 use self::readers::Readers;
@@ -80,11 +80,11 @@ impl SqliteRegistry {
 }
 
 impl Registry for SqliteRegistry {
-    fn claim_identity(&self, identity: &GalleryIdentity) -> Result<(), RegistryError> {
+    fn claim_identity(&self, identity: &GalleryIdentity) -> Result<GalleryId, RegistryError> {
         self.writer.lock().claim_identity(&self.path, identity)
     }
 
-    fn identity(&self) -> Result<Option<GalleryIdentity>, RegistryError> {
+    fn identity(&self) -> Result<Option<(GalleryIdentity, GalleryId)>, RegistryError> {
         read::identity(&self.readers.get(), &self.path)
     }
 
@@ -98,6 +98,11 @@ impl Registry for SqliteRegistry {
 
     fn last_lsn(&self) -> Result<Lsn, RegistryError> {
         Ok(read::counters(&self.readers.get(), &self.path)?.last_lsn())
+    }
+
+    fn contents(&self) -> Result<(Lsn, Contents), RegistryError> {
+        let counters = read::counters(&self.readers.get(), &self.path)?;
+        Ok((counters.last_lsn(), counters.contents))
     }
 
     fn templates_between(

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use rusqlite::{Connection, OptionalExtension as _, Row};
-use thenar_index::{Lsn, SubjectNumber, TemplateId};
+use thenar_index::{Contents, GalleryId, Lsn, SubjectNumber, TemplateId};
 
 use super::{damaged, failed, from_millis, stored};
 use crate::palm::{Hand, SUBJECT_ID_BYTES_MAX, SubjectId};
@@ -26,7 +26,8 @@ pub(super) struct Counters {
     pub(super) last_subject: i64,
     pub(super) last_template: i64,
     pub(super) subjects: i64,
-    pub(super) templates: i64,
+    /// Of all templates.
+    pub(super) contents: Contents,
 }
 
 impl Counters {
@@ -35,45 +36,48 @@ impl Counters {
     }
 
     pub(super) fn counts(&self) -> RegistryCounts {
-        RegistryCounts { subjects: self.subjects.unsigned_abs(), templates: self.templates.unsigned_abs() }
+        RegistryCounts { subjects: self.subjects.unsigned_abs(), templates: self.contents.rows }
     }
 }
 
 /// The counters as of the last commit.
 pub(super) fn counters(conn: &Connection, path: &Path) -> Result<Counters, RegistryError> {
     let at = |e| failed(path, "reading its counters", e);
-    let sql = "SELECT last_lsn, last_subject, last_template, subjects, templates FROM counters WHERE id = 1";
-    let counters = conn
+    let sql = "SELECT last_lsn, last_subject, last_template, subjects, templates, digest FROM counters WHERE id = 1";
+    let (counters, templates) = conn
         .prepare_cached(sql)
         .map_err(at)?
         .query_row([], |row| {
-            Ok(Counters {
+            let templates: i64 = row.get(4)?;
+            let digest = u128::from_le_bytes(row.get(5)?);
+            let counters = Counters {
                 last_lsn: row.get(0)?,
                 last_subject: row.get(1)?,
                 last_template: row.get(2)?,
                 subjects: row.get(3)?,
-                templates: row.get(4)?,
-            })
+                contents: Contents { rows: templates.unsigned_abs(), digest },
+            };
+            Ok((counters, templates))
         })
         .map_err(at)?;
-    let Counters { last_lsn, last_subject, last_template, subjects, templates } = counters;
+    let Counters { last_lsn, last_subject, last_template, subjects, contents: _ } = counters;
     if [last_lsn, last_subject, last_template, subjects, templates].iter().any(|n| *n < 0) {
         return Err(damaged(path, "counter", 1));
     }
     Ok(counters)
 }
 
-/// The gallery's identity, where one has been claimed.
-pub(super) fn identity(conn: &Connection, path: &Path) -> Result<Option<GalleryIdentity>, RegistryError> {
+/// The gallery's identity and its id, where they have been claimed.
+pub(super) fn identity(conn: &Connection, path: &Path) -> Result<Option<(GalleryIdentity, GalleryId)>, RegistryError> {
     let row = conn
-        .query_row("SELECT dim, key_id FROM gallery WHERE id = 1", [], |row| {
-            Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?))
+        .query_row("SELECT dim, key_id, gallery_id FROM gallery WHERE id = 1", [], |row| {
+            Ok((row.get::<_, i64>(0)?, row.get::<_, Vec<u8>>(1)?, row.get::<_, Vec<u8>>(2)?))
         })
         .optional()
         .map_err(|e| failed(path, "reading the gallery's identity", e))?;
-    let Some((dim, key_id)) = row else { return Ok(None) };
-    match (usize::try_from(dim), key_id.try_into()) {
-        (Ok(dim), Ok(key_id)) => Ok(Some(GalleryIdentity { dim, key_id })),
+    let Some((dim, key_id, gallery_id)) = row else { return Ok(None) };
+    match (usize::try_from(dim), key_id.try_into(), gallery_id.try_into()) {
+        (Ok(dim), Ok(key_id), Ok(gallery_id)) => Ok(Some((GalleryIdentity { dim, key_id }, GalleryId(gallery_id)))),
         _ => Err(damaged(path, "gallery identity", 1)),
     }
 }

@@ -35,7 +35,8 @@ const MIGRATIONS: [&str; 1] = ["
     CREATE TABLE gallery(
         id INTEGER PRIMARY KEY CHECK (id = 1),
         dim INTEGER NOT NULL,
-        key_id BLOB NOT NULL
+        key_id BLOB NOT NULL,
+        gallery_id BLOB NOT NULL -- random
     ) STRICT;
     CREATE TABLE counters(
         id INTEGER PRIMARY KEY CHECK (id = 1),
@@ -43,9 +44,10 @@ const MIGRATIONS: [&str; 1] = ["
         last_subject INTEGER NOT NULL,
         last_template INTEGER NOT NULL,
         subjects INTEGER NOT NULL,
-        templates INTEGER NOT NULL
+        templates INTEGER NOT NULL,
+        digest BLOB NOT NULL -- of all templates, see `Contents` of the index
     ) STRICT;
-    INSERT INTO counters VALUES (1, 0, 0, 0, 0, 0);
+    INSERT INTO counters VALUES (1, 0, 0, 0, 0, 0, zeroblob(16));
     CREATE TABLE subjects(
         number INTEGER PRIMARY KEY,
         key BLOB NOT NULL UNIQUE, -- keyed hash of the name

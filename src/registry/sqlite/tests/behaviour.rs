@@ -145,10 +145,11 @@ fn slots_of_forgotten_templates_are_used_again() {
 fn an_identity_is_claimed_once() {
     let mut home = Home::new();
     let identity = GalleryIdentity { dim: 512, key_id: [0xab; 16] };
-    home.claim_identity(&identity).unwrap();
-    home.claim_identity(&identity).unwrap();
+    let id = home.claim_identity(&identity).unwrap();
+    assert_eq!(home.claim_identity(&identity).unwrap(), id);
+    assert_ne!(Home::new().claim_identity(&identity).unwrap(), id, "no two galleries have one id");
     home.reopen();
-    assert_eq!(home.identity().unwrap(), Some(identity.clone()));
+    assert_eq!(home.identity().unwrap(), Some((identity.clone(), id)));
     let key = "ab".repeat(16);
     let error = home.claim_identity(&GalleryIdentity { dim: 256, key_id: identity.key_id }).unwrap_err().to_string();
     assert_eq!(

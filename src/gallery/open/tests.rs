@@ -1,0 +1,271 @@
+//! An index under which the registry was rolled back, replaced or changed.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use half::f16;
+use rusqlite::Connection;
+use thenar_index::{GalleryId, KeyId, Origin};
+
+use super::*;
+use crate::palm::{Hand, RequestId, SubjectId, TemplateRow};
+use crate::registry::sqlite::SqliteRegistry;
+use crate::registry::{Action, Change, GalleryIdentity, Registry as _, SealedTemplate};
+use crate::vault::{MasterKey, Vault};
+
+const DIM: usize = 32;
+
+/// A data folder, with nobody at work in it.
+struct Folder(tempfile::TempDir);
+
+/// A server at work in a folder, as far as registry and index go.
+struct Running {
+    registry: Arc<SqliteRegistry>,
+    setup: Setup,
+    index: Index,
+    report: OpenReport,
+}
+
+impl Folder {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn registry(&self) -> PathBuf {
+        self.0.path().join("registry.sqlite")
+    }
+
+    fn open(&self) -> Result<Running, GalleryError> {
+        let vault = Vault::new(MasterKey::from_bytes([5; 32]));
+        let registry = Arc::new(SqliteRegistry::open(&self.registry(), vault.registry_keys()).unwrap());
+        let gallery = registry.claim_identity(&GalleryIdentity { dim: DIM, key_id: vault.key_id() }).unwrap();
+        let setup = Setup {
+            dir: self.0.path().join("index"),
+            dim: DIM,
+            origin: Origin { gallery, key: KeyId(vault.key_id()) },
+            registry: Arc::clone(&registry) as _,
+            sealer: Arc::new(vault.sealer(DIM)),
+        };
+        let (index, report) = open_index(&setup)?;
+        Ok(Running { registry, setup, index, report })
+    }
+
+    fn run(&self) -> Running {
+        self.open().unwrap_or_else(|e| panic!("{e}"))
+    }
+
+    /// A copy of the registry of a stopped server, in a folder of its own.
+    fn copy_of_registry(&self) -> Self {
+        let copy = Self::new();
+        std::fs::copy(self.registry(), copy.registry()).unwrap();
+        copy
+    }
+
+    /// Puts another folder's registry in the place of this one's.
+    fn take_registry_of(&self, other: &Self) {
+        for beside in ["-wal", "-shm"] {
+            let _ = std::fs::remove_file(format!("{}{beside}", self.registry().display()));
+        }
+        std::fs::copy(other.registry(), self.registry()).unwrap();
+    }
+}
+
+impl Running {
+    fn commit(&mut self, actions: impl Iterator<Item = (String, Action)>) {
+        let change = |(id, action): (String, Action)| Change {
+            request_id: RequestId::new(&id).unwrap(),
+            digest: [0; 16],
+            action,
+        };
+        let changes: Vec<Change> = actions.map(change).collect();
+        let committed = self.registry.commit(&changes).unwrap();
+        let gone = apply_to_index(&mut self.index, &self.setup.sealer, &committed.records).unwrap();
+        drop(self.index.publish(committed.records.last().unwrap().lsn));
+        self.index.erase(&gone).unwrap();
+    }
+
+    /// Enrols these people; `draw` says which palms they have.
+    fn enrol(&mut self, people: std::ops::Range<u32>, draw: u32) {
+        let sealer = Arc::clone(&self.setup.sealer);
+        self.commit(people.map(|person| {
+            let value = |i: u32| f16::from_f32(((person * 31 + i * 7 + draw * 13) % 97) as f32 / 97.0 - 0.5);
+            let row = TemplateRow((0..DIM as u32).map(value).collect());
+            let id = format!("p{person}");
+            let templates = vec![SealedTemplate { hand: Hand::Left, sealed: sealer.seal(&id, Hand::Left, &row) }];
+            (format!("e{person}-{draw}"), Action::Enrol { subject: SubjectId::new(&id).unwrap(), templates })
+        }));
+    }
+
+    fn forget(&mut self, people: std::ops::Range<u32>) {
+        self.commit(people.map(|person| {
+            let subject = SubjectId::new(&format!("p{person}")).unwrap();
+            (format!("f{person}"), Action::Forget { subject })
+        }));
+    }
+
+    /// Checks that the index has, of every template on record, the row that is sealed there, and
+    /// no other row.
+    fn assert_whole(&self) {
+        let templates = self.registry.templates_between(TemplateId(0), TemplateId(u64::MAX), 10_000).unwrap();
+        let snapshot = self.index.snapshot();
+        assert_eq!(snapshot.live(), templates.len() as u64);
+        for template in templates {
+            let rows = snapshot.rows_of(template.subject);
+            let row = rows.iter().find(|row| snapshot.meta(**row).unwrap().template == template.id).unwrap();
+            assert_eq!(snapshot.meta(*row), Some(template.meta()));
+            assert_eq!(snapshot.row(*row), &*open_template(&self.setup.sealer, &template).unwrap().0);
+        }
+    }
+
+    fn stop(mut self) {
+        self.index.checkpoint().unwrap();
+    }
+
+    /// Ends it as kill -9 would: no checkpoint.
+    fn kill(self) {}
+}
+
+/// Opens a folder that must have been made anew, for that reason, and is right afterwards.
+fn is_made_anew(folder: &Folder, words: &str) {
+    let running = folder.run();
+    let why = running.report.rebuilt_because.clone().expect("the index is made anew");
+    assert!(why.contains(words), "{why}");
+    running.assert_whole();
+    running.stop();
+    let again = folder.run();
+    assert_eq!(again.report.rebuilt_because, None, "once and for all");
+    again.assert_whole();
+}
+
+#[test]
+fn deletions_that_a_copy_of_the_registry_does_not_know_are_noticed() {
+    let folder = Folder::new();
+    let mut running = folder.run();
+    running.enrol(0..100, 0);
+    running.stop();
+    let copy = folder.copy_of_registry();
+    let mut running = folder.run();
+    assert_eq!(running.report.rebuilt_because, None);
+    running.forget(25..75);
+    running.kill();
+    folder.take_registry_of(&copy);
+    is_made_anew(&folder, "50 templates on record are not in the index, 0 rows of it are not on record, and 0 are");
+}
+
+#[test]
+fn a_copy_of_the_registry_that_went_its_own_way_is_noticed() {
+    let folder = Folder::new();
+    let mut running = folder.run();
+    running.enrol(0..20, 0);
+    running.stop();
+    let copy = folder.copy_of_registry();
+    // Here some go and others come; there others still, until its log is as long.
+    let mut running = folder.run();
+    running.forget(0..5);
+    running.enrol(100..110, 0);
+    running.stop();
+    let mut elsewhere = copy.run();
+    elsewhere.enrol(200..220, 0);
+    elsewhere.stop();
+    folder.take_registry_of(&copy);
+    is_made_anew(&folder, "10 templates on record are not in the index, 0 rows of it are not on record, and 10 are");
+}
+
+#[test]
+fn the_same_people_with_other_palms_are_noticed() {
+    let folder = Folder::new();
+    let mut running = folder.run();
+    running.enrol(0..20, 0);
+    running.stop();
+    let copy = folder.copy_of_registry();
+    let mut running = folder.run();
+    running.enrol(20..30, 0);
+    running.stop();
+    // After a restore everybody since the copy is enrolled again, and one more.
+    let mut elsewhere = copy.run();
+    elsewhere.enrol(20..30, 1);
+    elsewhere.enrol(30..31, 1);
+    elsewhere.stop();
+    folder.take_registry_of(&copy);
+    is_made_anew(&folder, "0 templates on record are not in the index, 0 rows of it are not on record, and 10 are");
+}
+
+#[test]
+fn an_index_with_rows_of_nobody_is_noticed() {
+    let folder = Folder::new();
+    let mut running = folder.run();
+    running.enrol(0..20, 0);
+    running.stop();
+    let copy = folder.copy_of_registry();
+    let mut running = folder.run();
+    running.enrol(20..30, 0);
+    running.stop();
+    let mut elsewhere = copy.run();
+    elsewhere.forget(0..10);
+    elsewhere.stop();
+    folder.take_registry_of(&copy);
+    is_made_anew(&folder, "0 templates on record are not in the index, 20 rows of it are not on record, and 0 are");
+}
+
+#[test]
+fn a_log_that_does_not_go_on_from_the_index_is_noticed() {
+    let folder = Folder::new();
+    let mut running = folder.run();
+    running.enrol(0..20, 0);
+    running.stop();
+    let copy = folder.copy_of_registry();
+    let mut running = folder.run();
+    running.enrol(20..40, 0);
+    running.stop();
+    // The longer log, but fewer templates: the next one's number is taken in the index.
+    let mut elsewhere = copy.run();
+    elsewhere.forget(0..20);
+    elsewhere.enrol(20..25, 0);
+    elsewhere.stop();
+    folder.take_registry_of(&copy);
+    is_made_anew(&folder, "template 21 does not come after template 40");
+}
+
+#[test]
+fn the_index_of_another_gallery_is_refused_and_left_alone() {
+    let (folder, other) = (Folder::new(), Folder::new());
+    for folder in [&folder, &other] {
+        let mut running = folder.run();
+        running.enrol(0..20, 0);
+        running.stop();
+    }
+    folder.take_registry_of(&other);
+    let files = |dir: &Path| {
+        let files = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+        files.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let index = folder.0.path().join("index");
+    let before = files(&index);
+    let Err(error) = folder.open() else { panic!("it opened") };
+    assert!(matches!(error, GalleryError::Swapped { .. }), "{error}");
+    let said = error.to_string();
+    assert!(said.contains("another data folder") && said.contains("remove the index folder"), "{said}");
+    assert!(files(&index) == before);
+    // Whoever does as told has a server again.
+    std::fs::remove_dir_all(&index).unwrap();
+    folder.run().assert_whole();
+}
+
+#[test]
+fn a_registry_that_contradicts_itself_is_refused() {
+    let folder = Folder::new();
+    let mut running = folder.run();
+    running.enrol(0..5, 0);
+    running.stop();
+    let conn = Connection::open(folder.registry()).unwrap();
+    conn.execute_batch("UPDATE counters SET digest = zeroblob(16)").unwrap();
+    drop(conn);
+    let Err(error) = folder.open() else { panic!("it opened") };
+    assert!(matches!(error, GalleryError::Contradiction), "{error}");
+}
+
+#[test]
+fn every_gallery_has_an_id_of_its_own() {
+    let ids: Vec<GalleryId> = (0..8).map(|_| Folder::new().run().setup.origin.gallery).collect();
+    assert!(ids.iter().enumerate().all(|(at, id)| id.0 != [0; 16] && !ids[..at].contains(id)));
+}
