@@ -9,6 +9,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use thenar_index::storage::Files;
 use thenar_index::{KeyId, Origin};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -158,6 +159,7 @@ fn open_taken(
     let sealer = Arc::new(vault.sealer(dim));
     let setup = Setup {
         dir: folder.index(),
+        storage: Arc::new(Files),
         dim,
         origin: Origin { gallery: gallery_id, key: KeyId(vault.key_id()) },
         registry: Arc::clone(&registry),

@@ -20,7 +20,7 @@ use crate::manifest::Manifest;
 use crate::nouns::{Contents, Geometry, Lsn, Origin};
 use crate::open::Unrepaired;
 use crate::segment::{destroy, file_name};
-use crate::snapshot::Shared;
+use crate::snapshot::{Reader, Shared};
 use crate::storage::{Files, Storage};
 use crate::writer::{Index, READER_WAIT_DEFAULT, Slot, view_of};
 
@@ -40,7 +40,16 @@ impl Index {
     /// As [`Index::create`].
     pub fn create_on(storage: Arc<dyn Storage>, dir: &Path, geometry: Geometry, origin: Origin) -> Result<Self, Error> {
         let geometry = geometry.checked()?;
-        let lock = Lock::take_or_make(dir)?;
+        Self::create_locked(storage, Arc::new(Lock::take_or_make(dir)?), geometry, origin)
+    }
+
+    fn create_locked(
+        storage: Arc<dyn Storage>,
+        lock: Arc<Lock>,
+        geometry: Geometry,
+        origin: Origin,
+    ) -> Result<Self, Error> {
+        let dir = lock.dir.as_path();
         if folder::has_index(&*storage, dir)? {
             return Err(Error::Exists { dir: dir.to_owned() });
         }
@@ -78,7 +87,36 @@ impl Index {
     /// # Errors
     /// As [`Index::open`].
     pub fn open_on(storage: Arc<dyn Storage>, dir: &Path, origin: Origin) -> Result<Unrepaired, Error> {
-        Unrepaired::read(storage, dir, origin, Depth::Sums, &mut |_, _| true)
+        Unrepaired::read(storage, dir, None, origin, Depth::Sums, &mut |_, _| true)
+    }
+
+    /// As [`Index::open_on`], for the index that `before` reads from and whose writer has been dropped,
+    /// without letting go of its lock. `before` goes on until [`Unrepaired::finish`].
+    ///
+    /// # Errors
+    /// As [`Index::open`]; [`Error::Locked`] while there is another writer.
+    pub fn reopen_on(storage: Arc<dyn Storage>, before: &Reader, origin: Origin) -> Result<Unrepaired, Error> {
+        Unrepaired::read(storage, &before.shared.lock.dir, Some(before), origin, Depth::Sums, &mut |_, _| true)
+    }
+
+    /// Wipes the index that `before` reads from and whose writer has been dropped, and makes an empty
+    /// one in its place, without letting go of its lock. Waits until no snapshot is held, 10 s at most;
+    /// from then on `before` [is retired](Reader::is_retired).
+    ///
+    /// # Errors
+    /// [`Error::Locked`] while there is another writer and [`Error::Readers`]: nothing was done.
+    /// [`Error::Geometry`], [`Error::Io`].
+    pub fn create_over(
+        storage: Arc<dyn Storage>,
+        before: &Reader,
+        geometry: Geometry,
+        origin: Origin,
+    ) -> Result<Self, Error> {
+        let geometry = geometry.checked()?;
+        let (lock, mut writer) = before.take_over()?;
+        writer.retire(READER_WAIT_DEFAULT)?;
+        Self::wipe_locked(&*storage, &lock.dir)?;
+        Self::create_locked(storage, lock, geometry, origin)
     }
 
     /// Whether `dir` holds an index, or what is left of one: a manifest or segment files.
@@ -102,6 +140,10 @@ impl Index {
     /// As [`Index::wipe`].
     pub fn wipe_on(storage: &dyn Storage, dir: &Path) -> Result<(), Error> {
         let _lock = Lock::take_or_make(dir)?;
+        Self::wipe_locked(storage, dir)
+    }
+
+    fn wipe_locked(storage: &dyn Storage, dir: &Path) -> Result<(), Error> {
         folder::remove_new_manifest(storage, dir)?;
         folder::remove_manifest(storage, dir)?;
         // First of all nothing names the segments any more; then they go.
@@ -137,13 +179,8 @@ impl Index {
     fn assemble(parts: Parts) -> Self {
         let Parts { storage, dir, lock, gate, writer, manifest, chains, slots, contents, dead } = parts;
         let view = Arc::new(view_of(&slots, manifest.lsn, contents.rows, dead));
-        let shared = Shared {
-            gate,
-            current: Mutex::new(view),
-            chains: RwLock::new(chains),
-            geometry: manifest.geometry,
-            _lock: lock,
-        };
+        let shared =
+            Shared { gate, current: Mutex::new(view), chains: RwLock::new(chains), geometry: manifest.geometry, lock };
         Self {
             dir,
             storage,
@@ -166,7 +203,7 @@ impl Index {
 struct Parts {
     storage: Arc<dyn Storage>,
     dir: PathBuf,
-    lock: Lock,
+    lock: Arc<Lock>,
     gate: Arc<Gate>,
     writer: Writer,
     manifest: Manifest,

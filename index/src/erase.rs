@@ -95,10 +95,14 @@ impl Index {
     /// stay unseen by the manifest; rows forgotten and not erased are named in it.
     ///
     /// # Errors
-    /// [`Error::Io`]: the writer stops. [`Error::Stopped`].
+    /// [`Error::Io`]: the writer stops, unless the error [left everything as it
+    /// was](Error::left_all_as_it_was); then ask again. [`Error::Stopped`].
     pub fn checkpoint(&mut self) -> Result<(), Error> {
         self.running()?;
         let done = self.checkpoint_now();
+        if done.as_ref().is_err_and(Error::left_all_as_it_was) {
+            return done;
+        }
         self.stop_if_failed(done)
     }
 
@@ -133,6 +137,10 @@ impl Index {
             segments: view.segments.iter().map(entry).collect(),
             forgotten: self.forgotten.iter().copied().filter(|&row| counted(row)).collect(),
         };
-        folder::write_manifest(&*self.storage, &self.dir, &manifest)
+        // Should its new name not become durable now, it does with the next checkpoint.
+        self.dir_dirty = true;
+        folder::write_manifest(&*self.storage, &self.dir, &manifest)?;
+        self.dir_dirty = false;
+        Ok(())
     }
 }

@@ -9,7 +9,8 @@ use crate::nouns::{GalleryId, KeyId, Row, SubjectNumber, TemplateId};
 /// Why the index could not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The operating system refused. A writer that meets this stops.
+    /// The operating system refused. A writer that meets this stops, unless the call that met it says
+    /// otherwise.
     #[error("could not {action} {path}", path = .path.display())]
     Io {
         /// The file or folder.
@@ -191,7 +192,22 @@ pub enum Error {
     },
 }
 
+/// The process, or the system, has as many files open as it may.
+const NO_DESCRIPTOR: [i32; 2] = [24, 23];
+
 impl Error {
+    /// Whether this kept a step from being begun and changed nothing: a file could not be made, or there
+    /// was no descriptor to open one with.
+    #[must_use]
+    pub fn left_all_as_it_was(&self) -> bool {
+        match self {
+            Self::Io { action, source, .. } => {
+                *action == "create" || source.raw_os_error().is_some_and(|code| NO_DESCRIPTOR.contains(&code))
+            }
+            _ => false,
+        }
+    }
+
     pub(crate) fn io(path: impl Into<PathBuf>, action: &'static str) -> impl FnOnce(io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { path, action, source }

@@ -11,7 +11,10 @@
 //!
 //! Knows nothing of files or rows.
 //!
-//! Invariants: while a `Quiet` lives no `Ticket` does; there is one `Writer` a gate.
+//! A gate that is *retired* lets nobody in any more: the files behind it belong to another gate.
+//!
+//! Invariants: while a `Quiet` lives no `Ticket` does; there is one `Writer` a gate at most, and none
+//! is made once it is retired.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -19,6 +22,9 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 
 use crate::error::Error;
+
+/// What someone hears who enters a retired gate.
+const RETIRED: &str = "the index was opened again: snapshots come from its own reader";
 
 #[derive(Debug, Default)]
 struct State {
@@ -30,6 +36,10 @@ struct State {
     waiting: usize,
     /// How often it was opened again: what those who wait look at.
     openings: u64,
+    /// Whether there is a [`Writer`].
+    has_writer: bool,
+    /// Whether nobody may enter ever again.
+    retired: bool,
 }
 
 /// Counts readers in and out.
@@ -61,25 +71,61 @@ pub(crate) struct Quiet<'w> {
 /// A new gate, open, and its one writer.
 pub(crate) fn gate() -> (Arc<Gate>, Writer) {
     let gate = Arc::new(Gate::default());
-    (Arc::clone(&gate), Writer { gate })
+    let writer = gate.writer().expect("a new gate has no writer");
+    (gate, writer)
 }
 
 impl Gate {
+    /// The one writer; none while there is one, or once the gate is retired.
+    pub(crate) fn writer(self: &Arc<Self>) -> Option<Writer> {
+        let mut state = self.state.lock();
+        let free = !state.has_writer && !state.retired;
+        state.has_writer |= free;
+        free.then(|| Writer { gate: Arc::clone(self) })
+    }
+
+    /// Whether nobody may enter ever again.
+    pub(crate) fn is_retired(&self) -> bool {
+        self.state.lock().retired
+    }
+
     /// Waits while the gate is closed, then enters.
+    ///
+    /// # Panics
+    /// If the gate is retired.
     pub(crate) fn enter(self: &Arc<Self>) -> Ticket {
         let mut state = self.state.lock();
+        assert!(!state.retired, "{RETIRED}");
         if state.closed {
             state.waiting += 1;
             let openings = state.openings;
             while state.openings == openings {
                 self.opened.wait(&mut state);
             }
+            assert!(!state.retired, "{RETIRED}");
             // Whoever opened the gate has counted this ticket among those held.
             assert!(state.held > 0);
         } else {
             state.held += 1;
         }
         Ticket { gate: Arc::clone(self) }
+    }
+
+    /// Closes and waits until no ticket is held, `timeout` at most; opens again if that is not enough.
+    fn close(&self, timeout: Duration) -> Result<(), Error> {
+        let began = Instant::now();
+        let mut state = self.state.lock();
+        assert!(!state.closed && !state.retired);
+        state.closed = true;
+        while state.held > 0 {
+            let late = self.emptied.wait_until(&mut state, began + timeout).timed_out();
+            if late && state.held > 0 {
+                let held = state.held;
+                self.open(&mut state);
+                return Err(Error::Readers { held, waited: began.elapsed() });
+            }
+        }
+        Ok(())
     }
 
     fn open(&self, state: &mut State) {
@@ -108,20 +154,26 @@ impl Writer {
     /// # Errors
     /// [`Error::Readers`] where tickets are held after that; the gate is open again then.
     pub(crate) fn quiet(&mut self, timeout: Duration) -> Result<Quiet<'_>, Error> {
-        let began = Instant::now();
-        let mut state = self.gate.state.lock();
-        assert!(!state.closed);
-        state.closed = true;
-        while state.held > 0 {
-            let late = self.gate.emptied.wait_until(&mut state, began + timeout).timed_out();
-            if late && state.held > 0 {
-                let held = state.held;
-                self.gate.open(&mut state);
-                return Err(Error::Readers { held, waited: began.elapsed() });
-            }
-        }
-        drop(state);
+        self.gate.close(timeout)?;
         Ok(Quiet { writer: self })
+    }
+
+    /// Waits until no ticket is held, `timeout` at most, and lets nobody in from then on.
+    ///
+    /// # Errors
+    /// [`Error::Readers`] if tickets are held after that; the gate is open again then.
+    pub(crate) fn retire(&mut self, timeout: Duration) -> Result<(), Error> {
+        self.gate.close(timeout)?;
+        let mut state = self.gate.state.lock();
+        state.retired = true;
+        self.gate.open(&mut state);
+        Ok(())
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        self.gate.state.lock().has_writer = false;
     }
 }
 
@@ -205,5 +257,20 @@ mod tests {
             go.send(()).unwrap();
             drop(writer.quiet(Duration::from_secs(10)).unwrap());
         });
+    }
+
+    #[test]
+    fn a_retired_gate_waited_for_its_tickets_and_has_no_more_writers_or_readers() {
+        let (gate, mut writer) = gate();
+        assert!(gate.writer().is_none());
+        let ticket = gate.enter();
+        assert!(matches!(writer.retire(Duration::ZERO), Err(Error::Readers { held: 1, .. })));
+        drop((ticket, gate.enter()));
+        drop(writer);
+        let mut writer = gate.writer().expect("the other one is gone");
+        writer.retire(Duration::ZERO).unwrap();
+        drop(writer);
+        assert!(gate.is_retired() && gate.writer().is_none());
+        assert!(thread::spawn(move || drop(gate.enter())).join().is_err());
     }
 }

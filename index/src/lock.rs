@@ -1,11 +1,12 @@
 //! The lock of a folder: one writer at a time, across processes and within one.
 //!
 //! It is held until the index, every reader and every snapshot are gone, because a second writer
-//! could erase rows under a snapshot of the first.
+//! could erase rows under a snapshot of the first. An index that is opened again by the process that
+//! has it takes the lock over, and waits for those snapshots itself.
 
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 
@@ -15,6 +16,7 @@ pub(crate) const LOCK_NAME: &str = "LOCK";
 /// A locked folder.
 #[derive(Debug)]
 pub(crate) struct Lock {
+    pub(crate) dir: PathBuf,
     /// Closing it releases the lock.
     _file: File,
 }
@@ -35,7 +37,7 @@ impl Lock {
             .open(&path)
             .map_err(Error::io(&path, "open"))?;
         match file.try_lock() {
-            Ok(()) => Ok(Self { _file: file }),
+            Ok(()) => Ok(Self { dir: dir.to_owned(), _file: file }),
             Err(TryLockError::WouldBlock) => Err(Error::Locked { dir: dir.to_owned() }),
             Err(TryLockError::Error(source)) => Err(Error::Io { path, action: "lock", source }),
         }

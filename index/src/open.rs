@@ -5,6 +5,9 @@
 //! anew from their rows, and removes files that the manifest does not name. Only then is there an
 //! [`Index`] to read from.
 //!
+//! An index whose writer failed is opened again under the lock it has, while its readers go on: they
+//! read the same files, so finishing waits until they hold no snapshot and lets them take no more.
+//!
 //! Does not know the registry: the caller brings the rows of a damaged segment.
 
 use std::collections::BTreeSet;
@@ -27,12 +30,16 @@ use crate::map::Pages;
 use crate::nouns::{Geometry, Lsn, Origin, OwnedRow, TemplateId};
 use crate::scan::{Scan, scan};
 use crate::segment::{Segment, destroy, file_name};
+use crate::snapshot::Reader;
 use crate::storage::Storage;
-use crate::writer::{Index, Slot};
+use crate::writer::{Index, READER_WAIT_DEFAULT, Slot};
 
 /// An index that was read and checked, and serves nobody yet.
 pub struct Unrepaired {
-    pub(crate) lock: Lock,
+    pub(crate) lock: Arc<Lock>,
+    /// The writer's place of the index that is being opened again. Its readers may hold snapshots.
+    before: Option<Writer>,
+    reader_wait: Duration,
     pub(crate) storage: Arc<dyn Storage>,
     pub(crate) dir: PathBuf,
     pub(crate) manifest: Manifest,
@@ -58,6 +65,7 @@ impl Unrepaired {
     pub(crate) fn read(
         storage: Arc<dyn Storage>,
         dir: &Path,
+        before: Option<&Reader>,
         origin: Origin,
         depth: Depth,
         progress: &mut dyn FnMut(&Manifest, u64) -> bool,
@@ -65,7 +73,13 @@ impl Unrepaired {
         if !folder::has_index(&*storage, dir)? {
             return Err(Error::ManifestMissing { path: dir.join(crate::manifest::MANIFEST_NAME) });
         }
-        let lock = Lock::take(dir)?;
+        let (lock, before) = match before {
+            None => (Arc::new(Lock::take(dir)?), None),
+            Some(reader) => {
+                let (lock, writer) = reader.take_over()?;
+                (lock, Some(writer))
+            }
+        };
         let mut manifest = folder::read_manifest(&*storage, dir)?;
         if manifest.origin.key != origin.key {
             return Err(Error::WrongKey { expected: origin.key, found: manifest.origin.key });
@@ -120,6 +134,8 @@ impl Unrepaired {
         }
         Ok(Self {
             lock,
+            before,
+            reader_wait: READER_WAIT_DEFAULT,
             storage,
             dir: dir.to_owned(),
             manifest,
@@ -189,13 +205,25 @@ impl Unrepaired {
         Ok(())
     }
 
+    /// How long [`Unrepaired::finish`] waits for readers of an index that is opened again: 10 s unless set.
+    pub fn set_reader_wait(&mut self, wait: Duration) {
+        self.reader_wait = wait;
+    }
+
     /// Finishes what a crash cut short and opens the index to readers.
     ///
+    /// If it is opened again, this waits until no snapshot of it is held. From then on the reader it was
+    /// opened over [is retired](Reader::is_retired), whether this succeeds or not.
+    ///
     /// # Errors
-    /// [`Error::Damaged`] while there is damage, [`Error::Io`] where a repair could not be written.
+    /// [`Error::Damaged`] while there is damage and [`Error::Readers`]: nothing was done.
+    /// [`Error::Io`] if a repair could not be written.
     pub fn finish(mut self) -> Result<Index, Error> {
         if let Some(first) = self.damage.first() {
             return Err(Error::Damaged { count: self.damage.len(), first: Box::new(first.clone()) });
+        }
+        if let Some(before) = &mut self.before {
+            before.retire(self.reader_wait)?;
         }
         // A process that ended may have given the manifest its name and not synced that. Nothing is
         // overwritten that the manifest before it counts until that one cannot come back.
@@ -251,7 +279,7 @@ impl Unrepaired {
                 scan.erased += 1;
                 gone.push(offset);
             }
-            // Nobody reads yet, so this does not wait.
+            // Nobody reads yet, and nobody any more, so this does not wait.
             let mut quiet = self.writer.quiet(Duration::ZERO)?;
             for &offset in &gone {
                 segment.pages.scrub(offset, &MetaRecord::gone(), &mut quiet)?;

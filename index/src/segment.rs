@@ -39,9 +39,16 @@ impl Segment {
     /// Makes the file of a new segment, empty and at its full length. Not synced.
     ///
     /// # Errors
-    /// [`Error::Io`].
+    /// [`Error::Io`]; there is no such file then, or one that holds no rows and counts for nothing.
     pub(crate) fn create(storage: &dyn Storage, dir: &Path, file: u32, layout: Layout) -> Result<Self, Error> {
         let path = dir.join(file_name(file));
+        Self::create_at(storage, path.clone(), file, layout).inspect_err(|_| {
+            // If it stays, the next opening removes it.
+            let _ = storage.remove(&path);
+        })
+    }
+
+    fn create_at(storage: &dyn Storage, path: PathBuf, file: u32, layout: Layout) -> Result<Self, Error> {
         let identity = storage.fresh_identity();
         let stored = storage.create(&path).map_err(Error::io(&path, "create"))?;
         stored.set_len(layout.file_bytes() as u64).map_err(Error::io(&path, "extend"))?;

@@ -18,19 +18,21 @@ use parking_lot::{Mutex, RwLock};
 
 use crate::chains::Chains;
 use crate::codes::Codes;
-use crate::gate::{Gate, Ticket};
+use crate::error::Error;
+use crate::gate::{Gate, Ticket, Writer};
 use crate::lock::Lock;
 use crate::nouns::{Geometry, Lsn, Row, RowMeta, SubjectNumber, TemplateId};
 use crate::segment::Segment;
 
-/// What the writer shares with readers. The lock is in here so that it outlives them all.
+/// What the writer shares with readers. The lock is in here so that it outlives them all; whoever
+/// opens the index again shares it too.
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) gate: Arc<Gate>,
     pub(crate) current: Mutex<Arc<View>>,
     pub(crate) chains: RwLock<Chains>,
     pub(crate) geometry: Geometry,
-    pub(crate) _lock: Lock,
+    pub(crate) lock: Arc<Lock>,
 }
 
 /// The segments and row counts of one publication.
@@ -71,9 +73,26 @@ impl Reader {
     ///
     /// A thread takes one snapshot and drops it when its search is done. Whoever asks for a second
     /// one while holding a first can make an erasure wait for itself, until that gives up.
+    ///
+    /// # Panics
+    /// If the reader [is retired](Reader::is_retired).
     #[must_use]
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.shared.enter(|shared| Arc::clone(&shared.current.lock()))
+    }
+
+    /// The lock of the folder and the place of its writer, which must be free.
+    pub(crate) fn take_over(&self) -> Result<(Arc<Lock>, Writer), Error> {
+        let lock = Arc::clone(&self.shared.lock);
+        let writer = self.shared.gate.writer().ok_or_else(|| Error::Locked { dir: lock.dir.clone() })?;
+        Ok((lock, writer))
+    }
+
+    /// Whether the index was opened again since ([`Index::reopen_on`](crate::Index::reopen_on)), so that there
+    /// are no more snapshots to be had here.
+    #[must_use]
+    pub fn is_retired(&self) -> bool {
+        self.shared.gate.is_retired()
     }
 }
 

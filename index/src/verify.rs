@@ -82,7 +82,7 @@ pub fn verify_on(
     progress: &dyn Fn(u64, u64) -> ControlFlow<()>,
 ) -> Result<VerifyReport, Error> {
     let total = |manifest: &Manifest| manifest.segments.iter().map(|entry| u64::from(entry.rows)).sum();
-    let index = Unrepaired::read(storage, dir, origin, Depth::Bytes, &mut |manifest, done_rows| {
+    let index = Unrepaired::read(storage, dir, None, origin, Depth::Bytes, &mut |manifest, done_rows| {
         progress(done_rows, total(manifest)).is_continue()
     })?;
     let scans = || index.parts.iter().filter_map(|part| part.found.as_ref()).map(|(_, scan)| scan);

@@ -143,8 +143,8 @@ impl Index {
     ///
     /// # Errors
     /// [`Error::Order`], [`Error::Dim`], [`Error::Label`], [`Error::SubjectRange`],
-    /// [`Error::RowLimit`]: nothing was written and the writer goes on. [`Error::Io`]: the writer
-    /// stops. [`Error::Stopped`].
+    /// [`Error::RowLimit`], and [`Error::Io`] if a new segment could not be made: nothing was written
+    /// and the writer goes on. Otherwise [`Error::Io`]: the writer stops. [`Error::Stopped`].
     pub fn append(&mut self, rows: &[NewRow<'_>]) -> Result<(), Error> {
         self.running()?;
         let mut last = self.last_template();
@@ -164,19 +164,20 @@ impl Index {
         if found > limit {
             return Err(Error::RowLimit { found, limit });
         }
-        let written = self.append_checked(rows);
+        let fresh = self.new_segments(rows.len())?;
+        let written = self.append_checked(rows, fresh);
         self.stop_if_failed(written)
     }
 
-    fn append_checked(&mut self, rows: &[NewRow<'_>]) -> Result<(), Error> {
+    fn append_checked(&mut self, rows: &[NewRow<'_>], fresh: Vec<Segment>) -> Result<(), Error> {
         let segment_rows = self.shared.geometry.segment_rows;
         let mut tail = self.slots.last().map_or(segment_rows, |slot| slot.rows);
-        let mut rest = rows;
+        let (mut rest, mut fresh) = (rows, fresh.into_iter());
         let mut pieces = Vec::new();
         let mut piece = Piece::new(Layout::of(self.shared.geometry));
         while !rest.is_empty() {
             if tail == segment_rows {
-                self.add_segment()?;
+                self.add_segment(fresh.next().expect("segments were made for all of the rows"));
                 tail = 0;
             }
             let count = rest.len().min((segment_rows - tail) as usize).min(piece.rows_max());
@@ -206,13 +207,34 @@ impl Index {
         Ok(())
     }
 
-    fn add_segment(&mut self) -> Result<(), Error> {
-        let file = self.take_file_number()?;
-        let segment = Segment::create(&*self.storage, &self.dir, file, Layout::of(self.shared.geometry))?;
+    /// Makes the segments that so many more rows need, before any of those is written: that takes
+    /// descriptors and room on the disk, and if there are none nothing has happened.
+    fn new_segments(&mut self, rows: usize) -> Result<Vec<Segment>, Error> {
+        let layout = Layout::of(self.shared.geometry);
+        let segment_rows = layout.capacity as usize;
+        let room = self.slots.last().map_or(0, |slot| segment_rows - slot.rows as usize);
+        let mut made: Vec<Segment> = Vec::new();
+        for _ in 0..rows.saturating_sub(room).div_ceil(segment_rows) {
+            let segment =
+                self.take_file_number().and_then(|file| Segment::create(&*self.storage, &self.dir, file, layout));
+            match segment {
+                Ok(segment) => made.push(segment),
+                Err(error) => {
+                    for empty in made {
+                        // If it stays, the next opening removes it.
+                        let _ = self.storage.remove(&empty.path);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        Ok(made)
+    }
+
+    fn add_segment(&mut self, segment: Segment) {
         self.dir_dirty = true;
         self.shared.chains.write().add_segment();
         self.slots.push(Slot { segment: Arc::new(segment), rows: 0, range: None, dirty: true });
-        Ok(())
     }
 
     pub(crate) fn take_file_number(&mut self) -> Result<u32, Error> {

@@ -9,7 +9,7 @@
 //!
 //! Invariants: records are applied in order of LSN, each once; one thread applies at a time; the
 //! engine follows rows before searches see them; an index that failed to write is never trusted again
-//! but reopened and replayed.
+//! but reopened and replayed, and searches go on over what was in force until its files are changed.
 
 pub mod open;
 #[cfg(test)]
@@ -21,10 +21,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
-use thenar_index::{GalleryId, Index, Lsn, NewRow, Origin, Reader, Row, Snapshot, source_of};
+use thenar_index::storage::Storage;
+use thenar_index::{Error as IndexError, GalleryId, Index, Lsn, NewRow, Origin, Reader, Row, Snapshot, source_of};
 
 use crate::engine::standby::WithStandby;
-use crate::engine::{Engine, EngineDescription, Survivors};
+use crate::engine::{Engine, EngineDescription, GalleryView, Survivors};
 use crate::palm::TemplateRow;
 use crate::registry::{Event, LogRecord, Registry, RegistryError, StoredTemplate};
 use crate::search::{Answer, BatchTiming, Search, plan};
@@ -87,7 +88,7 @@ pub enum GalleryError {
     /// No engine could answer.
     #[error(transparent)]
     Engine(#[from] crate::engine::EngineError),
-    /// The index could not be opened again after a failure.
+    /// The index was being opened again after a failure, and could not be finished.
     #[error("the index is lost; it is opened again with the next write")]
     Lost,
     /// The folder of the data could not be used.
@@ -104,6 +105,8 @@ pub enum GalleryError {
 pub struct Setup {
     /// Folder of the index's files.
     pub dir: PathBuf,
+    /// What they are read and written through.
+    pub storage: Arc<dyn Storage>,
     /// Components of a row.
     pub dim: usize,
     /// The gallery, and the key that rotated its rows.
@@ -119,8 +122,8 @@ pub struct Gallery {
     setup: Setup,
     engine: Arc<dyn Engine>,
     standby: Option<Arc<WithStandby>>,
-    /// `None` only where a failed index could not be opened again; nothing is searched then,
-    /// since an answer over less than the gallery would be a lie.
+    /// `None` only if an index that was being opened again could not be finished; nothing is searched
+    /// then, since an answer over less than the gallery would be a lie.
     reader: RwLock<Option<Reader>>,
     writer: Mutex<Writer>,
     lsn: AtomicU64,
@@ -132,6 +135,8 @@ pub struct Gallery {
 struct Writer {
     /// `None` after a failure, until it is reopened.
     index: Option<Index>,
+    /// The last change that `index` has whole, whether searches see it or not.
+    given: Lsn,
     since_checkpoint: u64,
     /// Rows forgotten whose bytes could not be erased yet.
     to_erase: Vec<Row>,
@@ -171,7 +176,7 @@ impl Gallery {
         standby: Option<Arc<WithStandby>>,
     ) -> Result<Self, GalleryError> {
         let started = std::time::Instant::now();
-        let (index, mut opened) = open::open_index(&setup)?;
+        let (index, mut opened) = open::check(&setup, None)?.finish(&setup, None)?;
         let reader = index.reader();
         let lsn = {
             let snapshot = reader.snapshot();
@@ -186,7 +191,7 @@ impl Gallery {
             engine,
             standby,
             reader: RwLock::new(Some(reader)),
-            writer: Mutex::new(Writer { index: Some(index), since_checkpoint: 0, to_erase: Vec::new() }),
+            writer: Mutex::new(Writer::new(index, lsn)),
             lsn: AtomicU64::new(lsn.0),
             registry_lsn: AtomicU64::new(lsn.0),
             closing: AtomicBool::new(false),
@@ -212,8 +217,8 @@ impl Gallery {
     /// Records already applied are skipped, missing ones are read from the registry.
     ///
     /// # Errors
-    /// [`GalleryError`] where the index could not follow. The change stays in the registry; the
-    /// next call reopens the index and catches up.
+    /// [`GalleryError`] if the index could not follow. The change stays in the registry; the next call
+    /// catches up, over an index that is opened again if that is needed.
     pub fn apply(&self, records: &[LogRecord]) -> Result<(), GalleryError> {
         let mut writer = self.writer.lock();
         if let Some(last) = records.last() {
@@ -221,8 +226,8 @@ impl Gallery {
         }
         let result = self.apply_locked(&mut writer, records);
         if let Err(error) = &result {
-            tracing::error!(%error, "the index could not follow the registry; it will be reopened");
-            if !matches!(error, GalleryError::Index(thenar_index::Error::Readers { .. })) {
+            tracing::error!(%error, "the index could not follow the registry; it catches up with the next write");
+            if !writer.goes_on_after(error) {
                 writer.index = None;
             }
         }
@@ -243,26 +248,25 @@ impl Gallery {
         if writer.index.is_none() {
             self.reopen(writer)?;
         }
-        let Writer { index, since_checkpoint, to_erase } = writer;
+        let Writer { index, given, since_checkpoint, to_erase } = &mut *writer;
         let index = index.as_mut().expect("reopened above");
-        let applied = self.lsn().0;
-        let fresh = &records[records.partition_point(|r| r.lsn.0 <= applied)..];
-        let gap = fresh.first().map_or(self.registry_lsn.load(Ordering::Acquire) > applied, |r| r.lsn.0 != applied + 1);
-        let mut last = Lsn(applied);
+        let fresh = &records[records.partition_point(|r| r.lsn <= *given)..];
+        let gap = fresh.first().map_or(self.registry_lsn.load(Ordering::Acquire) > given.0, |r| r.lsn.0 != given.0 + 1);
         if gap {
             loop {
-                let missed = self.setup.registry.log_after(last, REPLAY_CHUNK)?;
-                let Some(end) = missed.last() else { break };
-                last = end.lsn;
+                let missed = self.setup.registry.log_after(*given, REPLAY_CHUNK)?;
+                if missed.is_empty() {
+                    break;
+                }
                 *since_checkpoint += missed.len() as u64;
-                to_erase.extend(apply_to_index(index, &self.setup.sealer, &missed)?);
+                give(index, &self.setup.sealer, &missed, given, to_erase)?;
             }
-        } else if let Some(end) = fresh.last() {
-            last = end.lsn;
+        } else {
             *since_checkpoint += fresh.len() as u64;
-            to_erase.extend(apply_to_index(index, &self.setup.sealer, fresh)?);
+            give(index, &self.setup.sealer, fresh, given, to_erase)?;
         }
-        if last.0 > applied {
+        let last = *given;
+        if last > self.lsn() {
             // The engine has its copy before any search sees the rows.
             let staged = index.stage(last);
             if let Err(error) = self.engine.follow(&plan::view(&staged)) {
@@ -280,56 +284,64 @@ impl Gallery {
             index.erase(to_erase)?;
             to_erase.clear();
         }
-        if *since_checkpoint >= CHECKPOINT_ROWS {
-            index.checkpoint()?;
-            *since_checkpoint = 0;
+        if *since_checkpoint >= CHECKPOINT_ROWS
+            && let Err(error) = writer.checkpoint()
+        {
+            // The change is in force all the same.
+            tracing::error!(%error, "the index could not be checkpointed");
         }
         Ok(())
     }
 
-    /// Opens a failed index again. Searches wait meanwhile; they go on over the old one where
-    /// there is too little room on the disk for the attempt to succeed.
+    /// Opens a failed index again. Searches go on over the old one while its files are checked, and for
+    /// good if that fails. Then those that run are waited for and new ones wait, until everything is
+    /// replayed.
     fn reopen(&self, writer: &mut Writer) -> Result<(), GalleryError> {
-        let mut reader = self.reader.write();
-        if reader.is_some() {
+        let before = self.reader.read().clone();
+        if before.is_some() {
+            let behind = self.registry_lsn.load(Ordering::Acquire).saturating_sub(self.lsn().0);
+            let needed = REOPEN_FREE_BYTES + behind * replay_bytes(self.setup.dim);
             let free_bytes = free_bytes(&self.setup.dir)?;
-            if free_bytes < REOPEN_FREE_BYTES {
+            if free_bytes < needed {
                 return Err(GalleryError::DiskFull { path: self.setup.dir.clone(), free_bytes });
             }
         }
-        // The old reader keeps the folder locked, and is behind the registry.
-        *reader = None;
-        let (index, report) = open::open_index(&self.setup)?;
-        *reader = Some(index.reader());
-        let snapshot = index.snapshot();
-        self.lsn.store(snapshot.lsn().0, Ordering::Release);
-        self.registry_lsn.fetch_max(snapshot.lsn().0, Ordering::AcqRel);
-        if let Err(error) = self.engine.follow(&plan::view(&snapshot)) {
-            tracing::error!(%error, "the engine could not take the gallery");
+        let checked = open::check(&self.setup, before.as_ref())?;
+        let mut reader = self.reader.write();
+        let opened = checked.finish(&self.setup, before.as_ref());
+        if before.is_some_and(|before| before.is_retired()) {
+            *reader = None;
         }
+        let (index, report) = opened?;
+        let snapshot = index.snapshot();
+        // Rows since the last checkpoint may have other numbers now, in segments of the same identity.
+        let nothing = GalleryView { dim: self.setup.dim, blocks: Vec::new() };
+        for view in [nothing, plan::view(&snapshot)] {
+            if let Err(error) = self.engine.follow(&view) {
+                tracing::error!(%error, "the engine could not take the gallery");
+            }
+        }
+        let lsn = snapshot.lsn();
         drop(snapshot);
-        *writer = Writer { index: Some(index), since_checkpoint: 0, to_erase: Vec::new() };
+        self.lsn.store(lsn.0, Ordering::Release);
+        self.registry_lsn.fetch_max(lsn.0, Ordering::AcqRel);
+        *reader = Some(index.reader());
+        *writer = Writer::new(index, lsn);
         tracing::info!(took_ms = report.took.as_millis(), replayed = report.replayed, "the index is open again");
         Ok(())
     }
 
-    /// Checkpoints if anything changed since the last time.
+    /// Checkpoints if anything changed since the last time. Opens a failed index again, unless a write
+    /// that waits for it is to do so.
     ///
     /// # Errors
-    /// [`GalleryError`] where the index cannot be written.
+    /// [`GalleryError`] if the index cannot be written or opened.
     pub fn checkpoint(&self) -> Result<(), GalleryError> {
         let mut writer = self.writer.lock();
-        if writer.since_checkpoint == 0 {
-            return Ok(());
+        if writer.index.is_none() && self.registry_lsn.load(Ordering::Acquire) <= self.lsn().0 {
+            self.reopen(&mut writer)?;
         }
-        if let Some(index) = writer.index.as_mut() {
-            if let Err(error) = index.checkpoint() {
-                writer.index = None;
-                return Err(error.into());
-            }
-            writer.since_checkpoint = 0;
-        }
-        Ok(())
+        Ok(writer.checkpoint()?)
     }
 
     /// Answers a batch of searches over the gallery as it is now.
@@ -389,6 +401,38 @@ impl Gallery {
     }
 }
 
+impl Writer {
+    fn new(index: Index, given: Lsn) -> Self {
+        Self { index: Some(index), given, since_checkpoint: 0, to_erase: Vec::new() }
+    }
+
+    /// Whether the index has all it had before this error, so that the rest can be given to it again.
+    fn goes_on_after(&self, error: &GalleryError) -> bool {
+        let runs = self.index.as_ref().is_some_and(|index| !index.is_stopped());
+        runs && match error {
+            GalleryError::Registry(_) | GalleryError::Index(IndexError::Readers { .. }) => true,
+            GalleryError::Index(error) => error.left_all_as_it_was(),
+            _ => false,
+        }
+    }
+
+    fn checkpoint(&mut self) -> Result<(), IndexError> {
+        let Some(index) = self.index.as_mut().filter(|_| self.since_checkpoint > 0) else { return Ok(()) };
+        let done = index.checkpoint();
+        if index.is_stopped() {
+            self.index = None;
+        }
+        done?;
+        self.since_checkpoint = 0;
+        Ok(())
+    }
+}
+
+/// About what a replayed template takes on the disk: its record, its row and its codes.
+fn replay_bytes(dim: usize) -> u64 {
+    128 + 4 * dim as u64
+}
+
 /// Room left on the disk of `path`.
 ///
 /// # Errors
@@ -408,13 +452,15 @@ pub fn mend_forever(gallery: &Gallery) {
     }
 }
 
-/// Applies records to the index without publishing them. Returns the rows to be erased.
-pub(crate) fn apply_to_index(
+/// Gives records to the index without publishing them. `given` is the last change that it has whole,
+/// also if this fails; `gone` gets the rows to be erased.
+pub(crate) fn give(
     index: &mut Index,
     sealer: &Sealer,
     records: &[LogRecord],
-) -> Result<Vec<Row>, GalleryError> {
-    let mut gone = Vec::new();
+    given: &mut Lsn,
+    gone: &mut Vec<Row>,
+) -> Result<(), GalleryError> {
     let mut added: Vec<(&StoredTemplate, TemplateRow)> = Vec::new();
     for record in records {
         match &record.event {
@@ -432,9 +478,14 @@ pub(crate) fn apply_to_index(
                 gone.extend(index.forget(*subject));
             }
         }
+        // Those in `added` are appended together.
+        if added.is_empty() {
+            *given = record.lsn;
+        }
     }
     append(index, &mut added)?;
-    Ok(gone)
+    *given = records.last().map_or(*given, |record| record.lsn);
+    Ok(())
 }
 
 fn append(index: &mut Index, added: &mut Vec<(&StoredTemplate, TemplateRow)>) -> Result<(), GalleryError> {

@@ -5,17 +5,22 @@
 //! rewritten from the registry's templates; then the log is replayed from the manifest's LSN.
 //! What the index holds then is compared with what the registry has: where they differ, the
 //! registry was rolled back or replaced under the index, and the index is made anew. An index of
-//! another gallery is refused. Each of these is reported, none is silent.
+//! another gallery is refused. Each of these is reported, none is silent. Whatever can fail without
+//! a file of the index being changed comes first, in [`check`]: an index that is opened again serves
+//! until then.
 
 #[cfg(test)]
 mod tests;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use thenar_index::{Contents, Error as IndexError, Geometry, Index, Lsn, OwnedRow, Row, TemplateId, source_of};
+use thenar_index::{
+    Contents, Error as IndexError, Geometry, Index, OwnedRow, Reader, Row, TemplateId, Unrepaired, source_of,
+};
 
-use super::{GalleryError, REPLAY_CHUNK, Setup, apply_to_index, open_template};
+use super::{GalleryError, REPLAY_CHUNK, Setup, give, open_template};
 
 /// Templates read from the registry at once while a segment is rebuilt.
 const REBUILD_CHUNK: usize = 4096;
@@ -35,61 +40,108 @@ pub struct OpenReport {
     pub took: Duration,
 }
 
-/// Opens, repairs and replays.
-pub(super) fn open_index(setup: &Setup) -> Result<(Index, OpenReport), GalleryError> {
+/// What is to become of the files in the index's folder, none of which was changed yet.
+pub(super) struct Checked {
+    way: Way,
+    report: OpenReport,
+    started: Instant,
+}
+
+enum Way {
+    /// There is no index.
+    Create,
+    /// For this reason it is no use.
+    Anew(String),
+    /// Its damaged segments have been written anew, beside the others.
+    Finish(Box<Unrepaired>),
+}
+
+/// Reads and checks the index. While `before` reads from it, its readers go on.
+pub(super) fn check(setup: &Setup, before: Option<&Reader>) -> Result<Checked, GalleryError> {
     let started = Instant::now();
     let mut report = OpenReport::default();
     std::fs::create_dir_all(&setup.dir).map_err(|source| GalleryError::Folder { path: setup.dir.clone(), source })?;
     let last = setup.registry.last_lsn()?;
-    let mut index = if Index::exists(&setup.dir) {
-        match open_existing(setup, &mut report) {
-            Ok(index) if index.snapshot().lsn() <= last => index,
-            Ok(index) => {
-                let reason = format!(
-                    "it holds change {} but the registry ends at {}: the registry is from an older backup",
-                    index.snapshot().lsn().0,
-                    last.0
-                );
-                drop(index);
-                make_anew(setup, &mut report, reason)?
-            }
-            Err(GalleryError::Index(
-                error @ (IndexError::ManifestCorrupt { .. } | IndexError::ManifestMissing { .. }),
-            )) => make_anew(setup, &mut report, error.to_string())?,
-            Err(GalleryError::Index(IndexError::WrongGallery { expected, found, .. })) => {
-                return Err(GalleryError::Swapped { dir: setup.dir.clone(), index: found, registry: expected });
-            }
-            Err(error) => return Err(error),
-        }
-    } else {
-        Index::create(&setup.dir, Geometry::new(setup.dim), setup.origin)?
+    let storage = Arc::clone(&setup.storage);
+    let found = match before {
+        Some(before) => Index::reopen_on(storage, before, setup.origin),
+        None if Index::exists(&setup.dir) => Index::open_on(storage, &setup.dir, setup.origin),
+        None => return Ok(Checked { way: Way::Create, report, started }),
     };
-    let strange = match replay(setup, &mut index, &mut report) {
-        Ok(held) => differences(setup, &index, held)?.map(|found| found.to_string()),
-        // A template of another history has the number.
-        Err(GalleryError::Index(error @ IndexError::Order { .. })) => Some(error.to_string()),
-        Err(error) => return Err(error),
-    };
-    if let Some(found) = strange {
-        drop(index);
-        let reason = format!(
-            "it is not that of this registry, which was rolled back or replaced under it: {found}. What was changed \
-             after this copy of the registry was made is lost: enrolments are missing, and deletions must be made again"
-        );
-        index = make_anew(setup, &mut report, reason)?;
-        let held = replay(setup, &mut index, &mut report)?;
-        if differences(setup, &index, held)?.is_some() {
-            return Err(GalleryError::Contradiction);
+    let way = match found {
+        Ok(index) if index.lsn() > last => Way::Anew(format!(
+            "it holds change {} but the registry ends at {}: the registry is from an older backup",
+            index.lsn().0,
+            last.0
+        )),
+        Ok(mut index) => {
+            rewrite_damaged(setup, &mut index, &mut report)?;
+            Way::Finish(Box::new(index))
         }
-    }
-    report.took = started.elapsed();
-    Ok((index, report))
+        Err(error @ (IndexError::ManifestCorrupt { .. } | IndexError::ManifestMissing { .. })) => {
+            Way::Anew(error.to_string())
+        }
+        Err(IndexError::WrongGallery { expected, found, .. }) => {
+            return Err(GalleryError::Swapped { dir: setup.dir.clone(), index: found, registry: expected });
+        }
+        Err(error) => return Err(error.into()),
+    };
+    Ok(Checked { way, report, started })
 }
 
-fn open_existing(setup: &Setup, report: &mut OpenReport) -> Result<Index, GalleryError> {
-    let mut unrepaired = Index::open(&setup.dir, setup.origin)?;
+impl Checked {
+    /// Repairs and replays. Waits until readers of `before` hold no snapshot; they get none from then on.
+    pub(super) fn finish(self, setup: &Setup, before: Option<&Reader>) -> Result<(Index, OpenReport), GalleryError> {
+        let Self { way, mut report, started } = self;
+        let (storage, geometry) = (Arc::clone(&setup.storage), Geometry::new(setup.dim));
+        let mut index = match way {
+            Way::Create => Index::create_on(storage, &setup.dir, geometry, setup.origin)?,
+            Way::Finish(index) => index.finish()?,
+            Way::Anew(reason) => {
+                report.make_anew(reason);
+                if let Some(before) = before {
+                    Index::create_over(storage, before, geometry, setup.origin)?
+                } else {
+                    Index::wipe_on(&*storage, &setup.dir)?;
+                    Index::create_on(storage, &setup.dir, geometry, setup.origin)?
+                }
+            }
+        };
+        let strange = match replay(setup, &mut index, &mut report) {
+            Ok(held) => differences(setup, &index, held)?.map(|found| found.to_string()),
+            // A template of another history has the number.
+            Err(GalleryError::Index(error @ IndexError::Order { .. })) => Some(error.to_string()),
+            Err(error) => return Err(error),
+        };
+        if let Some(found) = strange {
+            report.make_anew(format!(
+                "it is not that of this registry, which was rolled back or replaced under it: {found}. What was \
+                 changed after this copy of the registry was made is lost: enrolments are missing, and deletions must \
+                 be made again"
+            ));
+            let reader = index.reader();
+            drop(index);
+            index = Index::create_over(Arc::clone(&setup.storage), &reader, geometry, setup.origin)?;
+            let held = replay(setup, &mut index, &mut report)?;
+            if differences(setup, &index, held)?.is_some() {
+                return Err(GalleryError::Contradiction);
+            }
+        }
+        report.took = started.elapsed();
+        Ok((index, report))
+    }
+}
+
+impl OpenReport {
+    fn make_anew(&mut self, reason: String) {
+        tracing::error!(%reason, "the index is made anew from the registry");
+        self.rebuilt_because = Some(reason);
+    }
+}
+
+fn rewrite_damaged(setup: &Setup, index: &mut Unrepaired, report: &mut OpenReport) -> Result<(), GalleryError> {
     let mut damaged: Vec<(usize, TemplateId, TemplateId)> = Vec::new();
-    for damage in unrepaired.damage() {
+    for damage in index.damage() {
         tracing::error!(%damage, "a segment of the index is damaged; it is rewritten from the registry");
         damaged.push((damage.segment, damage.first_template, damage.last_template));
     }
@@ -112,41 +164,31 @@ fn open_existing(setup: &Setup, report: &mut OpenReport) -> Result<Index, Galler
                 });
             }
         }
-        unrepaired.replace_segment(segment, rows)?;
+        index.replace_segment(segment, rows)?;
         report.segments_rebuilt += 1;
     }
-    for damage in unrepaired.codes_damage() {
+    for damage in index.codes_damage() {
         tracing::error!(%damage, "codes of a segment are damaged; they are made anew from its rows");
     }
-    Ok(unrepaired.finish()?)
-}
-
-fn make_anew(setup: &Setup, report: &mut OpenReport, reason: String) -> Result<Index, GalleryError> {
-    tracing::error!(%reason, "the index is made anew from the registry");
-    report.rebuilt_because = Some(reason);
-    Index::wipe(&setup.dir)?;
-    Ok(Index::create(&setup.dir, Geometry::new(setup.dim), setup.origin)?)
+    Ok(())
 }
 
 /// Replays the log to its end. Returns what the registry has as of there.
 fn replay(setup: &Setup, index: &mut Index, report: &mut OpenReport) -> Result<Contents, GalleryError> {
-    let mut applied: Lsn = index.snapshot().lsn();
-    let mut since_checkpoint = 0;
+    let mut given = index.snapshot().lsn();
+    let (mut gone, mut since_checkpoint) = (Vec::new(), 0);
     let contents = loop {
-        let records = setup.registry.log_after(applied, REPLAY_CHUNK)?;
-        let Some(end) = records.last() else {
+        let records = setup.registry.log_after(given, REPLAY_CHUNK)?;
+        if records.is_empty() {
             let (last, contents) = setup.registry.contents()?;
-            if last > applied {
+            if last > given {
                 continue;
             }
             break contents;
-        };
-        applied = end.lsn;
-        let gone = apply_to_index(index, &setup.sealer, &records)?;
-        index.publish(applied);
-        if !gone.is_empty() {
-            index.erase(&gone)?;
         }
+        give(index, &setup.sealer, &records, &mut given, &mut gone)?;
+        drop(index.publish(given));
+        index.erase(&std::mem::take(&mut gone))?;
         report.replayed += records.len() as u64;
         since_checkpoint += records.len() as u64;
         if since_checkpoint >= REPLAY_CHECKPOINT {

@@ -13,14 +13,16 @@ use crate::registry::sqlite::SqliteRegistry;
 use crate::registry::{Action, Change, SealedTemplate};
 use crate::vault::{MasterKey, Vault};
 
+mod reopening;
+
 const DIM: usize = 32;
 
 /// An engine that has nothing but what it followed, and complains about a gallery that shows more.
 #[derive(Default)]
 struct Watching {
     gallery: OnceLock<Weak<Gallery>>,
-    /// First row and rows of each block it followed, by identity.
-    followed: Mutex<BTreeMap<u64, (u32, usize)>>,
+    /// First row and a copy of the rows of each block it followed, by identity.
+    followed: Mutex<BTreeMap<u64, (u32, Vec<f16>)>>,
     erased: Mutex<Vec<u32>>,
     complaints: Mutex<Vec<String>>,
 }
@@ -31,15 +33,22 @@ impl Watching {
         let followed = self.followed.lock();
         for block in &view.blocks {
             let (first_row, rows) = (block.first_row, block.count(DIM));
-            if !followed.get(&block.identity).is_some_and(|held| held.0 == first_row && held.1 >= rows) {
-                self.complaints.lock().push(format!("{when}: {rows} rows from {first_row} on, followed: {followed:?}"));
+            let held = followed.get(&block.identity).filter(|held| held.0 == first_row);
+            let copy = held.map_or(&[][..], |held| &held.1);
+            let is_held = |row: &usize| copy.get(row * DIM..(row + 1) * DIM) == Some(&block.rows[row * DIM..][..DIM]);
+            if let Some(row) = (0..rows).filter(|&row| block.is_live(row)).find(|row| !is_held(row)) {
+                let held = copy.len() / DIM;
+                let first = first_row as usize;
+                self.complaints.lock().push(format!("{when}: row {row} of {rows} from {first} on, {held} are held"));
             }
         }
     }
 
     fn check_shown(&self, when: &str) {
         if let Some(gallery) = self.gallery.get().and_then(Weak::upgrade) {
-            let shown = gallery.snapshot().expect("the index is not lost");
+            // While an index is opened again, nobody sees anything.
+            let Some(reader) = gallery.reader.try_read() else { return };
+            let shown = reader.as_ref().expect("the index is not lost").snapshot();
             self.check(when, &plan::view(&shown));
         }
     }
@@ -52,8 +61,14 @@ impl Engine for Watching {
 
     fn follow(&self, view: &GalleryView<'_>) -> Result<(), EngineError> {
         self.check_shown("before it follows");
-        let blocks = view.blocks.iter().map(|block| (block.identity, (block.first_row, block.count(DIM))));
-        *self.followed.lock() = blocks.collect();
+        let mut held = std::mem::take(&mut *self.followed.lock());
+        for block in &view.blocks {
+            // As engines do: under one identity rows are only appended.
+            let (_, mut copy) = held.remove(&block.identity).unwrap_or_default();
+            copy.truncate(block.rows.len());
+            copy.extend_from_slice(&block.rows[copy.len()..]);
+            self.followed.lock().insert(block.identity, (block.first_row, copy));
+        }
         self.check_shown("after it followed");
         Ok(())
     }
@@ -82,6 +97,10 @@ struct Home {
 
 impl Home {
     fn new() -> Self {
+        Self::on(Arc::new(thenar_index::storage::Files))
+    }
+
+    fn on(storage: Arc<dyn Storage>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let vault = Vault::new(MasterKey::from_bytes([5; 32]));
         let registry = SqliteRegistry::open(&folder.path().join("registry.sqlite"), vault.registry_keys());
@@ -90,6 +109,7 @@ impl Home {
         let engine = Arc::new(Watching::default());
         let setup = Setup {
             dir: folder.path().join("index"),
+            storage,
             dim: DIM,
             origin: Origin { gallery: GalleryId([9; 16]), key: KeyId(vault.key_id()) },
             registry: Arc::clone(&registry) as _,
@@ -105,12 +125,16 @@ impl Home {
         Change { request_id: RequestId::new(&format!("r{}", self.changes)).unwrap(), digest: [0; 16], action }
     }
 
-    fn commit(&self, changes: &[Change]) {
+    fn commit(&self, changes: &[Change]) -> Result<(), GalleryError> {
         let committed = self.registry.commit(changes).unwrap();
-        self.gallery.apply(&committed.records).unwrap();
+        self.gallery.apply(&committed.records)
     }
 
     fn enrol(&mut self, people: std::ops::Range<u32>) {
+        self.try_enrol(people).unwrap();
+    }
+
+    fn try_enrol(&mut self, people: std::ops::Range<u32>) -> Result<(), GalleryError> {
         let enrol = |person: u32| {
             let values = (0..DIM).map(|i| f16::from_f32(((person as usize * 31 + i * 7) % 97) as f32 / 97.0 - 0.5));
             let row = TemplateRow(values.collect());
@@ -121,13 +145,13 @@ impl Home {
         };
         let actions: Vec<Action> = people.map(enrol).collect();
         let changes: Vec<Change> = actions.into_iter().map(|action| self.change(action)).collect();
-        self.commit(&changes);
+        self.commit(&changes)
     }
 
     fn forget(&mut self, people: std::ops::Range<u32>) {
         let forget = |person: u32| Action::Forget { subject: SubjectId::new(&format!("p{person}")).unwrap() };
         let changes: Vec<Change> = people.map(|person| self.change(forget(person))).collect();
-        self.commit(&changes);
+        self.commit(&changes).unwrap();
     }
 
     /// The rows searches see of these people, ascending.
@@ -143,7 +167,8 @@ impl Home {
     }
 
     fn assert_content(&self) {
-        assert_eq!(*self.engine.complaints.lock(), [String::new(); 0]);
+        let complaints = self.engine.complaints.lock();
+        assert!(complaints.is_empty(), "{complaints:?}");
     }
 }
 

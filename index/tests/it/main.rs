@@ -7,4 +7,5 @@ mod format;
 mod model;
 mod palms;
 mod readers;
+mod reopening;
 mod sim;
