@@ -406,6 +406,31 @@ async fn without_a_free_descriptor_the_server_waits_and_searches_go_on() {
     all_are_found(&mut server.client().await, &people).await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_free_descriptor_the_index_is_not_lost_and_is_checkpointed_later() {
+    let (server, mut client, people) = with_people(Options::dim(DIM), 20).await;
+    let pid = Pid::from_raw(server.pid() as i32).unwrap();
+    let limit = |descriptors| {
+        let limit = Rlimit { current: Some(descriptors), maximum: Some(4096) };
+        prlimit(Some(pid), Resource::Nofile, limit).unwrap()
+    };
+    // What is open stays open; nothing more can be opened.
+    limit(3);
+    let mut palms = Palms::new(SEED + 5, DIM);
+    client.enroll("late-0", &[palms.palm()]).await.unwrap();
+    server.wait_for_log("could not be checkpointed");
+    all_are_found(&mut client, &people).await;
+    client.enroll("late-1", &[palms.palm()]).await.unwrap();
+    all_are_found(&mut client, &people).await;
+    limit(1024);
+    client.enroll("late-2", &[palms.palm()]).await.unwrap();
+    all_are_found(&mut client, &people).await;
+    assert_eq!(client.status().await.unwrap().templates, 23);
+    drop(client);
+    let (code, said) = server.terminate().verify_index();
+    assert_eq!(code, Some(0), "{said}");
+}
+
 #[test]
 fn more_connections_than_the_system_grants_are_refused_at_the_start() {
     let site = cramped("connections_max = 65");
