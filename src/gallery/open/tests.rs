@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use half::f16;
 use rusqlite::Connection;
+use thenar_index::storage::Files;
 use thenar_index::{GalleryId, KeyId, Origin};
 
 use super::*;
@@ -41,12 +42,13 @@ impl Folder {
         let gallery = registry.claim_identity(&GalleryIdentity { dim: DIM, key_id: vault.key_id() }).unwrap();
         let setup = Setup {
             dir: self.0.path().join("index"),
+            storage: Arc::new(Files),
             dim: DIM,
             origin: Origin { gallery, key: KeyId(vault.key_id()) },
             registry: Arc::clone(&registry) as _,
             sealer: Arc::new(vault.sealer(DIM)),
         };
-        let (index, report) = open_index(&setup)?;
+        let (index, report) = check(&setup, None)?.finish(&setup, None)?;
         Ok(Running { registry, setup, index, report })
     }
 
@@ -79,7 +81,8 @@ impl Running {
         };
         let changes: Vec<Change> = actions.map(change).collect();
         let committed = self.registry.commit(&changes).unwrap();
-        let gone = apply_to_index(&mut self.index, &self.setup.sealer, &committed.records).unwrap();
+        let (mut given, mut gone) = (self.index.snapshot().lsn(), Vec::new());
+        give(&mut self.index, &self.setup.sealer, &committed.records, &mut given, &mut gone).unwrap();
         drop(self.index.publish(committed.records.last().unwrap().lsn));
         self.index.erase(&gone).unwrap();
     }
