@@ -6,7 +6,7 @@ use tonic::metadata::MetadataMap;
 
 use crate::gate::Decision;
 use crate::palm::{Hand, Invalid, Purpose, RequestId, SubjectFilter, SubjectId, VenueId};
-use crate::registry::SubjectRecord;
+use crate::registry::{Source, SubjectRecord};
 use crate::search::Certificate;
 use crate::service::{Enrol, Identification, Identify, Sample, ServiceError, Verify};
 use crate::wire;
@@ -114,10 +114,11 @@ pub(super) fn verify(request: wire::VerifyRequest) -> Result<Verify, ServiceErro
     })
 }
 
-pub(super) fn enrol(request: wire::EnrollRequest) -> Result<Enrol, ServiceError> {
+pub(super) fn enrol(request: wire::EnrollRequest, source: Source) -> Result<Enrol, ServiceError> {
     Ok(Enrol {
         request_id: RequestId::new(&request.request_id)?,
         subject: SubjectId::new(&request.subject_id)?,
+        source,
         samples: samples(request.samples, "samples")?,
     })
 }

@@ -2,7 +2,7 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use futures::{Stream, StreamExt};
 use thenar_index::TemplateId;
@@ -12,6 +12,7 @@ use super::convert;
 use super::messages::stream_of;
 use super::status::{invalid, status};
 use crate::palm::{Invalid, RequestId, SubjectId};
+use crate::registry::Source;
 use crate::service::{BulkItem, BulkOutcome, Forget, Prepared, Service, ServiceError, Update};
 use crate::wire;
 
@@ -43,7 +44,7 @@ fn subject_id(text: &str) -> Result<SubjectId, Status> {
 #[tonic::async_trait]
 impl wire::enrollment_server::Enrollment for Api {
     async fn enroll(&self, request: Request<wire::EnrollRequest>) -> Result<Response<wire::EnrollResponse>, Status> {
-        let enrol = convert::enrol(request.into_inner()).map_err(|e| status(&e))?;
+        let enrol = convert::enrol(request.into_inner(), Source::Person).map_err(|e| status(&e))?;
         let enrolled = self.0.enrol(enrol).await.map_err(|e| status(&e))?;
         Ok(Response::new(wire::EnrollResponse {
             subject: Some(convert::subject(enrolled.subject)),
@@ -158,12 +159,15 @@ async fn prepare_message(service: &Arc<Service>, message: wire::BulkEnrollReques
     if count == 0 || count > BULK_ITEMS_MAX {
         return Err(invalid(Invalid::new("items", format!("has {count} items, 1 to {BULK_ITEMS_MAX} are taken"))));
     }
+    let after_forget = message.after_forget.map(SystemTime::try_from).transpose();
+    let after_forget = after_forget.map_err(|_| invalid(Invalid::new("after_forget", "is no time that exists")))?;
+    let source = Source::List { after_forget };
     let mut names = Vec::with_capacity(count);
     let mut items = Vec::with_capacity(count);
     for item in message.items {
         let enrollment = item.enrollment.unwrap_or_default();
         names.push((item.sequence, enrollment.subject_id.clone()));
-        items.push(BulkItem { enrol: convert::enrol(enrollment) });
+        items.push(BulkItem { enrol: convert::enrol(enrollment, source) });
     }
     let prepared = service.prepare_many(items).await.map_err(|e| status(&e))?;
     Ok(UnderWay { names, prepared })

@@ -20,7 +20,9 @@ pub(super) fn status(error: &ServiceError) -> Status {
             Status::not_found(message)
         }
         ServiceError::SubjectExists(_) => Status::already_exists(message),
-        ServiceError::TemplateCount { .. } | ServiceError::RequestIdReused(_) => Status::failed_precondition(message),
+        ServiceError::Forgotten { .. } | ServiceError::TemplateCount { .. } | ServiceError::RequestIdReused(_) => {
+            Status::failed_precondition(message)
+        }
         ServiceError::Busy { retry_after, .. } => Status::with_error_details(
             Code::ResourceExhausted,
             message,

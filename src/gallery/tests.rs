@@ -10,7 +10,7 @@ use super::*;
 use crate::engine::{EngineError, GalleryView, SiftRequest};
 use crate::palm::{Hand, RequestId, SubjectId};
 use crate::registry::sqlite::SqliteRegistry;
-use crate::registry::{Action, Change, SealedTemplate};
+use crate::registry::{Action, Change, SealedTemplate, Source};
 use crate::vault::{MasterKey, Vault};
 
 mod reopening;
@@ -141,7 +141,7 @@ impl Home {
             let id = format!("p{person}");
             let sealed = self.sealer.seal(&id, Hand::Left, &row);
             let templates = vec![SealedTemplate { hand: Hand::Left, sealed }];
-            Action::Enrol { subject: SubjectId::new(&id).unwrap(), templates }
+            Action::Enrol { subject: SubjectId::new(&id).unwrap(), source: Source::Person, templates }
         };
         let actions: Vec<Action> = people.map(enrol).collect();
         let changes: Vec<Change> = actions.into_iter().map(|action| self.change(action)).collect();

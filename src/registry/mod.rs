@@ -2,11 +2,12 @@
 //!
 //! Every change is one transaction that also appends to the log (an [`Lsn`] a row); the index
 //! follows the log and can be rebuilt from here at any time. Templates are opaque sealed bytes to
-//! this room: it knows neither keys nor vectors, neither engines nor transports.
+//! this room: it does not know how they open, nor vectors, engines or transports.
 //!
 //! Invariants: LSNs, subject numbers and template ids are given out in ascending order and never
 //! twice; what `commit` returned `Ok` for survives kill -9 and power loss; a request id names one
-//! request for ever, and the same request again changes nothing.
+//! request for as long as it is kept, and the same request again changes nothing; who was forgotten comes
+//! back by an enrolment that means it, and by no list that is merely older.
 
 pub mod sqlite;
 
@@ -41,12 +42,27 @@ pub struct Change {
     pub action: Action,
 }
 
+/// Where an enrolment comes from. A person who stands before a terminal decides anew; a list may be
+/// older than a deletion, so it must say that it means those who were forgotten too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The person is there.
+    Person,
+    /// A line of a list. The request is not answered as done if its subject was forgotten since.
+    List {
+        /// Those may come back who were forgotten at this time or before.
+        after_forget: Option<SystemTime>,
+    },
+}
+
 /// What a change does.
 pub enum Action {
     /// Enrols a new subject.
     Enrol {
         /// Must be free.
         subject: SubjectId,
+        /// Decides whether somebody who was forgotten may come back.
+        source: Source,
         /// 1 to `TEMPLATES_PER_SUBJECT_MAX`.
         templates: Vec<SealedTemplate>,
     },
@@ -61,7 +77,8 @@ pub enum Action {
         /// Templates to delete; each must be the subject's, and be named once.
         remove: Vec<TemplateId>,
     },
-    /// Deletes a subject and all templates.
+    /// Deletes a subject and all templates. The deletion is remembered for ever, as the time and a keyed
+    /// hash of the name, until the subject is enrolled again; [`Source`] says by whom.
     Forget {
         /// Must exist.
         subject: SubjectId,
@@ -71,7 +88,8 @@ pub enum Action {
 /// How one change of a commit ended. A change that was refused left no trace; the others of the
 /// same commit stand. Its request id stays free, so the request may be tried again.
 ///
-/// Checks are made in this order: the request id, the subject, each template to remove, the count.
+/// Checks are made in this order: the request id, the subject, whether it was forgotten, each template
+/// to remove, the count.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// Done now, or done before under the same request id (`replayed`).
@@ -88,6 +106,11 @@ pub enum Outcome {
     },
     /// The subject id is taken.
     SubjectExists,
+    /// The subject was forgotten, and the enrolment is of a list that does not bring it back.
+    Forgotten {
+        /// When, to the millisecond.
+        at: SystemTime,
+    },
     /// There is no such subject.
     NoSuchSubject,
     /// This template is not the subject's.

@@ -7,7 +7,7 @@ use thenar_index::{Lsn, TemplateId};
 
 use super::{Busy, Sample, Service, ServiceError};
 use crate::palm::{Embedding, Hand, Invalid, RequestId, SubjectId, TEMPLATES_PER_SUBJECT_MAX};
-use crate::registry::{Action, Change, Outcome, SealedTemplate, SubjectRecord};
+use crate::registry::{Action, Change, Outcome, SealedTemplate, Source, SubjectRecord};
 
 /// Items of a bulk message rotated together, so that the matrix is read once for all of them.
 const ROTATE_TOGETHER: usize = 32;
@@ -18,6 +18,8 @@ pub struct Enrol {
     pub request_id: RequestId,
     /// Must be free.
     pub subject: SubjectId,
+    /// Decides whether somebody who was forgotten may come back.
+    pub source: Source,
     /// 1 to `TEMPLATES_PER_SUBJECT_MAX`.
     pub samples: Vec<Sample>,
 }
@@ -192,7 +194,8 @@ impl Service {
     fn enrolment(&self, enrol: Enrol) -> Result<Change, ServiceError> {
         let Checked { enrol, digest, embeddings } = self.checked(enrol)?;
         let templates = self.sealed(&enrol.subject, &embeddings);
-        Ok(Change { request_id: enrol.request_id, digest, action: Action::Enrol { subject: enrol.subject, templates } })
+        let action = Action::Enrol { subject: enrol.subject, source: enrol.source, templates };
+        Ok(Change { request_id: enrol.request_id, digest, action })
     }
 
     fn updating(&self, update: Update) -> Result<Change, ServiceError> {
@@ -235,7 +238,7 @@ impl Service {
                             .map(|(hand, _)| self.seal_row(&enrol.subject, *hand, rows.next().unwrap_or_default()))
                             .collect();
                         let subject = enrol.subject.clone();
-                        let action = Action::Enrol { subject: enrol.subject, templates };
+                        let action = Action::Enrol { subject: enrol.subject, source: enrol.source, templates };
                         Ok((Change { request_id: enrol.request_id, digest, action }, subject))
                     })
                     .collect();
@@ -297,6 +300,7 @@ fn enrolled(outcome: Outcome, request_id: RequestId, subject: SubjectId) -> Resu
     match outcome {
         Outcome::Done { lsn, subject, replayed } => Ok(Enrolled { subject, lsn, replayed }),
         Outcome::SubjectExists => Err(ServiceError::SubjectExists(subject)),
+        Outcome::Forgotten { at } => Err(ServiceError::Forgotten { subject, at }),
         Outcome::NoSuchSubject => Err(ServiceError::NoSuchSubject(subject)),
         Outcome::NoSuchTemplate(id) => Err(ServiceError::NoSuchTemplate(id)),
         Outcome::TemplateCount(count) => Err(ServiceError::TemplateCount { count, max: TEMPLATES_PER_SUBJECT_MAX }),

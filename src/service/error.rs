@@ -1,7 +1,7 @@
 //! Why a use case did not do what was asked.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use thenar_index::TemplateId;
 
@@ -35,6 +35,18 @@ pub enum ServiceError {
     /// The subject id is taken.
     #[error("subject_id: {0} is enrolled already")]
     SubjectExists(SubjectId),
+    /// The subject was forgotten, and the list it is on does not bring it back.
+    #[error(
+        "subject_id: {subject} was forgotten at {}; a list enrols them again only with after_forget \
+         (thenar import --after-forget), and Enroll does for a person who is there",
+        prost_types::Timestamp::from(*at)
+    )]
+    Forgotten {
+        /// Who.
+        subject: SubjectId,
+        /// When.
+        at: SystemTime,
+    },
     /// The template is not the subject's.
     #[error("remove_template_ids: the subject has no template {}", .0.0)]
     NoSuchTemplate(TemplateId),

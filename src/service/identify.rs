@@ -284,6 +284,7 @@ fn refusal(error: &ServiceError) -> Refusal {
         ServiceError::Invalid(_)
         | ServiceError::NoSuchSubject(_)
         | ServiceError::SubjectExists(_)
+        | ServiceError::Forgotten { .. }
         | ServiceError::NoSuchTemplate(_)
         | ServiceError::TemplateCount { .. }
         | ServiceError::RequestIdReused(_) => Refusal::Invalid,

@@ -284,7 +284,7 @@ async fn a_bad_enrolment_is_refused_with_field_and_limit_alone_and_among_many() 
         items.push(wire::BulkEnrollItem { sequence: 2000 + number as u64, enrollment: Some(good) });
     }
     items.push(wire::BulkEnrollItem { sequence: 1999, enrollment: None });
-    let messages = vec![wire::BulkEnrollRequest { items }];
+    let messages = vec![wire::BulkEnrollRequest { items, after_forget: None }];
     let mut stream = client.enrollment.bulk_enroll(tokio_stream::iter(messages)).await.unwrap().into_inner();
     let progress = stream.message().await.unwrap().unwrap();
     assert_eq!(progress.enrolled, cases.len() as u64);
@@ -316,7 +316,7 @@ async fn a_bulk_message_of_none_or_1025_is_refused_and_1024_are_taken() {
             sequence: n as u64,
             enrollment: Some(enroll_request(&format!("{prefix}-{n}"), &[palms.palm()])),
         });
-        wire::BulkEnrollRequest { items: items.collect() }
+        wire::BulkEnrollRequest { items: items.collect(), after_forget: None }
     };
     for (count, words) in [(0, ["items", "0", "1 to 1024"]), (1025, ["items", "1025", "1 to 1024"])] {
         let message = items(count, "refused", &mut palms);
@@ -373,7 +373,7 @@ async fn a_request_id_names_one_request_for_ever() {
         wire::BulkEnrollItem { sequence: 1, enrollment: Some(request.clone()) },
         wire::BulkEnrollItem { sequence: 2, enrollment: Some(enroll_request("eve", &[palms.palm()])) },
     ];
-    let messages = vec![wire::BulkEnrollRequest { items }];
+    let messages = vec![wire::BulkEnrollRequest { items, after_forget: None }];
     let mut stream = client.enrollment.bulk_enroll(tokio_stream::iter(messages)).await.unwrap().into_inner();
     let progress = stream.message().await.unwrap().unwrap();
     assert_eq!((progress.enrolled, progress.unchanged, progress.rejected), (1, 1, 0));

@@ -94,7 +94,7 @@ pub(crate) fn bulk_messages(enrolments: Vec<wire::EnrollRequest>, size: usize) -
         .zip(0..)
         .map(|(enrollment, sequence)| wire::BulkEnrollItem { sequence, enrollment: Some(enrollment) })
         .collect();
-    items.chunks(size).map(|items| wire::BulkEnrollRequest { items: items.to_vec() }).collect()
+    items.chunks(size).map(|items| wire::BulkEnrollRequest { items: items.to_vec(), after_forget: None }).collect()
 }
 
 impl Client {

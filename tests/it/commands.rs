@@ -26,6 +26,7 @@ const COMMANDS: &[(&[&str], &[&str])] = &[
             "--batch",
             "--state",
             "--errors",
+            "--after-forget",
             "--retry-seconds",
             "--json",
             "--server",

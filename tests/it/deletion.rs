@@ -228,6 +228,38 @@ async fn a_template_that_an_update_removes_is_in_no_file_and_the_others_stay() {
     assert_eq!(client.who(&new).await.unwrap().as_deref(), Some("ada"));
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_forgotten_name_and_the_ids_of_requests_are_in_no_file() {
+    let server = TestServer::start(Options::dim(DIM));
+    let mut client = server.client().await;
+    let mut palms = Palms::new(SEED + 4, DIM);
+    let crowd = (0..2000).map(|i| enroll_request(&format!("somebody-in-the-crowd-{i}"), &[palms.palm()]));
+    let mut crowd: Vec<_> = crowd.collect();
+    crowd.insert(1000, enroll_request("ada-lovelace-1815-12-10", &[palms.palm()]));
+    for (i, enrolment) in crowd.iter_mut().enumerate() {
+        enrolment.request_id = format!("order-of-the-day-{i}");
+    }
+    client.bulk(crowd).await;
+    let traces = |names: &[&str]| {
+        let mut found = Vec::new();
+        for file in files_under(&server.site.data()) {
+            let bytes = std::fs::read(&file).unwrap();
+            for name in names.iter().filter(|name| bytes.windows(name.len()).any(|w| w == name.as_bytes())) {
+                found.push(format!("{name} in {}", file.display()));
+            }
+        }
+        found
+    };
+    assert!(!traces(&["ada-lovelace-1815"]).is_empty(), "she is found while she is enrolled");
+    assert_eq!(traces(&["order-of-the-day"]), [""; 0], "enrolled");
+    client.forget("ada-lovelace-1815-12-10").await.unwrap();
+    for i in (0..2000).step_by(7) {
+        client.forget(&format!("somebody-in-the-crowd-{i}")).await.unwrap();
+    }
+    assert_eq!(traces(&["lovelace-1815", "order-of-the-day"]), [""; 0], "forgotten");
+    assert!(!traces(&["somebody-in-the-crowd"]).is_empty());
+}
+
 /// A program that reads the registry holds its write-ahead log in place, so the deletion cannot end.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_deletion_that_was_held_up_is_finished_without_being_asked_again() {

@@ -372,6 +372,43 @@ async fn bad_rows(target: Target, dtype: Dtype) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_import_leaves_out_the_forgotten_unless_it_is_told_otherwise() {
+    for into_folder in [false, true] {
+        let mut people = people(&mut Palms::new(SEED + 2, DIM), "person", 40);
+        let files = Files::of(&people, Dtype::F32);
+        let server = TestServer::start(Options::dim(DIM));
+        let first = files.import(&to_server(&server), &[]);
+        assert_eq!((first.code, first.counts()), (Some(0), (40, 0, 0)), "{first:?}");
+        let mut client = server.client().await;
+        for gone in [3, 17] {
+            client.forget(&people[gone].0).await.unwrap();
+        }
+        // One of them comes back, with another palm.
+        people[17].1 = Palms::new(SEED + 3, DIM).palm();
+        client.enroll("person-17", std::slice::from_ref(&people[17].1)).await.unwrap();
+        drop(client);
+        let target = if into_folder { Target::Folder(server.terminate()) } else { Target::Server(server) };
+        let errors = shown(&files.errors());
+        for _ in 0..2 {
+            let again = files.import(&target.args(), &["--errors", &errors]);
+            assert_eq!((again.code, again.counts()), (Some(1), (0, 38, 2)), "{again:?}");
+            let told = again.stderr.lines().find(|told| told.starts_with("line 5: ")).expect("it is told");
+            for words in ["person-3", "was forgotten at 20", "--after-forget"] {
+                assert!(told.contains(words), "{words}: {told}");
+            }
+            let written = std::fs::read_to_string(files.errors()).unwrap();
+            assert!(written.lines().any(|told| told.starts_with("5,person-3,")), "{written}");
+            assert!(written.lines().any(|told| told.contains("19,person-17,ALREADY_EXISTS")), "{written}");
+        }
+        let told = files.import(&target.args(), &["--after-forget"]);
+        assert_eq!((told.code, told.counts()), (Some(1), (1, 38, 1)), "{told:?}");
+        let again = files.import(&target.args(), &[]);
+        assert_eq!(again.counts(), (0, 39, 1), "they are in, and no longer forgotten: {again:?}");
+        holds_exactly(&target.served(), &people, 1).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn people_get_a_summary_and_no_json() {
     let site = Site::new(Options::dim(DIM));
     let people = people(&mut Palms::new(SEED, DIM), "person", 30);

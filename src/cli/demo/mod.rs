@@ -262,7 +262,7 @@ fn generate(people: Arc<Population>) -> mpsc::Receiver<BulkEnrollRequest> {
                     enrollment: Some(people.enrollment(subject)),
                 })
                 .collect();
-            if sender.blocking_send(BulkEnrollRequest { items }).is_err() {
+            if sender.blocking_send(BulkEnrollRequest { items, after_forget: None }).is_err() {
                 return;
             }
         }

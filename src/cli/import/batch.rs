@@ -110,7 +110,7 @@ impl Batches {
     pub fn read(&mut self) -> Result<Option<Batch>, CliError> {
         let first_row = self.row;
         let mut batch = Batch {
-            message: BulkEnrollRequest { items: Vec::with_capacity(self.items_max) },
+            message: BulkEnrollRequest { items: Vec::with_capacity(self.items_max), after_forget: None },
             first_row,
             end_row: first_row,
             rejections: Vec::new(),

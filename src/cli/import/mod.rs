@@ -17,7 +17,7 @@ use std::fs::{File, OpenOptions};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use clap::Args;
 use serde::Serialize;
@@ -48,7 +48,8 @@ const STATE_INTERVAL: Duration = Duration::from_secs(1);
 /// The CSV file names the subject of each row of the array: a header with the column subject_id
 /// and, if wanted, hand (left, right or empty) and request_id; then one line a row. Consecutive
 /// lines with the same subject_id are one subject with several templates, 16 at most. A bad line
-/// is reported and its subject left out; everybody else goes in.
+/// is reported and its subject left out; everybody else goes in. Rejected too are the lines of
+/// subjects that were forgotten: a list may be older than their wish.
 ///
 /// Enrols at a running server or, with --data or --config, straight in a data folder that no
 /// server is using. Running the same import again changes nothing for those who are in. An
@@ -71,6 +72,9 @@ pub struct ImportArgs {
     /// Write every rejected line here: a CSV file with line, subject_id and reason.
     #[arg(long, value_name = "FILE.csv")]
     pub errors: Option<PathBuf>,
+    /// Enrol subjects too that were forgotten before now; without it, their lines are rejected.
+    #[arg(long)]
+    pub after_forget: bool,
     /// Seconds to go on trying when the connection is lost.
     #[arg(long, value_name = "SECONDS", default_value_t = 60)]
     pub retry_seconds: u64,
@@ -205,6 +209,8 @@ pub async fn drive<S: Sink>(
     let state_file = StateFile::new(args.state.as_deref(), &args.embeddings);
     let inputs = state::inputs(files.embeddings.identity(), files.roster.digest(), target);
     let mut resumed = state_file.load(&inputs)?;
+    // Of the start: who is forgotten while this goes on is not meant.
+    let after_forget = args.after_forget.then(|| SystemTime::now().into());
     let summary = loop {
         let start = resumed.take().unwrap_or(ImportState {
             inputs: inputs.clone(),
@@ -214,7 +220,7 @@ pub async fn drive<S: Sink>(
             errors_bytes: 0,
         });
         let mut run = Run::start(args, files.embeddings.rows(), start, &state_file, progress)?;
-        match run.pass(args, files, sink, interrupted).await? {
+        match run.pass(args, files, sink, after_forget, interrupted).await? {
             Pass::Ended { interrupted } => break run.summary(started, interrupted),
             Pass::StateIsWrong => {
                 progress.note("what an earlier run had enrolled is not there any more; starting from the first row");
@@ -296,6 +302,7 @@ impl<'a> Run<'a> {
         args: &ImportArgs,
         files: &Files,
         sink: &mut S,
+        after_forget: Option<prost_types::Timestamp>,
         interrupted: &CancellationToken,
     ) -> Result<Pass, CliError> {
         let mut batches = read_ahead(files, self.state.row..self.state.end_row, usize::from(args.batch));
@@ -308,7 +315,7 @@ impl<'a> Run<'a> {
                 () = interrupted.cancelled() => break,
                 batch = batches.recv() => batch,
             };
-            let batch = match batch {
+            let mut batch = match batch {
                 None => break,
                 Some(Ok(batch)) => batch,
                 Some(Err(error)) => {
@@ -316,6 +323,7 @@ impl<'a> Run<'a> {
                     break;
                 }
             };
+            batch.message.after_forget = after_forget;
             let sent = !batch.message.items.is_empty();
             self.pending.push_back(Pending {
                 first_row: batch.first_row,

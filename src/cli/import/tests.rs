@@ -33,6 +33,7 @@ impl Import {
             batch: 10,
             state: None,
             errors: Some(folder.path().join("errors.csv")),
+            after_forget: false,
             retry_seconds: 20,
             json: false,
             server: fake.args(),

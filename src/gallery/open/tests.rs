@@ -11,7 +11,7 @@ use thenar_index::{GalleryId, KeyId, Origin};
 use super::*;
 use crate::palm::{Hand, RequestId, SubjectId, TemplateRow};
 use crate::registry::sqlite::SqliteRegistry;
-use crate::registry::{Action, Change, GalleryIdentity, Registry as _, SealedTemplate};
+use crate::registry::{Action, Change, GalleryIdentity, Registry as _, SealedTemplate, Source};
 use crate::vault::{MasterKey, Vault};
 
 const DIM: usize = 32;
@@ -95,7 +95,8 @@ impl Running {
             let row = TemplateRow((0..DIM as u32).map(value).collect());
             let id = format!("p{person}");
             let templates = vec![SealedTemplate { hand: Hand::Left, sealed: sealer.seal(&id, Hand::Left, &row) }];
-            (format!("e{person}-{draw}"), Action::Enrol { subject: SubjectId::new(&id).unwrap(), templates })
+            let subject = SubjectId::new(&id).unwrap();
+            (format!("e{person}-{draw}"), Action::Enrol { subject, source: Source::Person, templates })
         }));
     }
 

@@ -14,7 +14,7 @@ use super::read::{self, ADDED, Counters, FORGOTTEN, REMOVED};
 use super::{damaged, failed, from_millis, stored, to_millis};
 use crate::palm::{SubjectId, TEMPLATES_PER_SUBJECT_MAX};
 use crate::registry::{
-    Action, Change, Committed, Event, GalleryIdentity, LogRecord, Outcome, RegistryError, SealedTemplate,
+    Action, Change, Committed, Event, GalleryIdentity, LogRecord, Outcome, RegistryError, SealedTemplate, Source,
     StoredTemplate, SubjectRecord, TemplateRecord,
 };
 use crate::vault::{Filed, RegistryKeys};
@@ -203,7 +203,7 @@ impl Batch<'_> {
             return Ok(outcome);
         }
         let outcome = match &change.action {
-            Action::Enrol { subject, templates } => self.enrol(subject, templates)?,
+            Action::Enrol { subject, source, templates } => self.enrol(subject, *source, templates)?,
             Action::Update { subject, add, remove } => self.update(subject, add, remove)?,
             Action::Forget { subject } => self.forget(subject)?,
         };
@@ -222,7 +222,8 @@ impl Batch<'_> {
         Ok(outcome)
     }
 
-    /// The answer to a request that was done before.
+    /// The answer to a request that was done before. None for a line of a list whose subject has gone
+    /// since: "done" would be wrong, so it is looked at anew.
     fn answered_before(&mut self, key: &Filed, change: &Change) -> Result<Option<Outcome>, Failure> {
         let at = sql("looking for an earlier request");
         let mut rows = self.statements.find_request.query([key]).map_err(&at)?;
@@ -246,19 +247,31 @@ impl Batch<'_> {
                 now.templates.retain(|t| t.id.0 <= last_template.unsigned_abs());
                 now.templates
             }
+            _ if matches!(change.action, Action::Enrol { source: Source::List { .. }, .. }) => return Ok(None),
             _ => Vec::new(),
         };
         let subject = SubjectRecord { number, id: name.clone(), enrolled_at, templates };
         Ok(Some(Outcome::Done { lsn, subject, replayed: true }))
     }
 
-    fn enrol(&mut self, id: &SubjectId, templates: &[SealedTemplate]) -> Result<Outcome, Failure> {
+    fn enrol(&mut self, id: &SubjectId, source: Source, templates: &[SealedTemplate]) -> Result<Outcome, Failure> {
         let key = self.keys.subject(id.as_str());
         if self.statements.find_subject.exists([key]).map_err(sql("looking for a subject"))? {
             return Ok(Outcome::SubjectExists);
         }
+        let forgotten = self.statements.find_forgotten.query_row([key], |row| row.get(0)).optional();
+        let forgotten: Option<i64> = forgotten.map_err(sql("looking for an earlier deletion"))?;
+        if let (Some(at), Source::List { after_forget }) = (forgotten, source)
+            && after_forget.is_none_or(|until| to_millis(until) < at)
+        {
+            let at = from_millis(at).ok_or_else(|| damaged(self.path, "time of a deletion", at))?;
+            return Ok(Outcome::Forgotten { at });
+        }
         if !(1..=TEMPLATES_PER_SUBJECT_MAX).contains(&templates.len()) {
             return Ok(Outcome::TemplateCount(templates.len()));
+        }
+        if forgotten.is_some() {
+            self.statements.delete_forgotten.execute([key]).map_err(sql("taking an earlier deletion back"))?;
         }
         self.counters.last_subject += 1;
         self.counters.subjects += 1;
@@ -313,6 +326,8 @@ impl Batch<'_> {
         self.clear(slot)
             .map_err(|e| e.unwrap_or_else(|| damaged(self.path, "subject without a name", number).into()))?;
         self.statements.delete_subject.execute([number]).map_err(sql("deleting a subject"))?;
+        let key = self.keys.subject(id.as_str());
+        self.statements.add_forgotten.execute((key, self.now)).map_err(sql("remembering a deletion"))?;
         self.counters.subjects -= 1;
         self.append(subject.number, Event::Forgotten { subject: subject.number })?;
         Ok(self.done(subject))
@@ -429,6 +444,9 @@ struct Statements<'c> {
     add_free: CachedStatement<'c>,
     delete_free: CachedStatement<'c>,
     add_record: CachedStatement<'c>,
+    find_forgotten: CachedStatement<'c>,
+    add_forgotten: CachedStatement<'c>,
+    delete_forgotten: CachedStatement<'c>,
 }
 
 impl<'c> Statements<'c> {
@@ -438,7 +456,8 @@ impl<'c> Statements<'c> {
             find_request: prepare(
                 "SELECT digest, lsn, subject, enrolled_at, last_template FROM requests WHERE key = ?1",
             )?,
-            add_request: prepare("INSERT INTO requests VALUES (NULL, ?1, ?2, ?3, ?4, ?5, ?6, ?7)")?,
+            // Replaces the request of a list whose subject was forgotten since.
+            add_request: prepare("INSERT OR REPLACE INTO requests VALUES (NULL, ?1, ?2, ?3, ?4, ?5, ?6, ?7)")?,
             find_subject: prepare("SELECT 1 FROM subjects WHERE key = ?1")?,
             add_subject: prepare("INSERT INTO subjects VALUES (?1, ?2, ?3, ?4)")?,
             delete_subject: prepare("DELETE FROM subjects WHERE number = ?1")?,
@@ -456,6 +475,9 @@ impl<'c> Statements<'c> {
             add_free: prepare("INSERT INTO free_slots VALUES (?1, ?2)")?,
             delete_free: prepare("DELETE FROM free_slots WHERE bytes = ?1 AND slot = ?2")?,
             add_record: prepare("INSERT INTO log VALUES (?1, ?2, ?3, ?4)")?,
+            find_forgotten: prepare("SELECT forgotten_at FROM forgotten WHERE key = ?1")?,
+            add_forgotten: prepare("INSERT INTO forgotten VALUES (?1, ?2)")?,
+            delete_forgotten: prepare("DELETE FROM forgotten WHERE key = ?1")?,
         })
     }
 }

@@ -78,6 +78,11 @@ const MIGRATIONS: [&str; 1] = ["
         subject INTEGER NOT NULL,
         template INTEGER -- NULL for forgotten
     ) STRICT;
+    -- Who was forgotten and is not enrolled. Never pruned: a list that is older can always come.
+    CREATE TABLE forgotten(
+        key BLOB PRIMARY KEY, -- as in subjects
+        forgotten_at INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
     -- By time, so that pruning cuts a range; `key` is a keyed hash of the request id.
     CREATE TABLE requests(
         seq INTEGER PRIMARY KEY,

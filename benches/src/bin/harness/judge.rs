@@ -173,7 +173,7 @@ mod tests {
             let people = Population::new(5, DIM, 220);
             let items = (0..people.subjects())
                 .map(|s| BulkEnrollItem { sequence: s.into(), enrollment: Some(people.enrollment(s)) });
-            let messages = [BulkEnrollRequest { items: items.collect() }];
+            let messages = [BulkEnrollRequest { items: items.collect(), after_forget: None }];
             let words = ["harness", "--floorless", "1", "--forget", "1", "--seconds", "1", "--warmup", "0"];
             let world = World::new(people, &messages, &Arguments::parse_from(words).load);
             let policy = |purpose: &str| PolicyStatus { purpose: purpose.to_owned(), threshold: 0.58, margin: 0.03 };

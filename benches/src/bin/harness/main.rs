@@ -175,6 +175,7 @@ async fn status(server: &Server) -> anyhow::Result<Status> {
 fn messages(people: &Population) -> Vec<BulkEnrollRequest> {
     let firsts = (0..people.subjects()).step_by(MESSAGE_SUBJECTS as usize).collect::<Vec<_>>();
     let message = |first: u32| BulkEnrollRequest {
+        after_forget: None,
         items: (first..people.subjects().min(first + MESSAGE_SUBJECTS))
             .map(|subject| BulkEnrollItem { sequence: subject.into(), enrollment: Some(people.enrollment(subject)) })
             .collect(),

@@ -81,6 +81,53 @@ fn a_replayed_enrolment_does_not_bring_a_forgotten_subject_back() {
 }
 
 #[test]
+fn a_list_does_not_bring_the_forgotten_back_unless_it_says_so() {
+    let mut home = Home::new();
+    let kept = SystemTime::now() - Duration::from_secs(1);
+    record(commit_one(&home, listed("line", "ann", 1, None)));
+    assert!(record(commit_one(&home, listed("line", "ann", 1, None))).2, "the same list again");
+    commit_one(&home, forget("f", "ann"));
+    // While the requests are remembered, and when they have been forgotten, which takes 30 days.
+    for pruned in [2, 0] {
+        for after_forget in [None, Some(UNIX_EPOCH), Some(kept)] {
+            for request in ["line", "other"] {
+                let outcome = commit_one(&home, listed(request, "ann", 1, after_forget));
+                let Outcome::Forgotten { at } = outcome else { panic!("{request}, {after_forget:?}: {outcome:?}") };
+                assert!(at >= kept && at <= SystemTime::now());
+            }
+        }
+        assert_eq!(home.prune_requests(SystemTime::now() + REQUESTS_KEPT).unwrap(), pruned);
+        home.reopen();
+    }
+    let (_, back, replayed) = record(commit_one(&home, listed("line", "ann", 1, Some(SystemTime::now()))));
+    assert!(!replayed && home.subject(&name("ann")).unwrap() == Some(back.clone()));
+    // Sent again, in doubt about the answer, it is done.
+    assert_eq!(record(commit_one(&home, listed("line", "ann", 1, Some(SystemTime::now())))).1, back);
+    // Somebody forgotten while the list is under way stays forgotten.
+    let began = SystemTime::now() - Duration::from_millis(1);
+    commit_one(&home, forget("g", "ann"));
+    assert!(matches!(commit_one(&home, listed("line", "ann", 1, Some(began))), Outcome::Forgotten { .. }));
+}
+
+#[test]
+fn a_person_who_is_there_is_enrolled_after_a_deletion_which_is_then_no_longer_held_against_lists() {
+    let home = Home::new();
+    commit_one(&home, listed("line", "ann", 1, None));
+    commit_one(&home, forget("f", "ann"));
+    let (_, ann, replayed) = record(commit_one(&home, enrol("r", "ann", &[2])));
+    assert!(!replayed && ann.templates.len() == 1);
+    assert_eq!(commit_one(&home, listed("line", "ann", 1, None)), Outcome::SubjectExists);
+    let in_ledger = || {
+        let conn = Connection::open(home.path()).unwrap();
+        conn.query_row("SELECT count(*) FROM forgotten", [], |row| row.get::<_, i64>(0)).unwrap()
+    };
+    assert_eq!(in_ledger(), 0);
+    commit_one(&home, forget("g", "ann"));
+    assert_eq!(in_ledger(), 1);
+    assert!(matches!(commit_one(&home, listed("line", "ann", 1, None)), Outcome::Forgotten { .. }));
+}
+
+#[test]
 fn a_refused_request_leaves_no_trace_and_may_be_tried_again() {
     let home = Home::new();
     assert_eq!(commit_one(&home, forget("r", "ann")), Outcome::NoSuchSubject);

@@ -26,7 +26,7 @@ fn batch(number: u64) -> Vec<Change> {
         .map(|i| {
             let templates = (0..rng.random_range(1..4)).map(|_| sealed(rng.random(), 1100)).collect();
             let subject = name(&format!("s{number}-{i}"));
-            change(&format!("e{number}-{i}"), 0, Action::Enrol { subject, templates })
+            change(&format!("e{number}-{i}"), 0, Action::Enrol { subject, source: Source::Person, templates })
         })
         .collect();
     if let Some(earlier) = number.checked_sub(2) {

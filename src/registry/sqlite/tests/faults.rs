@@ -17,7 +17,10 @@ fn open_error(path: &Path) -> RegistryError {
 
 /// Many templates under one request, more than a few megabytes.
 fn big(request: &str) -> Vec<Change> {
-    let many = |i| Action::Enrol { subject: name(&format!("{request}-{i}")), templates: vec![sealed(i, 50_000); 16] };
+    let many = |i| {
+        let subject = name(&format!("{request}-{i}"));
+        Action::Enrol { subject, source: Source::Person, templates: vec![sealed(i, 50_000); 16] }
+    };
     (0..10).map(|i| change(&format!("{request}-{i}"), 0, many(i))).collect()
 }
 

@@ -15,7 +15,7 @@ use rusqlite::Connection;
 
 use super::*;
 use crate::palm::{Hand, RequestId};
-use crate::registry::{Action, Outcome, SealedTemplate};
+use crate::registry::{Action, Outcome, SealedTemplate, Source};
 use crate::vault::{MasterKey, Vault};
 
 /// A registry in a folder of its own, which goes with it.
@@ -90,9 +90,19 @@ fn change(request: &str, digest: u8, action: Action) -> Change {
     Change { request_id: RequestId::new(request).unwrap(), digest: [digest; 16], action }
 }
 
+/// Of a person who is there.
+fn enrolment(id: &str, templates: Vec<SealedTemplate>) -> Action {
+    Action::Enrol { subject: name(id), source: Source::Person, templates }
+}
+
 fn enrol(request: &str, id: &str, seeds: &[u64]) -> Change {
-    let templates = seeds.iter().map(|seed| sealed(*seed, 100)).collect();
-    change(request, 0, Action::Enrol { subject: name(id), templates })
+    change(request, 0, enrolment(id, seeds.iter().map(|seed| sealed(*seed, 100)).collect()))
+}
+
+/// A line of a list.
+fn listed(request: &str, id: &str, seed: u64, after_forget: Option<SystemTime>) -> Change {
+    let source = Source::List { after_forget };
+    change(request, 0, Action::Enrol { subject: name(id), source, templates: vec![sealed(seed, 100)] })
 }
 
 fn update(request: &str, id: &str, seeds: &[u64], remove: &[u64]) -> Change {

@@ -1,6 +1,6 @@
 //! The contract again, in memory, in the plainest words: what the registry is compared with.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::*;
 use crate::palm::TEMPLATES_PER_SUBJECT_MAX;
@@ -19,6 +19,7 @@ type Entry = (char, u64, u64);
 #[derive(Clone, Default)]
 pub(super) struct Model {
     people: BTreeMap<String, Person>,
+    forgotten: BTreeSet<String>,
     numbers: u64,
     templates: u64,
     log: Vec<Entry>,
@@ -40,11 +41,14 @@ impl Model {
             }
             let mut subject = subject.clone();
             let now = self.people.get(id).filter(|person| person.number == subject.number.0);
-            subject.templates.retain(|t| now.is_some_and(|person| person.templates.contains_key(&t.id.0)));
-            return Outcome::Done { lsn: *lsn, subject, replayed: true };
+            let listed = matches!(change.action, Action::Enrol { source: Source::List { .. }, .. });
+            if now.is_some() || !listed {
+                subject.templates.retain(|t| now.is_some_and(|person| person.templates.contains_key(&t.id.0)));
+                return Outcome::Done { lsn: *lsn, subject, replayed: true };
+            }
         }
         let outcome = match &change.action {
-            Action::Enrol { templates, .. } => self.enrol(id, templates),
+            Action::Enrol { source, templates, .. } => self.enrol(id, *source, templates),
             Action::Update { add, remove, .. } => self.update(id, add, remove),
             Action::Forget { .. } => self.forget(id),
         };
@@ -54,13 +58,23 @@ impl Model {
         outcome
     }
 
-    fn enrol(&mut self, id: &str, templates: &[SealedTemplate]) -> Outcome {
+    fn enrol(&mut self, id: &str, source: Source, templates: &[SealedTemplate]) -> Outcome {
         if self.people.contains_key(id) {
             return Outcome::SubjectExists;
+        }
+        // All deletions of a test are of today.
+        let today = SystemTime::now() - Duration::from_hours(24);
+        let allowed = match source {
+            Source::Person => true,
+            Source::List { after_forget } => after_forget.is_some_and(|until| until > today),
+        };
+        if self.forgotten.contains(id) && !allowed {
+            return Outcome::Forgotten { at: UNIX_EPOCH };
         }
         if templates.is_empty() || templates.len() > TEMPLATES_PER_SUBJECT_MAX {
             return Outcome::TemplateCount(templates.len());
         }
+        self.forgotten.remove(id);
         self.numbers += 1;
         let mut person = Person { number: self.numbers, templates: BTreeMap::new() };
         templates.iter().for_each(|t| self.add(&mut person, t));
@@ -88,6 +102,7 @@ impl Model {
     fn forget(&mut self, id: &str) -> Outcome {
         let Some(person) = self.people.remove(id) else { return Outcome::NoSuchSubject };
         self.log.push(('x', person.number, 0));
+        self.forgotten.insert(id.to_owned());
         self.done(id, &person)
     }
 
@@ -207,10 +222,11 @@ pub(super) fn timeless(mut subject: SubjectRecord) -> SubjectRecord {
     subject
 }
 
-/// [`timeless`] for the subject in an outcome.
+/// [`timeless`] for an outcome.
 pub(super) fn timeless_outcome(outcome: Outcome) -> Outcome {
     match outcome {
         Outcome::Done { lsn, subject, replayed } => Outcome::Done { lsn, subject: timeless(subject), replayed },
+        Outcome::Forgotten { .. } => Outcome::Forgotten { at: UNIX_EPOCH },
         other => other,
     }
 }

@@ -5,6 +5,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::model::{Model, timeless_outcome};
 use super::*;
+use crate::registry::REQUESTS_KEPT;
 
 const NAMES: [&str; 7] = ["ann", "bob", "cleo", "dora", "emil", "fay", "gus"];
 
@@ -26,7 +27,14 @@ fn random_change(rng: &mut ChaCha8Rng, model: &Model, earlier: &mut Vec<Change>)
     let action = match rng.random_range(0..10) {
         0..4 => {
             let least = usize::from(rng.random_bool(0.9));
-            Action::Enrol { subject, templates: some(rng, least) }
+            // Before any deletion here, and after all.
+            let (before, after) = (Some(UNIX_EPOCH), Some(SystemTime::now() + REQUESTS_KEPT));
+            let source = match rng.random_range(0..4) {
+                0 | 1 => Source::Person,
+                2 => Source::List { after_forget: after },
+                _ => Source::List { after_forget: before.filter(|_| rng.random()) },
+            };
+            Action::Enrol { subject, source, templates: some(rng, least) }
         }
         4..8 => {
             // Mostly templates that exist, seldom this subject's: bias by trying those first.
@@ -53,8 +61,8 @@ fn random_change(rng: &mut ChaCha8Rng, model: &Model, earlier: &mut Vec<Change>)
 
 fn copy(change: &Change) -> Change {
     let action = match &change.action {
-        Action::Enrol { subject, templates } => {
-            Action::Enrol { subject: subject.clone(), templates: templates.clone() }
+        Action::Enrol { subject, source, templates } => {
+            Action::Enrol { subject: subject.clone(), source: *source, templates: templates.clone() }
         }
         Action::Update { subject, add, remove } => {
             Action::Update { subject: subject.clone(), add: add.clone(), remove: remove.clone() }
@@ -110,6 +118,7 @@ fn random_changes_do_what_the_model_says() {
         "Done",
         "Done replayed",
         "SubjectExists",
+        "Forgotten",
         "NoSuchSubject",
         "NoSuchTemplate",
         "TemplateCount",

@@ -39,13 +39,11 @@ fn after_forgetting_and_scrubbing_no_byte_of_the_template_is_in_any_file() {
     let home = Home::new();
     // Around it, so that its page holds others and lives on.
     for i in 0..20 {
-        let action = Action::Enrol { subject: name(&format!("s{i}")), templates: vec![sealed(i, 1100)] };
-        commit_one(&home, change(&format!("r{i}"), 0, action));
+        commit_one(&home, change(&format!("r{i}"), 0, enrolment(&format!("s{i}"), vec![sealed(i, 1100)])));
     }
     for bytes in [1100, 4125, 20_000] {
         let (template, wanted) = template(1000 + bytes as u64, bytes);
-        let action = Action::Enrol { subject: name("ann"), templates: vec![template] };
-        commit_one(&home, change(&format!("e{bytes}"), 0, action));
+        commit_one(&home, change(&format!("e{bytes}"), 0, enrolment("ann", vec![template])));
         assert!(most(traces(&home, &wanted), wanted.len()), "the search finds what is there");
         commit_one(&home, forget(&format!("f{bytes}"), "ann"));
         assert_ne!(traces(&home, &wanted), 0, "a deletion alone leaves the write-ahead log as it is");
@@ -66,8 +64,7 @@ fn no_amount_of_churn_leaves_a_copy_behind() {
                 let id = format!("s{request}");
                 let bytes = [333, 1100, 1100, 9001][rng.random_range(0..4)];
                 let (template, pieces) = template(rng.random(), bytes);
-                let action = Action::Enrol { subject: name(&id), templates: vec![template] };
-                pending.push(change(&format!("e{request}"), 0, action));
+                pending.push(change(&format!("e{request}"), 0, enrolment(&id, vec![template])));
                 living.push((id, pieces));
             } else {
                 let (id, pieces) = living.swap_remove(rng.random_range(0..living.len()));
@@ -143,7 +140,7 @@ fn a_commit_that_was_undone_leaves_nothing_after_a_scrub() {
             template
         })
         .collect();
-    let error = home.commit(&[change("s", 0, Action::Enrol { subject: name("bob"), templates })]).err();
+    let error = home.commit(&[change("s", 0, enrolment("bob", templates))]).err();
     assert!(matches!(error, Some(RegistryError::DiskFull { .. })), "{error:?}");
     assert_ne!(traces(&home, &wanted), 0, "else this shows nothing");
     home.scrub().unwrap();

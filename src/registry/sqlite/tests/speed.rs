@@ -24,7 +24,8 @@ fn enrolments_a_second() {
             .map(|i| {
                 let n = commit * COMMIT + i;
                 let template = sealed(n as u64, SEALED_BYTES);
-                let action = Action::Enrol { subject: name(&format!("subject-{n:08}")), templates: vec![template] };
+                let subject = name(&format!("subject-{n:08}"));
+                let action = Action::Enrol { subject, source: Source::Person, templates: vec![template] };
                 change(&format!("import-{n:08}"), 1, action)
             })
             .collect();
