@@ -13,6 +13,7 @@ test: setup
 setup:
 	deploy/setup.sh
 
-# FAISS and Thenar on one gallery, in one run.
+# FAISS and Thenar on one gallery, in one run. Compiles FAISS the first time.
 bench:
+	deploy/setup.sh --check-bench
 	cargo run --release -p thenar-bench --bin peers

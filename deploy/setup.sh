@@ -4,14 +4,16 @@
 #
 #   deploy/setup.sh           install what is missing (Debian, Ubuntu)
 #   deploy/setup.sh --check   only say what is missing; exit 1 if anything is
+#   deploy/setup.sh --check-bench   the same, of what FAISS in the benchmarks is compiled with
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-check_only=false
+check_only=false bench_only=false
 case "${1:-}" in
     --check) check_only=true ;;
+    --check-bench) check_only=true bench_only=true ;;
     "") ;;
-    *) echo "usage: deploy/setup.sh [--check]" >&2; exit 2 ;;
+    *) echo "usage: deploy/setup.sh [--check | --check-bench]" >&2; exit 2 ;;
 esac
 
 # What it is for, how to see that it is there, and Debian's package.
@@ -34,6 +36,14 @@ need "a C++ compiler (FAISS, in benchmarks and audits)" g++ command -v c++
 need "cmake (FAISS, in benchmarks and audits)" cmake command -v cmake
 need "make" make command -v make
 need "OpenBLAS (FAISS, in benchmarks and audits)" libopenblas-dev compiles_openblas
+if $bench_only; then
+    if ((${#missing_packages[@]})); then
+        printf 'missing: %s\n' "${missing_words[@]}" >&2
+        echo "On Debian and Ubuntu: apt-get install ${missing_packages[*]}" >&2
+        exit 1
+    fi
+    exit 0
+fi
 need "the Vulkan loader (GPU engine)" libvulkan1 have_file '/usr/lib*/*/libvulkan.so.1'
 need "a software Vulkan driver, lavapipe (GPU engine's tests)" mesa-vulkan-drivers have_file '/usr/share/vulkan/icd.d/lvp_icd*.json'
 need "Python 3 (client test)" python3 command -v python3

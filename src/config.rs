@@ -85,6 +85,7 @@ pub struct RawTls {
 #[expect(missing_docs, reason = "the keys are documented in deploy/thenar.toml, word for word")]
 pub struct RawMetrics {
     pub listen: Option<String>,
+    pub beyond_loopback: Option<bool>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -290,6 +291,13 @@ impl Raw {
             Some("off") => None,
             listen => address(&mut problems, "metrics.listen", listen.unwrap_or("127.0.0.1:7601")),
         };
+        if let Some(listen) = metrics.filter(|m| !m.ip().is_loopback())
+            && self.metrics.beyond_loopback != Some(true)
+        {
+            problems.push(format!(
+                "metrics.listen: {listen} can be reached from other machines, and metrics are served to whoever asks, without TLS; set metrics.beyond_loopback = true if that is meant, or listen on 127.0.0.1"
+            ));
+        }
         if metrics.is_some_and(|m| m.port() != 0 && m == server.listen) {
             problems.push("metrics.listen: is the same as server.listen".into());
         }
@@ -524,6 +532,22 @@ mod tests {
         assert!(all[0].starts_with("server.tls.client_ca"), "{all:?}");
         let good = "data = \"d\"\n[server]\nlisten = \"[::]:7600\"\n[server.tls]\ncertificate = \"c\"\nkey = \"k\"\nclient_ca = \"a\"";
         assert!(parsed(good).unwrap().server.tls.is_some());
+    }
+
+    #[test]
+    fn beyond_loopback_there_are_no_metrics_unless_the_file_says_so_in_words() {
+        for listen in ["0.0.0.0:7601", "[::]:7601", "192.0.2.7:7601"] {
+            let section = format!("data = \"d\"\n[metrics]\nlisten = \"{listen}\"\n");
+            for word in ["", "beyond_loopback = false"] {
+                let all = problems(&format!("{section}{word}"));
+                assert_eq!(all.len(), 1, "{all:?}");
+                assert!(all[0].starts_with("metrics.listen:") && all[0].contains("metrics.beyond_loopback"), "{all:?}");
+            }
+            let config = parsed(&format!("{section}beyond_loopback = true")).unwrap();
+            assert_eq!(config.metrics, Some(listen.parse().unwrap()));
+        }
+        assert!(parsed("data = \"d\"\n[metrics]\nlisten = \"[::1]:7601\"").is_ok());
+        assert!(parsed("data = \"d\"\n[metrics]\nlisten = \"off\"").is_ok());
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub mod gallery;
 pub mod gate;
 pub mod net;
 pub mod palm;
+pub mod process;
 pub mod registry;
 pub mod search;
 pub mod server;

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use thenar::cli::{self, Cli, Command};
+use thenar::process;
 use thenar::wipe::Wiping;
 
 /// No palm is left in freed memory.
@@ -14,6 +15,8 @@ static ALLOCATOR: Wiping = Wiping;
 const BLOCKING_THREADS_MAX: usize = 128;
 
 fn main() -> ExitCode {
+    // SAFETY: no thread has been started yet.
+    unsafe { process::prepare() };
     let cli = Cli::parse();
     let runtime =
         tokio::runtime::Builder::new_multi_thread().enable_all().max_blocking_threads(BLOCKING_THREADS_MAX).build();

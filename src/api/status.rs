@@ -1,4 +1,7 @@
 //! The one place where an error becomes a gRPC status.
+//!
+//! What failed inside the server is logged here in full; clients learn what it means for them, and
+//! nothing of the server's folders, databases or devices.
 
 use std::time::Duration;
 
@@ -6,6 +9,7 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
 use crate::palm::Invalid;
+use crate::registry::RegistryError;
 use crate::service::ServiceError;
 
 /// The status of `error`, with the field that broke a limit or the time to come back in its details.
@@ -31,17 +35,22 @@ pub(super) fn status(error: &ServiceError) -> Status {
         ServiceError::DiskFull { .. } => Status::resource_exhausted(message),
         ServiceError::DeadlineExceeded { .. } => Status::deadline_exceeded(message),
         ServiceError::Draining => Status::unavailable(message),
-        ServiceError::NotYetInForce(_) => Status::unavailable(message),
+        ServiceError::NotYetInForce(source) => {
+            tracing::error!(error = %source, "a change is not yet in force");
+            Status::unavailable("the change is kept but not yet in force; send the same request again")
+        }
         ServiceError::Registry(source) => {
             tracing::error!(error = %source, "the registry failed");
             match &**source {
-                crate::registry::RegistryError::DiskFull { .. } => Status::resource_exhausted(message),
+                RegistryError::DiskFull { .. } => {
+                    Status::resource_exhausted("nothing was changed: the disk of the registry is full")
+                }
                 _ => Status::internal("the registry failed; nothing was changed"),
             }
         }
-        ServiceError::SearchFailed(_) => {
-            tracing::error!(error = %message, "a search failed");
-            Status::unavailable(message)
+        ServiceError::SearchFailed(reason) => {
+            tracing::error!(error = %reason, "a search failed");
+            Status::unavailable("the search failed in the server; try again")
         }
     }
 }
@@ -56,5 +65,37 @@ pub(super) fn retry_after(error: &ServiceError) -> Option<Duration> {
     match error {
         ServiceError::Busy { retry_after, .. } => Some(*retry_after),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::gallery::GalleryError;
+
+    #[test]
+    fn what_failed_inside_the_server_is_told_without_its_paths() {
+        let path = || PathBuf::from("/srv/secret/registry.sqlite");
+        let gone = || std::io::Error::other("/srv/secret/index: gone");
+        let registry = |error| ServiceError::Registry(Arc::new(error));
+        let not_yet = |error| ServiceError::NotYetInForce(Arc::new(error));
+        for (error, code) in [
+            (registry(RegistryError::DiskFull { path: path() }), Code::ResourceExhausted),
+            (registry(RegistryError::WriterStopped { path: path() }), Code::Internal),
+            (registry(RegistryError::File { path: path(), doing: "reading it", source: gone() }), Code::Internal),
+            (not_yet(GalleryError::DiskFull { path: path(), free_bytes: 7 }), Code::Unavailable),
+            (not_yet(GalleryError::Folder { path: path(), source: gone() }), Code::Unavailable),
+            (not_yet(GalleryError::Registry(RegistryError::ScrubBlocked { path: path() })), Code::Unavailable),
+            (ServiceError::SearchFailed("the index: /srv/secret/index/00.seg".into()), Code::Unavailable),
+        ] {
+            assert!(error.to_string().contains("/srv/secret"), "the log has it: {error}");
+            let status = status(&error);
+            assert_eq!(status.code(), code, "{status:?}");
+            assert!(!status.message().contains('/') && !status.message().is_empty(), "{status:?}");
+            assert!(status.details().is_empty(), "{status:?}");
+        }
     }
 }

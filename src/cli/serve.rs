@@ -26,7 +26,7 @@ pub struct ServeArgs {
     /// Address and port for gRPC; port 0 picks a free one. Beyond loopback, [server.tls] is needed.
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub listen: Option<String>,
-    /// Address and port for metrics, or `off`.
+    /// Address and port for metrics, or `off`. Beyond loopback, the file has to say that it is meant.
     #[arg(long, value_name = "ADDRESS:PORT")]
     pub metrics_listen: Option<String>,
 }

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest as _, Sha256};
 use zeroize::{Zeroize as _, Zeroizing};
 
+use super::locked::Locked;
+
 /// What the line begins with.
 const PREFIX: &str = "thenar-master-key-1:";
 /// Hexadecimal digits of the key.
@@ -73,6 +75,16 @@ pub enum KeyError {
         /// Its permission bits.
         mode: u32,
     },
+    /// Its owner is neither who runs this nor root, and could read and replace it.
+    #[error("the master key at {} belongs to user {owner}, not to root or to user {user}, who runs this: chown {user} {}", path.display(), path.display())]
+    Owner {
+        /// The file.
+        path: PathBuf,
+        /// Number of its owner.
+        owner: u32,
+        /// Number of the user who runs this.
+        user: u32,
+    },
     /// It is a folder, a device or a pipe.
     #[error("the master key at {} is not a file", path.display())]
     NotAFile {
@@ -125,8 +137,8 @@ pub enum KeyError {
     },
 }
 
-/// 32 secret bytes, from which all keys are made. Wiped when dropped; never printed.
-pub struct MasterKey(Zeroizing<[u8; 32]>);
+/// 32 secret bytes, from which all keys are made. In locked memory, wiped when dropped; never printed.
+pub struct MasterKey(Locked<u8>);
 
 impl MasterKey {
     /// A new key from the system's random numbers.
@@ -134,15 +146,15 @@ impl MasterKey {
     /// # Errors
     /// [`KeyError::NoRandomness`] where the system has none.
     pub fn generate() -> Result<Self, KeyError> {
-        let mut bytes = Zeroizing::new([0; 32]);
-        getrandom::fill(bytes.as_mut_slice()).map_err(|source| KeyError::NoRandomness { source })?;
+        let mut bytes = Locked::zeroed(KEY_DIGITS / 2);
+        getrandom::fill(&mut bytes).map_err(|source| KeyError::NoRandomness { source })?;
         Ok(Self(bytes))
     }
 
     /// The key made of these bytes: for tests and tools that must be repeatable.
     #[must_use]
     pub fn from_bytes(mut bytes: [u8; 32]) -> Self {
-        let key = Self(Zeroizing::new(bytes));
+        let key = Self(Locked::copied(&bytes));
         bytes.zeroize();
         key
     }
@@ -220,6 +232,10 @@ impl MasterKey {
             return Err(KeyError::NotAFile { path: path.to_owned() });
         }
         let mode = metadata.mode() & 0o7777;
+        let user = rustix::process::geteuid().as_raw();
+        if private && !may_own(metadata.uid(), user) {
+            return Err(KeyError::Owner { path: path.to_owned(), owner: metadata.uid(), user });
+        }
         if private && mode & 0o077 != 0 {
             return Err(KeyError::Exposed { path: path.to_owned(), mode });
         }
@@ -233,9 +249,9 @@ impl MasterKey {
     fn to_text(&self) -> Zeroizing<String> {
         let mut text = Zeroizing::new(String::with_capacity(PREFIX.len() + KEY_DIGITS + 1 + CHECK_DIGITS + 1));
         text.push_str(PREFIX);
-        push_hex(&mut text, self.0.as_slice());
+        push_hex(&mut text, &self.0);
         text.push('-');
-        push_hex(&mut text, &checksum(self.0.as_slice()));
+        push_hex(&mut text, &checksum(&self.0));
         text.push('\n');
         text
     }
@@ -263,19 +279,19 @@ impl MasterKey {
             return Err(KeyError::WrongLength { place: place.to_owned(), found: digits.len() });
         }
         let check = check.ok_or(malformed("its checksum is missing: the line ends with - and 8 hexadecimal digits"))?;
-        let mut key = Zeroizing::new([0; 32]);
+        let mut key = Locked::zeroed(KEY_DIGITS / 2);
         let mut expected = [0; CHECK_DIGITS / 2];
-        if !(read_hex(check, &mut expected) && read_hex(digits, key.as_mut_slice())) {
+        if !(read_hex(check, &mut expected) && read_hex(digits, &mut key)) {
             return Err(malformed("its checksum is not 8 hexadecimal digits"));
         }
-        if checksum(key.as_slice()) != expected {
+        if checksum(&key) != expected {
             return Err(KeyError::Checksum { place: place.to_owned() });
         }
         Ok(Self(key))
     }
 
     /// The secret.
-    pub(super) fn bytes(&self) -> &[u8; 32] {
+    pub(super) fn bytes(&self) -> &[u8] {
         &self.0
     }
 }
@@ -284,6 +300,11 @@ impl std::fmt::Debug for MasterKey {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("MasterKey(..)")
     }
+}
+
+/// Whether a file of `owner` may hold the key of a process of `user`: root can read it anyway.
+fn may_own(owner: u32, user: u32) -> bool {
+    owner == user || owner == 0
 }
 
 /// Against typing errors only; it stands beside the key, so it need not hide it.

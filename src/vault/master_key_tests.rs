@@ -88,6 +88,22 @@ fn a_key_that_others_can_reach_is_refused_with_its_mode() {
 }
 
 #[test]
+fn a_key_of_another_user_is_refused() {
+    for (owner, user, may) in [(1000, 1000, true), (0, 0, true), (0, 1000, true), (1000, 0, false), (1000, 1001, false)]
+    {
+        assert_eq!(may_own(owner, user), may, "{owner} {user}");
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("master.key");
+    known().write_new(&path).unwrap();
+    // Only root can give a file away.
+    if std::os::unix::fs::chown(&path, Some(12_345), None).is_ok() {
+        let error = MasterKey::load(&KeySource::File(path.clone())).unwrap_err().to_string();
+        assert!(error.contains("belongs to user 12345") && error.contains(path.to_str().unwrap()), "{error}");
+    }
+}
+
+#[test]
 fn the_mode_behind_a_link_counts() {
     let folder = tempfile::tempdir().unwrap();
     let (path, link) = (folder.path().join("master.key"), folder.path().join("link"));

@@ -7,10 +7,12 @@
 //!
 //! Invariants: no secret is printed by `Debug` or by an error; the same master key gives the same
 //! rotation to the bit on every machine; nothing sealed opens under another subject, hand,
-//! dimension or key. Master and derived keys are wiped from memory when dropped; what the
-//! cryptographic crates expand from them (AES round keys, hash states) is not.
+//! dimension or key. Keys that are kept, and the rotation, are in locked memory, and all are wiped when
+//! dropped; what the cryptographic crates expand from them for one use (AES round keys, hash states)
+//! is not.
 
 mod kernel;
+mod locked;
 mod master_key;
 mod registry_keys;
 mod request_digest;

@@ -3,22 +3,26 @@
 //! An embedding is a vector near a known face of the world: an unkeyed hash of it could be
 //! confirmed by whoever has the palm. HMAC-SHA-256 (RFC 2104), cut to 16 bytes.
 
+use std::sync::Arc;
+
 use hkdf::hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 
+use super::locked::Locked;
+
 /// Makes digests under the vault's key.
 #[derive(Clone)]
-pub struct RequestDigester(Hmac<Sha256>);
+pub struct RequestDigester(Arc<Locked<u8>>);
 
 impl RequestDigester {
     pub(super) fn new(key: &[u8; 32]) -> Self {
-        Self(Hmac::new_from_slice(key).expect("HMAC takes keys of any length"))
+        Self(Arc::new(Locked::copied(key)))
     }
 
     /// Begins a digest.
     #[must_use]
     pub fn begin(&self) -> RequestDigest {
-        RequestDigest(self.0.clone())
+        RequestDigest(Hmac::new_from_slice(&self.0).expect("HMAC takes keys of any length"))
     }
 
     /// The digest of these parts. The division counts: `["ab"]` and `["a", "b"]` differ.

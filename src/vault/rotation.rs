@@ -22,6 +22,7 @@ use rayon::prelude::*;
 use zeroize::Zeroizing;
 
 use super::kernel::{self, PANEL};
+use super::locked::Locked;
 use super::{Purpose, Vault};
 use crate::palm::{Invalid, LENGTH_ERROR_MAX, TemplateRow, checked_dim};
 
@@ -42,7 +43,7 @@ pub struct Rotation {
     dim: usize,
     /// Panels of `PANEL` outputs; in each, for every input in turn, the panel's coefficients.
     /// Shape: `[dim / PANEL, dim, PANEL]`.
-    panels: Zeroizing<Vec<f32>>,
+    panels: Locked<f32>,
 }
 
 impl Rotation {
@@ -60,7 +61,7 @@ impl Rotation {
 
     fn from_seed(seed: &[u8; 32], dim: usize) -> Self {
         let reflections = Reflections::draw(&mut Gaussians::new(seed), dim);
-        let mut panels = Zeroizing::new(vec![0.0_f32; dim * dim]);
+        let mut panels = Locked::<f32>::zeroed(dim * dim);
         let mut columns = Zeroizing::new(vec![0.0_f64; dim * dim]);
         columns.par_chunks_mut(GROUP * dim).enumerate().for_each(|(g, group)| reflections.columns(g * GROUP, group));
         panels.par_chunks_mut(PANEL * dim).enumerate().for_each(|(p, panel)| {

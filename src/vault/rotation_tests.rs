@@ -267,7 +267,7 @@ fn threads_do_not_change_the_rotation() {
 
 #[test]
 fn keys_and_dimensions_have_rotations_of_their_own() {
-    assert!(rotation(1, 64).panels != rotation(2, 64).panels);
+    assert!(*rotation(1, 64).panels != *rotation(2, 64).panels);
     // Not the same random numbers in another shape either.
     assert_ne!(entry(&rotation(1, 64), 0, 0), entry(&rotation(1, 96), 0, 0));
     let (a, b) = (Reflections::draw(&mut Gaussians::new(&[1; 32]), 4), Gaussians::new(&[1; 32]).next());

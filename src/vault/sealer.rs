@@ -18,6 +18,7 @@ use aes_gcm_siv::{AeadInOut as _, Aes256GcmSiv, KeyInit as _, Nonce, Tag};
 use half::f16;
 use zeroize::Zeroize as _;
 
+use super::locked::Locked;
 use crate::palm::{Hand, SUBJECT_ID_BYTES_MAX, TemplateRow};
 
 /// The version written: one sealing key for all templates.
@@ -50,15 +51,21 @@ pub enum SealError {
     Refused,
 }
 
-/// Seals and opens rows of one dimension. Cheap to share, not to make.
+/// Seals and opens rows of one dimension.
 pub struct Sealer {
-    cipher: Aes256GcmSiv,
+    /// Expanded anew for each template, which costs little beside the keys that SIV derives for each
+    /// anyway: so the key itself stays in its locked place.
+    key: Locked<u8>,
     dim: usize,
 }
 
 impl Sealer {
     pub(super) fn new(key: &[u8; 32], dim: usize) -> Self {
-        Self { cipher: Aes256GcmSiv::new(&(*key).into()), dim }
+        Self { key: Locked::copied(key), dim }
+    }
+
+    fn cipher(&self) -> Aes256GcmSiv {
+        Aes256GcmSiv::new_from_slice(&self.key).expect("the key has its length")
     }
 
     /// Bytes of a sealed template.
@@ -84,7 +91,7 @@ impl Sealer {
         }
         let nonce = Nonce::try_from(&header[1..]).expect("a nonce has its length");
         let made = self.with_context(VERSION, subject_id, hand, |context| {
-            self.cipher.encrypt_inout_detached(&nonce, context, InOutBuf::from(&mut *body))
+            self.cipher().encrypt_inout_detached(&nonce, context, InOutBuf::from(&mut *body))
         });
         tag.copy_from_slice(&made.expect("a row is far from AES-GCM-SIV's 64 GiB"));
         sealed
@@ -107,7 +114,7 @@ impl Sealer {
         let tag = Tag::try_from(tag).expect("a tag has its length");
         let mut plain = body.to_vec();
         let opened = self.with_context(header[0], subject_id, hand, |context| {
-            self.cipher.decrypt_inout_detached(&nonce, context, InOutBuf::from(plain.as_mut_slice()), &tag)
+            self.cipher().decrypt_inout_detached(&nonce, context, InOutBuf::from(plain.as_mut_slice()), &tag)
         });
         let row = match opened {
             Ok(()) => Ok(TemplateRow(

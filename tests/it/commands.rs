@@ -639,3 +639,25 @@ async fn a_reader_that_went_away_is_a_failure_and_no_panic() {
         unread(&[&["verify-index", "--data", &data, "--key-file", &key], json].concat());
     }
 }
+
+/// What `make bench` does first, on a machine that has a shell and nothing else.
+#[test]
+fn what_a_benchmark_needs_is_named_before_anything_is_compiled() {
+    let bare = tempfile::tempdir().unwrap();
+    let path = std::env::var_os("PATH").unwrap();
+    for tool in ["bash", "dirname"] {
+        let found = std::env::split_paths(&path).map(|folder| folder.join(tool)).find(|tool| tool.exists());
+        std::os::unix::fs::symlink(found.expect(tool), bare.path().join(tool)).unwrap();
+    }
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/setup.sh");
+    let output = std::process::Command::new(script).arg("--check-bench").env("PATH", bare.path()).output().unwrap();
+    let said = text(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    for missing in ["cmake (FAISS", "a C++ compiler (FAISS", "OpenBLAS (FAISS", "apt-get install", "libopenblas-dev"] {
+        assert!(said.contains(missing), "no {missing:?} in:\n{said}");
+    }
+    assert!(!said.contains("Vulkan") && !said.contains("Python"), "only what benchmarks need: {said}");
+    let makefile = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("Makefile")).unwrap();
+    let bench = makefile.split("\nbench:\n").nth(1).unwrap();
+    assert!(bench.trim_start().starts_with("deploy/setup.sh --check-bench"), "{bench}");
+}

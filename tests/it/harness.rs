@@ -95,13 +95,15 @@ pub(crate) struct Site {
     pub(crate) options: Options,
     /// Files and sockets that its servers may open, if not as many as this process.
     pub(crate) nofile: Option<u64>,
+    /// Whether the memory of its servers is closed, as it is outside tests.
+    pub(crate) closed: bool,
 }
 
 impl Site {
     /// A new folder with a new key.
     pub(crate) fn new(options: Options) -> Self {
         let dir = tempfile::Builder::new().prefix("thenar-it-").tempdir().expect("a temporary folder");
-        let site = Self { dir, options, nofile: None };
+        let site = Self { dir, options, nofile: None, closed: false };
         let made = thenar(&["keys", "generate", "--out", site.key().to_str().expect("a plain path")]);
         assert!(made.status.success(), "keys generate: {}", text(&made));
         site
@@ -162,7 +164,7 @@ impl Site {
 
     /// The program with `args`, in an environment as this site is said to have.
     fn command(&self, args: &[&str]) -> Command {
-        match self.nofile {
+        let mut command = match self.nofile {
             None => command(args),
             Some(nofile) => {
                 let limited = "ulimit -n $1 && shift && exec \"$@\"";
@@ -172,7 +174,11 @@ impl Site {
                 words.extend(args);
                 program("sh", &words)
             }
+        };
+        if self.closed {
+            command.env_remove("THENAR_DEBUGGABLE");
         }
+        command
     }
 
     /// Runs the program with these arguments to its end; it may take a minute.
@@ -208,6 +214,9 @@ fn program(name: &str, args: &[&str]) -> Command {
         .env_remove("CREDENTIALS_DIRECTORY")
         .env_remove("THENAR_SERVER")
         .env_remove("OMP_WAIT_POLICY")
+        .env_remove("XDG_RUNTIME_DIR")
+        // Tests look into the memory of servers, whoever runs them.
+        .env("THENAR_DEBUGGABLE", "1")
         .env("NO_COLOR", "1")
         .env("RUST_BACKTRACE", "0");
     command.stdin(Stdio::null());
@@ -333,8 +342,12 @@ impl TestServer {
         if let Some(reader) = self.reader.take() {
             reader.join().expect("the log's reader ends with the process");
         }
-        let empty =
-            Site { dir: tempfile::tempdir().expect("a temporary folder"), options: Options::default(), nofile: None };
+        let empty = Site {
+            dir: tempfile::tempdir().expect("a temporary folder"),
+            options: Options::default(),
+            nofile: None,
+            closed: false,
+        };
         std::mem::replace(&mut self.site, empty)
     }
 

@@ -16,6 +16,8 @@ fn gives_up(what: &str, site: &Site, words: &[&str]) {
         assert!(said.contains(word), "{what}: no {word:?} in:\n{said}");
     }
     assert!(!said.contains("panicked"), "{what}: {said}");
+    // Of desktop sessions, and nothing that a person at a terminal could do anything about.
+    assert!(!said.contains("XDG_RUNTIME_DIR"), "{what}: {said}");
     assert!(!said.contains("thenar listening on"), "{what}: {said}");
 }
 
@@ -71,6 +73,31 @@ async fn another_dimension_does_not_open_a_gallery() {
     site.options.dim = None;
     let server = site.start();
     assert_eq!(server.client().await.status().await.unwrap().dim, 64, "without a word the gallery's own is taken");
+}
+
+#[test]
+fn a_servers_memory_is_closed_and_its_keys_are_locked() {
+    let mut site = Site::new(Options::default());
+    site.closed = true;
+    let server = site.start();
+    let proc = |file: &str| std::fs::read_to_string(format!("/proc/{}/{file}", server.pid())).unwrap();
+    let limits = proc("limits");
+    let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+    assert_eq!(core.split_whitespace().skip(4).take(2).collect::<Vec<_>>(), ["0", "0"], "{core}");
+    let status = proc("status");
+    let locked = status.lines().find_map(|line| line.strip_prefix("VmLck:")).unwrap().trim();
+    // The sealing key, the digest key and the rotation; or the reason why not.
+    assert!(locked != "0 kB" || server.log().contains("RLIMIT_MEMLOCK"), "{locked}\n{}", server.log());
+    if !rustix::process::geteuid().is_root() {
+        let denied = std::fs::File::open(format!("/proc/{}/mem", server.pid())).unwrap_err();
+        assert_eq!(denied.kind(), std::io::ErrorKind::PermissionDenied);
+    }
+}
+
+#[test]
+fn metrics_beyond_loopback_have_to_be_meant() {
+    let site = Site::new(Options { metrics: "0.0.0.0:0".into(), ..Options::default() });
+    gives_up("metrics open to all", &site, &["metrics.listen", "metrics.beyond_loopback = true"]);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
