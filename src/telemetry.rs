@@ -104,6 +104,13 @@ pub const CATALOGUE: &[Metric] = &[
         labels: &[],
     },
     Metric {
+        name: "thenar_gallery_left_out",
+        kind: Kind::Gauge,
+        unit: Unit::Count,
+        meaning: "Templates in the registry that are damaged, do not open and are not searched",
+        labels: &[],
+    },
+    Metric {
         name: "thenar_log_lag",
         kind: Kind::Gauge,
         unit: Unit::Count,
@@ -270,6 +277,12 @@ pub fn gallery(live: u64, tombstones: u64, log_lag: u64) {
     metrics::gauge!("thenar_gallery_templates").set(live as f64);
     metrics::gauge!("thenar_gallery_tombstones").set(tombstones as f64);
     metrics::gauge!("thenar_log_lag").set(log_lag as f64);
+}
+
+/// So many damaged templates are left out of the gallery.
+#[expect(clippy::cast_precision_loss, reason = "counts of templates are below 2^52")]
+pub fn left_out(templates: u64) {
+    metrics::gauge!("thenar_gallery_left_out").set(templates as f64);
 }
 
 /// Changes of one kind ended alike.

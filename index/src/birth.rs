@@ -155,7 +155,7 @@ impl Index {
     }
 
     pub(crate) fn opened(from: Unrepaired) -> Self {
-        let Unrepaired { lock, storage, dir, manifest, gate, mut writer, parts, .. } = from;
+        let Unrepaired { lock, storage, dir, manifest, gate, mut writer, parts, left_over, .. } = from;
         let mut chains = Chains::new(manifest.geometry.segment_rows);
         let (mut slots, mut contents, mut dead) = (Vec::new(), Contents::default(), 0);
         for (slot, scan) in Unrepaired::into_slots(parts) {
@@ -173,7 +173,8 @@ impl Index {
             dead += scan.erased;
             slots.push(slot);
         }
-        Self::assemble(Parts { storage, dir, lock, gate, writer, manifest, chains, slots, contents, dead })
+        let index = Self::assemble(Parts { storage, dir, lock, gate, writer, manifest, chains, slots, contents, dead });
+        Self { left_over, ..index }
     }
 
     fn assemble(parts: Parts) -> Self {
@@ -194,6 +195,7 @@ impl Index {
             next_file: manifest.next_file,
             dir_dirty: false,
             stopped: false,
+            left_over: Vec::new(),
             reader_wait: READER_WAIT_DEFAULT,
         }
     }

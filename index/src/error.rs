@@ -247,6 +247,9 @@ pub enum DamageKind {
     /// The file's length, in bytes.
     #[error("file length")]
     Length,
+    /// The disk does not give these bytes: so many were asked for.
+    #[error("bytes that the disk does not give")]
+    Unreadable,
     /// Checksum of the header page.
     #[error("header checksum")]
     HeaderChecksum,

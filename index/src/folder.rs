@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 use crate::manifest::{MANIFEST_BYTES_MAX, MANIFEST_NAME, MANIFEST_NEW_NAME, Manifest};
+use crate::readable::is_unreadable;
 use crate::segment::file_number;
 use crate::storage::Storage;
 
@@ -48,7 +49,12 @@ pub(crate) fn read_manifest(storage: &dyn Storage, dir: &Path) -> Result<Manifes
         });
     }
     let mut bytes = vec![0; usize::try_from(len).expect("the length was checked")];
-    file.read_at(&mut bytes, 0).map_err(Error::io(&path, "read"))?;
+    match file.read_at(&mut bytes, 0) {
+        Err(error) if is_unreadable(&error) => {
+            return Err(Error::ManifestCorrupt { path, offset: 0, expected: len, found: 0 });
+        }
+        read => read.map_err(Error::io(&path, "read"))?,
+    }
     Manifest::decode(&bytes, &path)
 }
 

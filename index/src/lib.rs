@@ -44,6 +44,7 @@ mod manifest;
 mod map;
 mod nouns;
 mod open;
+mod readable;
 mod replace;
 mod scan;
 mod segment;

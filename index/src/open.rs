@@ -28,6 +28,7 @@ use crate::lock::Lock;
 use crate::manifest::{Manifest, SegmentEntry};
 use crate::map::Pages;
 use crate::nouns::{Geometry, Lsn, Origin, OwnedRow, TemplateId};
+use crate::readable::{PAGE_BYTES, first_unreadable, is_unreadable};
 use crate::scan::{Scan, scan};
 use crate::segment::{Segment, destroy, file_name};
 use crate::snapshot::Reader;
@@ -51,6 +52,8 @@ pub struct Unrepaired {
     /// Files to destroy once a manifest that does not name them is durable.
     doomed: Vec<PathBuf>,
     replaced: bool,
+    /// Those of them that the disk lets nobody overwrite.
+    pub(crate) left_over: Vec<PathBuf>,
 }
 
 /// One segment of the manifest; without contents while it is damaged.
@@ -146,6 +149,7 @@ impl Unrepaired {
             codes_damage,
             doomed,
             replaced: false,
+            left_over: Vec::new(),
         })
     }
 
@@ -217,7 +221,8 @@ impl Unrepaired {
     ///
     /// # Errors
     /// [`Error::Damaged`] while there is damage and [`Error::Readers`]: nothing was done.
-    /// [`Error::Io`] if a repair could not be written.
+    /// [`Error::Io`] if a repair could not be written; but a file that is no longer needed, and that the
+    /// disk lets nobody overwrite, is only [reported](Index::left_over).
     pub fn finish(mut self) -> Result<Index, Error> {
         if let Some(first) = self.damage.first() {
             return Err(Error::Damaged { count: self.damage.len(), first: Box::new(first.clone()) });
@@ -239,6 +244,8 @@ impl Unrepaired {
             match destroy(&*self.storage, &path) {
                 // A missing file was the damage.
                 Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {}
+                // No manifest names it, so nothing of it is served; the next opening tries again.
+                Err(Error::Io { source, .. }) if is_unreadable(&source) => self.left_over.push(path),
                 destroyed => destroyed?,
             }
             removed = true;
@@ -359,6 +366,10 @@ fn read_segment(
     let (expected, found) = (layout.file_bytes() as u64, file.len().map_err(Error::io(&path, "measure"))?);
     if found != expected {
         return Ok(Err(Fault { offset: expected.min(found), kind: DamageKind::Length, expected, found }));
+    }
+    if let Some(offset) = first_unreadable(&*file, expected).map_err(Error::io(&path, "read"))? {
+        let expected = PAGE_BYTES as u64;
+        return Ok(Err(Fault { offset, kind: DamageKind::Unreadable, expected, found: 0 }));
     }
     let mut header = vec![0; HEADER_BYTES];
     file.read_at(&mut header, 0).map_err(Error::io(&path, "read"))?;

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::error::Error;
 use crate::format::{Layout, encode_header};
 use crate::map::Pages;
+use crate::readable::{PAGE_BYTES, is_unreadable};
 use crate::storage::{Storage, StoredFile};
 
 /// Name of the file with number `file`.
@@ -112,7 +113,8 @@ impl Segment {
 
 /// Overwrites with zeros what a file holds, then removes it: segment files hold templates, and an
 /// unlinked file's bytes stay on the disk. What is zero already is not written, so that holes of
-/// a sparse file stay holes and this works on a full disk.
+/// a sparse file stay holes and this works on a full disk; what cannot be read is, which makes a disk
+/// put other sectors in the place of the bad ones.
 ///
 /// # Errors
 /// [`Error::Io`].
@@ -130,9 +132,12 @@ fn zero_out(file: &dyn StoredFile) -> std::io::Result<()> {
     let mut at = 0;
     while at < len {
         let count = PIECE.min(usize::try_from(len - at).unwrap_or(PIECE));
-        file.read_at(&mut piece[..count], at)?;
-        if !crate::format::is_zero(&piece[..count]) {
-            file.write_at(&zeros[..count], at)?;
+        match file.read_at(&mut piece[..count], at) {
+            Ok(()) if crate::format::is_zero(&piece[..count]) => {}
+            Ok(()) => file.write_at(&zeros[..count], at)?,
+            // Whole pages: of one that is written in part, the system would read the rest.
+            Err(error) if is_unreadable(&error) => file.write_at(&zeros[..count.next_multiple_of(PAGE_BYTES)], at)?,
+            Err(error) => return Err(error),
         }
         at += count as u64;
     }

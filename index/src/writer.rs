@@ -46,6 +46,7 @@ pub struct Index {
     /// Whether names were made or removed since the folder was synced.
     pub(crate) dir_dirty: bool,
     pub(crate) stopped: bool,
+    pub(crate) left_over: Vec<PathBuf>,
     pub(crate) reader_wait: Duration,
 }
 
@@ -105,6 +106,13 @@ impl Index {
     #[must_use]
     pub fn is_stopped(&self) -> bool {
         self.stopped
+    }
+
+    /// Files that opening this index would have overwritten and removed, and could not since the disk
+    /// failed at it. Nothing of them is served; they may hold templates of people who were forgotten.
+    #[must_use]
+    pub fn left_over(&self) -> &[PathBuf] {
+        &self.left_over
     }
 
     /// Rows forgotten and not erased yet, ascending: what [`Index::erase`] still has to do.

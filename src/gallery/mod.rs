@@ -7,6 +7,9 @@
 //!
 //! Knows the index, the log and the engine. Does not know who asked for a change, or scores.
 //!
+//! A template that does not open is damage of the registry: it is reported and left out, and the others
+//! are served.
+//!
 //! Invariants: records are applied in order of LSN, each once; one thread applies at a time; the
 //! engine follows rows before searches see them; an index that failed to write is never trusted again
 //! but reopened and replayed, and searches go on over what was in force until its files are changed.
@@ -15,6 +18,7 @@ pub mod open;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -22,7 +26,10 @@ use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 use thenar_index::storage::Storage;
-use thenar_index::{Error as IndexError, GalleryId, Index, Lsn, NewRow, Origin, Reader, Row, Snapshot, source_of};
+use thenar_index::{
+    Error as IndexError, GalleryId, Index, Lsn, NewRow, Origin, Reader, Row, Snapshot, SubjectNumber, TemplateId,
+    source_of,
+};
 
 use crate::engine::standby::WithStandby;
 use crate::engine::{Engine, EngineDescription, GalleryView, Survivors};
@@ -30,7 +37,7 @@ use crate::palm::TemplateRow;
 use crate::registry::{Event, LogRecord, Registry, RegistryError, StoredTemplate};
 use crate::search::{Answer, BatchTiming, Search, plan};
 use crate::telemetry;
-use crate::vault::{SealError, Sealer};
+use crate::vault::Sealer;
 
 /// Rows and erasures after which the index is checkpointed, so that a replay stays short.
 const CHECKPOINT_ROWS: u64 = 65_536;
@@ -69,14 +76,6 @@ pub enum GalleryError {
          restore it from a backup"
     )]
     Contradiction,
-    /// A template does not open with this key.
-    #[error("template {template} of the registry does not open: {source}")]
-    Sealed {
-        /// Which.
-        template: u64,
-        /// Why.
-        source: SealError,
-    },
     /// The disk has too little room to bring the index up to the registry.
     #[error("the disk of {} has {free_bytes} bytes left; the index follows once there is room", path.display())]
     DiskFull {
@@ -128,6 +127,8 @@ pub struct Gallery {
     writer: Mutex<Writer>,
     lsn: AtomicU64,
     registry_lsn: AtomicU64,
+    /// Templates that are left out since they do not open.
+    left_out: AtomicU64,
     closing: AtomicBool,
     opened: open::OpenReport,
 }
@@ -135,11 +136,21 @@ pub struct Gallery {
 struct Writer {
     /// `None` after a failure, until it is reopened.
     index: Option<Index>,
-    /// The last change that `index` has whole, whether searches see it or not.
-    given: Lsn,
+    progress: Progress,
     since_checkpoint: u64,
+}
+
+/// Templates that do not open, with their subjects.
+pub(crate) type LeftOut = BTreeMap<TemplateId, SubjectNumber>;
+
+/// How far an index has followed the log.
+pub(crate) struct Progress {
+    /// The last change that it has whole, whether searches see it or not.
+    pub(crate) given: Lsn,
     /// Rows forgotten whose bytes could not be erased yet.
-    to_erase: Vec<Row>,
+    pub(crate) to_erase: Vec<Row>,
+    /// What is left out of it for that.
+    pub(crate) left_out: LeftOut,
 }
 
 /// The gallery in numbers.
@@ -149,6 +160,8 @@ pub struct GalleryStatus {
     pub templates: u64,
     /// Rows erased and not reclaimed.
     pub tombstones: u64,
+    /// Templates of the registry that do not open and are left out.
+    pub left_out: u64,
     /// The last change searches see.
     pub lsn: Lsn,
     /// The registry's last change known here.
@@ -176,7 +189,7 @@ impl Gallery {
         standby: Option<Arc<WithStandby>>,
     ) -> Result<Self, GalleryError> {
         let started = std::time::Instant::now();
-        let (index, mut opened) = open::check(&setup, None)?.finish(&setup, None)?;
+        let (index, progress, mut opened) = open::check(&setup, None)?.finish(&setup, None)?;
         let reader = index.reader();
         let lsn = {
             let snapshot = reader.snapshot();
@@ -191,7 +204,8 @@ impl Gallery {
             engine,
             standby,
             reader: RwLock::new(Some(reader)),
-            writer: Mutex::new(Writer::new(index, lsn)),
+            left_out: AtomicU64::new(progress.left_out.len() as u64),
+            writer: Mutex::new(Writer { index: Some(index), progress, since_checkpoint: 0 }),
             lsn: AtomicU64::new(lsn.0),
             registry_lsn: AtomicU64::new(lsn.0),
             closing: AtomicBool::new(false),
@@ -248,24 +262,26 @@ impl Gallery {
         if writer.index.is_none() {
             self.reopen(writer)?;
         }
-        let Writer { index, given, since_checkpoint, to_erase } = &mut *writer;
+        let Writer { index, progress, since_checkpoint } = &mut *writer;
         let index = index.as_mut().expect("reopened above");
-        let fresh = &records[records.partition_point(|r| r.lsn <= *given)..];
-        let gap = fresh.first().map_or(self.registry_lsn.load(Ordering::Acquire) > given.0, |r| r.lsn.0 != given.0 + 1);
+        let fresh = &records[records.partition_point(|r| r.lsn <= progress.given)..];
+        let given = progress.given.0;
+        let gap = fresh.first().map_or(self.registry_lsn.load(Ordering::Acquire) > given, |r| r.lsn.0 != given + 1);
         if gap {
             loop {
-                let missed = self.setup.registry.log_after(*given, REPLAY_CHUNK)?;
+                let missed = self.setup.registry.log_after(progress.given, REPLAY_CHUNK)?;
                 if missed.is_empty() {
                     break;
                 }
                 *since_checkpoint += missed.len() as u64;
-                give(index, &self.setup.sealer, &missed, given, to_erase)?;
+                progress.give(index, &self.setup.sealer, &missed)?;
             }
         } else {
             *since_checkpoint += fresh.len() as u64;
-            give(index, &self.setup.sealer, fresh, given, to_erase)?;
+            progress.give(index, &self.setup.sealer, fresh)?;
         }
-        let last = *given;
+        let last = progress.given;
+        self.left_out.store(progress.left_out.len() as u64, Ordering::Release);
         if last > self.lsn() {
             // The engine has its copy before any search sees the rows.
             let staged = index.stage(last);
@@ -276,13 +292,13 @@ impl Gallery {
             drop(index.publish(last));
             self.lsn.store(last.0, Ordering::Release);
         }
-        if !to_erase.is_empty() {
-            let rows: Vec<u32> = to_erase.iter().map(|r| r.0).collect();
+        if !progress.to_erase.is_empty() {
+            let rows: Vec<u32> = progress.to_erase.iter().map(|r| r.0).collect();
             if let Err(error) = self.engine.erase(&rows) {
                 tracing::error!(%error, "the engine could not erase rows; its memory is given up");
             }
-            index.erase(to_erase)?;
-            to_erase.clear();
+            index.erase(&progress.to_erase)?;
+            progress.to_erase.clear();
         }
         if *since_checkpoint >= CHECKPOINT_ROWS
             && let Err(error) = writer.checkpoint()
@@ -312,7 +328,7 @@ impl Gallery {
         if before.is_some_and(|before| before.is_retired()) {
             *reader = None;
         }
-        let (index, report) = opened?;
+        let (index, progress, report) = opened?;
         let snapshot = index.snapshot();
         // Rows since the last checkpoint may have other numbers now, in segments of the same identity.
         let nothing = GalleryView { dim: self.setup.dim, blocks: Vec::new() };
@@ -326,7 +342,8 @@ impl Gallery {
         self.lsn.store(lsn.0, Ordering::Release);
         self.registry_lsn.fetch_max(lsn.0, Ordering::AcqRel);
         *reader = Some(index.reader());
-        *writer = Writer::new(index, lsn);
+        self.left_out.store(progress.left_out.len() as u64, Ordering::Release);
+        *writer = Writer { index: Some(index), progress, since_checkpoint: 0 };
         tracing::info!(took_ms = report.took.as_millis(), replayed = report.replayed, "the index is open again");
         Ok(())
     }
@@ -382,6 +399,7 @@ impl Gallery {
         GalleryStatus {
             templates: count(Snapshot::live),
             tombstones: count(Snapshot::erased),
+            left_out: self.left_out.load(Ordering::Acquire),
             lsn: self.lsn(),
             registry_lsn: Lsn(self.registry_lsn.load(Ordering::Acquire)),
             mapped_bytes: count(Snapshot::mapped_bytes),
@@ -396,16 +414,13 @@ impl Gallery {
         let Some((live, erased)) = self.snapshot().map(|s| (s.live(), s.erased())) else { return };
         let lag = self.registry_lsn.load(Ordering::Acquire).saturating_sub(self.lsn().0);
         telemetry::gallery(live, erased, lag);
+        telemetry::left_out(self.left_out.load(Ordering::Acquire));
         let engine = self.engine.describe();
         telemetry::engine_memory(engine.kind, engine.host_bytes, engine.device_bytes);
     }
 }
 
 impl Writer {
-    fn new(index: Index, given: Lsn) -> Self {
-        Self { index: Some(index), given, since_checkpoint: 0, to_erase: Vec::new() }
-    }
-
     /// Whether the index has all it had before this error, so that the rest can be given to it again.
     fn goes_on_after(&self, error: &GalleryError) -> bool {
         let runs = self.index.as_ref().is_some_and(|index| !index.is_stopped());
@@ -452,40 +467,48 @@ pub fn mend_forever(gallery: &Gallery) {
     }
 }
 
-/// Gives records to the index without publishing them. `given` is the last change that it has whole,
-/// also if this fails; `gone` gets the rows to be erased.
-pub(crate) fn give(
-    index: &mut Index,
-    sealer: &Sealer,
-    records: &[LogRecord],
-    given: &mut Lsn,
-    gone: &mut Vec<Row>,
-) -> Result<(), GalleryError> {
-    let mut added: Vec<(&StoredTemplate, TemplateRow)> = Vec::new();
-    for record in records {
-        match &record.event {
-            // Deleted since: the record that says so follows.
-            Event::Added { template: None, .. } => {}
-            Event::Added { template: Some(template), .. } => {
-                added.push((template, open_template(sealer, template)?));
-            }
-            Event::Removed { id, .. } => {
-                append(index, &mut added)?;
-                gone.extend(index.forget_template(*id));
-            }
-            Event::Forgotten { subject } => {
-                append(index, &mut added)?;
-                gone.extend(index.forget(*subject));
-            }
-        }
-        // Those in `added` are appended together.
-        if added.is_empty() {
-            *given = record.lsn;
-        }
+impl Progress {
+    /// Of an index that has everything up to `given`.
+    pub(crate) fn new(given: Lsn) -> Self {
+        Self { given, to_erase: Vec::new(), left_out: LeftOut::new() }
     }
-    append(index, &mut added)?;
-    *given = records.last().map_or(*given, |record| record.lsn);
-    Ok(())
+
+    /// Gives records to the index without publishing them. Some may be given even if this fails.
+    pub(crate) fn give(
+        &mut self,
+        index: &mut Index,
+        sealer: &Sealer,
+        records: &[LogRecord],
+    ) -> Result<(), GalleryError> {
+        let mut added: Vec<(&StoredTemplate, TemplateRow)> = Vec::new();
+        for record in records {
+            match &record.event {
+                // Deleted since: the record that says so follows.
+                Event::Added { template: None, .. } => {}
+                Event::Added { template: Some(template), .. } => match open_template(sealer, template) {
+                    Some(row) => added.push((template, row)),
+                    None => drop(self.left_out.insert(template.id, template.subject)),
+                },
+                Event::Removed { id, .. } => {
+                    append(index, &mut added)?;
+                    self.to_erase.extend(index.forget_template(*id));
+                    self.left_out.remove(id);
+                }
+                Event::Forgotten { subject } => {
+                    append(index, &mut added)?;
+                    self.to_erase.extend(index.forget(*subject));
+                    self.left_out.retain(|_, of| of != subject);
+                }
+            }
+            // Those in `added` are appended together.
+            if added.is_empty() {
+                self.given = record.lsn;
+            }
+        }
+        append(index, &mut added)?;
+        self.given = records.last().map_or(self.given, |record| record.lsn);
+        Ok(())
+    }
 }
 
 fn append(index: &mut Index, added: &mut Vec<(&StoredTemplate, TemplateRow)>) -> Result<(), GalleryError> {
@@ -507,8 +530,12 @@ fn append(index: &mut Index, added: &mut Vec<(&StoredTemplate, TemplateRow)>) ->
     Ok(())
 }
 
-pub(crate) fn open_template(sealer: &Sealer, template: &StoredTemplate) -> Result<TemplateRow, GalleryError> {
-    sealer
-        .open(template.subject_id.as_str(), template.hand, &template.sealed)
-        .map_err(|source| GalleryError::Sealed { template: template.id.0, source })
+/// The row of a template. None, and an error in the log, if it does not open: then it is left out.
+pub(crate) fn open_template(sealer: &Sealer, template: &StoredTemplate) -> Option<TemplateRow> {
+    let opened = sealer.open(template.subject_id.as_str(), template.hand, &template.sealed);
+    opened
+        .inspect_err(|error| {
+            tracing::error!(template = template.id.0, %error, "a template of the registry is damaged; it is left out");
+        })
+        .ok()
 }

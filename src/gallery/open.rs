@@ -7,7 +7,8 @@
 //! registry was rolled back or replaced under the index, and the index is made anew. An index of
 //! another gallery is refused. Each of these is reported, none is silent. Whatever can fail without
 //! a file of the index being changed comes first, in [`check`]: an index that is opened again serves
-//! until then.
+//! until then. Templates
+//! that do not open are left out of all that.
 
 #[cfg(test)]
 mod tests;
@@ -20,7 +21,7 @@ use thenar_index::{
     Contents, Error as IndexError, Geometry, Index, OwnedRow, Reader, Row, TemplateId, Unrepaired, source_of,
 };
 
-use super::{GalleryError, REPLAY_CHUNK, Setup, give, open_template};
+use super::{GalleryError, LeftOut, Progress, REPLAY_CHUNK, Setup, open_template};
 
 /// Templates read from the registry at once while a segment is rebuilt.
 const REBUILD_CHUNK: usize = 4096;
@@ -91,7 +92,11 @@ pub(super) fn check(setup: &Setup, before: Option<&Reader>) -> Result<Checked, G
 
 impl Checked {
     /// Repairs and replays. Waits until readers of `before` hold no snapshot; they get none from then on.
-    pub(super) fn finish(self, setup: &Setup, before: Option<&Reader>) -> Result<(Index, OpenReport), GalleryError> {
+    pub(super) fn finish(
+        self,
+        setup: &Setup,
+        before: Option<&Reader>,
+    ) -> Result<(Index, Progress, OpenReport), GalleryError> {
         let Self { way, mut report, started } = self;
         let (storage, geometry) = (Arc::clone(&setup.storage), Geometry::new(setup.dim));
         let mut index = match way {
@@ -107,28 +112,37 @@ impl Checked {
                 }
             }
         };
-        let strange = match replay(setup, &mut index, &mut report) {
-            Ok(held) => differences(setup, &index, held)?.map(|found| found.to_string()),
+        for path in index.left_over() {
+            let path = path.display();
+            tracing::error!(%path, "a damaged file can be neither read nor overwritten; replace the disk");
+        }
+        let followed = match replay(setup, &mut index, &mut report) {
+            Ok((progress, held)) => match compare(setup, &index, held)? {
+                Ok(left_out) => Ok(Progress { left_out, ..progress }),
+                Err(found) => Err(found.to_string()),
+            },
             // A template of another history has the number.
-            Err(GalleryError::Index(error @ IndexError::Order { .. })) => Some(error.to_string()),
+            Err(GalleryError::Index(error @ IndexError::Order { .. })) => Err(error.to_string()),
             Err(error) => return Err(error),
         };
-        if let Some(found) = strange {
-            report.make_anew(format!(
-                "it is not that of this registry, which was rolled back or replaced under it: {found}. What was \
-                 changed after this copy of the registry was made is lost: enrolments are missing, and deletions must \
-                 be made again"
-            ));
-            let reader = index.reader();
-            drop(index);
-            index = Index::create_over(Arc::clone(&setup.storage), &reader, geometry, setup.origin)?;
-            let held = replay(setup, &mut index, &mut report)?;
-            if differences(setup, &index, held)?.is_some() {
-                return Err(GalleryError::Contradiction);
+        let progress = match followed {
+            Ok(progress) => progress,
+            Err(found) => {
+                report.make_anew(format!(
+                    "it is not that of this registry, which was rolled back or replaced under it: {found}. What was \
+                     changed after this copy of the registry was made is lost: enrolments are missing, and deletions \
+                     must be made again"
+                ));
+                let reader = index.reader();
+                drop(index);
+                index = Index::create_over(Arc::clone(&setup.storage), &reader, geometry, setup.origin)?;
+                let (progress, held) = replay(setup, &mut index, &mut report)?;
+                let left_out = compare(setup, &index, held)?.map_err(|_| GalleryError::Contradiction)?;
+                Progress { left_out, ..progress }
             }
-        }
+        };
         report.took = started.elapsed();
-        Ok((index, report))
+        Ok((index, progress, report))
     }
 }
 
@@ -154,13 +168,14 @@ fn rewrite_damaged(setup: &Setup, index: &mut Unrepaired, report: &mut OpenRepor
             let Some(end) = templates.last() else { break };
             next = TemplateId(end.id.0 + 1);
             for template in &templates {
+                let Some(row) = open_template(&setup.sealer, template) else { continue };
                 rows.push(OwnedRow {
                     template: template.id,
                     subject: template.subject,
                     hand: template.hand as u8,
                     label: template.subject_id.as_str().into(),
                     source: source_of(&template.sealed),
-                    vector: open_template(&setup.sealer, template)?.0.into_vec(),
+                    vector: row.0.into_vec(),
                 });
             }
         }
@@ -173,22 +188,22 @@ fn rewrite_damaged(setup: &Setup, index: &mut Unrepaired, report: &mut OpenRepor
     Ok(())
 }
 
-/// Replays the log to its end. Returns what the registry has as of there.
-fn replay(setup: &Setup, index: &mut Index, report: &mut OpenReport) -> Result<Contents, GalleryError> {
-    let mut given = index.snapshot().lsn();
-    let (mut gone, mut since_checkpoint) = (Vec::new(), 0);
+/// Replays the log to its end. Returns how far that was, and what the registry has as of there.
+fn replay(setup: &Setup, index: &mut Index, report: &mut OpenReport) -> Result<(Progress, Contents), GalleryError> {
+    let mut progress = Progress::new(index.snapshot().lsn());
+    let mut since_checkpoint = 0;
     let contents = loop {
-        let records = setup.registry.log_after(given, REPLAY_CHUNK)?;
+        let records = setup.registry.log_after(progress.given, REPLAY_CHUNK)?;
         if records.is_empty() {
             let (last, contents) = setup.registry.contents()?;
-            if last > given {
+            if last > progress.given {
                 continue;
             }
             break contents;
         }
-        give(index, &setup.sealer, &records, &mut given, &mut gone)?;
-        drop(index.publish(given));
-        index.erase(&std::mem::take(&mut gone))?;
+        progress.give(index, &setup.sealer, &records)?;
+        drop(index.publish(progress.given));
+        index.erase(&std::mem::take(&mut progress.to_erase))?;
         report.replayed += records.len() as u64;
         since_checkpoint += records.len() as u64;
         if since_checkpoint >= REPLAY_CHECKPOINT {
@@ -199,7 +214,7 @@ fn replay(setup: &Setup, index: &mut Index, report: &mut OpenReport) -> Result<C
     if report.replayed > 0 || report.segments_rebuilt > 0 {
         index.checkpoint()?;
     }
-    Ok(contents)
+    Ok((progress, contents))
 }
 
 /// How an index differs from the registry whose log it follows.
@@ -224,17 +239,19 @@ impl std::fmt::Display for Differences {
     }
 }
 
-/// How `index` differs from the registry, which has `held`. Reads nothing where it does not; else
-/// compares the two row by row.
-fn differences(setup: &Setup, index: &Index, held: Contents) -> Result<Option<Differences>, GalleryError> {
+/// Compares `index` with the registry, which has `held`: how they differ, else which templates are left
+/// out of the index since they do not open. Reads nothing if they have the same; else compares the two
+/// row by row.
+fn compare(setup: &Setup, index: &Index, held: Contents) -> Result<Result<LeftOut, Differences>, GalleryError> {
+    let mut left_out = LeftOut::new();
     if held == index.contents() {
-        return Ok(None);
+        return Ok(Ok(left_out));
     }
     let snapshot = index.snapshot();
     let rows = 0..snapshot.rows_end();
     let mut held: HashMap<TemplateId, u128> =
         rows.filter_map(|row| snapshot.meta(Row(row))).map(|meta| (meta.template, meta.digest())).collect();
-    let (mut found, mut unreadable) = (Differences::default(), 0_u64);
+    let mut found = Differences::default();
     let mut next = TemplateId(0);
     loop {
         let templates = setup.registry.templates_between(next, TemplateId(u64::MAX), REBUILD_CHUNK)?;
@@ -243,7 +260,9 @@ fn differences(setup: &Setup, index: &Index, held: Contents) -> Result<Option<Di
         for template in &templates {
             match held.remove(&template.id) {
                 // Such a template has no row, and none can be made of it.
-                None if open_template(&setup.sealer, template).is_err() => unreadable += 1,
+                None if open_template(&setup.sealer, template).is_none() => {
+                    left_out.insert(template.id, template.subject);
+                }
                 None => found.missing += 1,
                 Some(digest) => found.other += u64::from(digest != template.meta().digest()),
             }
@@ -251,11 +270,10 @@ fn differences(setup: &Setup, index: &Index, held: Contents) -> Result<Option<Di
     }
     found.surplus = held.len() as u64;
     if found != Differences::default() {
-        return Ok(Some(found));
+        return Ok(Err(found));
     }
-    if unreadable == 0 {
+    if left_out.is_empty() {
         return Err(GalleryError::Contradiction);
     }
-    tracing::error!(unreadable, "templates of the registry do not open: nobody is found by them");
-    Ok(None)
+    Ok(Ok(left_out))
 }

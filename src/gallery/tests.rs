@@ -13,6 +13,7 @@ use crate::registry::sqlite::SqliteRegistry;
 use crate::registry::{Action, Change, SealedTemplate, Source};
 use crate::vault::{MasterKey, Vault};
 
+mod damaged;
 mod reopening;
 
 const DIM: usize = 32;
@@ -118,6 +119,19 @@ impl Home {
         let gallery = Arc::new(Gallery::open(setup, Arc::clone(&engine) as _, None).unwrap());
         engine.gallery.set(Arc::downgrade(&gallery)).unwrap();
         Self { registry, sealer, engine, gallery, changes: 0, _folder: folder }
+    }
+
+    /// What the gallery was opened with, but for the storage.
+    fn setup(&self, storage: Arc<dyn Storage>) -> Setup {
+        let setup = &self.gallery.setup;
+        Setup {
+            dir: setup.dir.clone(),
+            storage,
+            dim: DIM,
+            origin: setup.origin,
+            registry: Arc::clone(&setup.registry),
+            sealer: Arc::clone(&setup.sealer),
+        }
     }
 
     fn change(&mut self, action: Action) -> Change {

@@ -95,6 +95,7 @@ async fn after_real_traffic_every_metric_has_moved_that_should() {
             "thenar_connections_refused_total",
             "thenar_message_bytes",
             "thenar_queue_searches",
+            "thenar_gallery_left_out",
             "thenar_log_lag",
             "thenar_device_memory_bytes",
             "thenar_device_seconds",

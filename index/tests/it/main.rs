@@ -9,3 +9,4 @@ mod palms;
 mod readers;
 mod reopening;
 mod sim;
+mod unreadable;

@@ -48,7 +48,7 @@ impl Folder {
             registry: Arc::clone(&registry) as _,
             sealer: Arc::new(vault.sealer(DIM)),
         };
-        let (index, report) = check(&setup, None)?.finish(&setup, None)?;
+        let (index, _, report) = check(&setup, None)?.finish(&setup, None)?;
         Ok(Running { registry, setup, index, report })
     }
 
@@ -81,10 +81,10 @@ impl Running {
         };
         let changes: Vec<Change> = actions.map(change).collect();
         let committed = self.registry.commit(&changes).unwrap();
-        let (mut given, mut gone) = (self.index.snapshot().lsn(), Vec::new());
-        give(&mut self.index, &self.setup.sealer, &committed.records, &mut given, &mut gone).unwrap();
-        drop(self.index.publish(committed.records.last().unwrap().lsn));
-        self.index.erase(&gone).unwrap();
+        let mut progress = Progress::new(self.index.snapshot().lsn());
+        progress.give(&mut self.index, &self.setup.sealer, &committed.records).unwrap();
+        drop(self.index.publish(progress.given));
+        self.index.erase(&progress.to_erase).unwrap();
     }
 
     /// Enrols these people; `draw` says which palms they have.
