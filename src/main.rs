@@ -37,7 +37,7 @@ fn main() -> ExitCode {
             Command::Audit(args) => cli::conclude(cli::audit::run(args).await),
             Command::Serve(args) => cli::conclude_local(cli::serve::run(args).await),
             Command::Keys(args) => cli::conclude_local(cli::keys::run(args)),
-            Command::VerifyIndex(args) => cli::conclude_local(cli::verify_index::run(args)),
+            Command::Verify(args) => cli::conclude_local(cli::verify::run(args)),
         }
     })
 }

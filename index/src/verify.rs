@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::coding::Depth;
 use crate::error::{Damage, Error};
 use crate::manifest::Manifest;
-use crate::nouns::{Geometry, Lsn, Origin};
+use crate::nouns::{Contents, Geometry, Lsn, Origin};
 use crate::open::Unrepaired;
 use crate::storage::{Files, Storage};
 
@@ -24,6 +24,8 @@ pub struct VerifyReport {
     pub rows: u64,
     /// Rows that are whole and live, in segments without damage.
     pub live: u64,
+    /// What those rows say of themselves: to compare with what the registry has.
+    pub contents: Contents,
     /// Rows that are erased, in segments without damage.
     pub erased: u64,
     /// Erasures a crash cut short: their bytes are not all zero. Opening finishes them.
@@ -87,12 +89,23 @@ pub fn verify_on(
     })?;
     let scans = || index.parts.iter().filter_map(|part| part.found.as_ref()).map(|(_, scan)| scan);
     let geometry = index.geometry();
+    let mut contents = Contents::default();
+    for part in &index.parts {
+        let Some((segment, _)) = &part.found else { continue };
+        let records = segment.pages.records(&index.writer);
+        let mut from = 0;
+        while let Some(offset) = segment.next_live(from, part.entry.rows) {
+            contents.add(&records[offset as usize].meta());
+            from = offset + 1;
+        }
+    }
     Ok(VerifyReport {
         geometry,
         lsn: index.lsn(),
         segments: index.parts.len(),
         rows: total(&index.manifest),
         live: scans().map(|scan| scan.live_count).sum(),
+        contents,
         erased: scans().map(|scan| scan.erased).sum(),
         erasures_unfinished: scans().map(|scan| scan.half_gone.len() as u64).sum(),
         forgotten: index.forgotten_live(),

@@ -2,7 +2,7 @@
 //!
 //! Every subcommand is one module with an `Args` struct and a `run`. Most are clients: they
 //! speak gRPC to a server and know nothing of galleries, engines or the registry. `serve`, `keys`,
-//! `verify-index`, `audit` and `import --data` (`import/local.rs`) work on this machine's own files; that
+//! `verify`, `audit` and `import --data` (`import/local.rs`) work on this machine's own files; that
 //! import gives `api` the very messages it would send to a server. Results go to stdout, for people
 //! or (`--json`) for programs; progress and diagnostics go to stderr.
 //!
@@ -26,7 +26,7 @@ pub mod sample;
 pub mod serve;
 pub mod status;
 pub mod table;
-pub mod verify_index;
+pub mod verify;
 
 use std::process::ExitCode;
 
@@ -60,8 +60,8 @@ pub enum Command {
     Serve(serve::ServeArgs),
     /// Make the master key, or show its fingerprint.
     Keys(keys::KeysArgs),
-    /// Check every byte of an index.
-    VerifyIndex(verify_index::VerifyIndexArgs),
+    /// Check every byte of a data folder that matters.
+    Verify(verify::VerifyArgs),
     /// Prove that answers are those of an exhaustive search: hold them against FAISS.
     Audit(audit::AuditArgs),
 }

@@ -88,10 +88,10 @@ impl Vault {
         RequestDigester::new(&self.derive(Purpose::RequestDigest, &[]))
     }
 
-    /// Hashes what the registry files things under.
+    /// Hashes names and rows of the registry.
     #[must_use]
     pub fn registry_keys(&self) -> RegistryKeys {
-        RegistryKeys::new(&self.derive(Purpose::Registry, &[]))
+        RegistryKeys::new(&self.derive(Purpose::Registry, &[]), self.key_id)
     }
 
     /// A key for `purpose`, bound to `context`.

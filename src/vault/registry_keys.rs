@@ -1,5 +1,5 @@
-//! What the registry files names under: keyed hashes, so that its indexes say nothing to whoever lacks
-//! the key.
+//! The keyed hashes of the registry: of names, which it files things under so that its indexes say
+//! nothing to whoever lacks the key, and of rows, by which it finds out that one was changed.
 
 use super::RequestDigester;
 
@@ -15,15 +15,35 @@ const GROUP_BITS: u32 = 10;
 /// A name as the registry files it.
 pub type Filed = [u8; FILED_BYTES];
 
-/// Hashes names for the registry.
+/// Hashes for the registry.
 #[derive(Clone, Debug)]
 pub struct RegistryKeys {
     digester: RequestDigester,
+    key_id: [u8; 16],
 }
 
 impl RegistryKeys {
-    pub(super) fn new(key: &[u8; 32]) -> Self {
-        Self { digester: RequestDigester::new(key) }
+    pub(super) fn new(key: &[u8; 32], key_id: [u8; 16]) -> Self {
+        Self { digester: RequestDigester::new(key), key_id }
+    }
+
+    /// The fingerprint of the master key.
+    #[must_use]
+    pub fn key_id(&self) -> [u8; 16] {
+        self.key_id
+    }
+
+    /// The hash of a row of `table`: its numbers, and its bytes column by column.
+    #[must_use]
+    pub fn row(&self, table: &str, numbers: &[i64], bytes: &[&[u8]]) -> [u8; 16] {
+        let mut digest = self.digester.begin();
+        digest.part(b"row");
+        digest.part(table.as_bytes());
+        for number in numbers {
+            digest.part(&number.to_le_bytes());
+        }
+        bytes.iter().for_each(|bytes| digest.part(bytes));
+        digest.finish()
     }
 
     /// What a subject is filed under.
@@ -62,7 +82,7 @@ mod tests {
     fn hashes_tell_names_kinds_and_keys_apart() {
         let names = ["a", "b", "a1", "a01", "a001", "a10", "1", "01", "a1a", "a1b", "1a1", "99999999999999999999"];
         let mut seen = HashSet::new();
-        for keys in [RegistryKeys::new(&[1; 32]), RegistryKeys::new(&[2; 32])] {
+        for keys in [RegistryKeys::new(&[1; 32], [0; 16]), RegistryKeys::new(&[2; 32], [0; 16])] {
             for name in names {
                 assert!(seen.insert(keys.subject(name)), "{name}");
                 assert!(seen.insert(keys.request(name)), "{name}");
@@ -74,8 +94,24 @@ mod tests {
     }
 
     #[test]
+    fn rows_are_told_apart_by_table_numbers_and_bytes() {
+        let keys = RegistryKeys::new(&[1; 32], [0; 16]);
+        let rows: [(&str, &[i64], &[&[u8]]); 7] = [
+            ("a", &[1, 2], &[b"xy"]),
+            ("b", &[1, 2], &[b"xy"]),
+            ("a", &[2, 1], &[b"xy"]),
+            ("a", &[1], &[b"xy"]),
+            ("a", &[1, 2], &[b"x", b"y"]),
+            ("a", &[1, 2], &[b"xyz"]),
+            ("a", &[1, 2], &[]),
+        ];
+        let hashes: HashSet<_> = rows.iter().map(|(table, numbers, bytes)| keys.row(table, numbers, bytes)).collect();
+        assert_eq!(hashes.len(), rows.len());
+    }
+
+    #[test]
     fn names_that_were_counted_up_are_of_one_group() {
-        let keys = RegistryKeys::new(&[1; 32]);
+        let keys = RegistryKeys::new(&[1; 32], [0; 16]);
         let group = |name: &str| keys.subject(name)[..GROUP_BYTES].to_vec();
         assert_eq!(group("person-001024"), group("person-002047"));
         assert_ne!(group("person-001023"), group("person-001024"));

@@ -115,7 +115,7 @@ const COMMANDS: &[(&[&str], &[&str])] = &[
             "--json",
         ],
     ),
-    (&["verify-index"], &["--config", "--data", "--key-file", "--dim", "--engine", "--adapter", "--threads", "--json"]),
+    (&["verify"], &["--config", "--data", "--key-file", "--dim", "--engine", "--adapter", "--threads", "--json"]),
 ];
 
 fn shown(path: &Path) -> String {
@@ -250,7 +250,7 @@ fn bad_usage_is_exit_code_2_and_nothing_is_tried() {
         (owned(&["status", "--connect-timeout", "0"]), "--connect-timeout"),
         (owned(&["keys"]), "generate"),
         (owned(&["keys", "generate"]), "--out"),
-        (owned(&["verify-index", "--quickly"]), "--quickly"),
+        (owned(&["verify", "--quickly"]), "--quickly"),
         (owned(&["serve", "--port", "1"]), "--port"),
         (owned(&["demo", "--palms", "many"]), "--palms"),
     ];
@@ -532,12 +532,12 @@ async fn forget_needs_a_yes_and_then_nobody_finds_them() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-async fn verify_index_tells_a_sound_index_from_a_damaged_one() {
+async fn verify_tells_a_sound_folder_from_a_damaged_one() {
     let people = people(SEED, 40);
     let server = server_with(&people).await;
     server.client().await.forget("person-39").await.unwrap();
     let (folder, key) = (shown(&server.site.data()), shown(&server.site.key()));
-    let ask = ["verify-index", "--data", &folder, "--key-file", &key];
+    let ask = ["verify", "--data", &folder, "--key-file", &key];
     let (code, stdout, stderr) = run(&ask);
     assert_eq!((code, stdout.as_str()), (Some(1), ""), "a server has the folder");
     assert!(stderr.contains("in use"), "{stderr}");
@@ -545,7 +545,7 @@ async fn verify_index_tells_a_sound_index_from_a_damaged_one() {
     let site = server.terminate();
     let (code, page, _) = run(&ask);
     assert_eq!(code, Some(0), "{page}");
-    assert!(page.contains("39 live, 1 erased") && page.contains("The index is sound."), "{page}");
+    assert!(page.contains("39 live, 1 erased") && page.contains("The folder is sound."), "{page}");
     let (code, stdout, _) = run(&[&ask[..], &["--json"]].concat());
     let report = object(&stdout);
     assert_eq!((code, &report["sound"]), (Some(0), &true.into()), "{report}");
@@ -584,14 +584,39 @@ async fn verify_index_tells_a_sound_index_from_a_damaged_one() {
     file.write_all_at(&[0], beyond).unwrap();
     assert_eq!(run(&ask).0, Some(0));
 
+    // The registry: a flipped bit of a sealed template, and a deletion that is taken out of its ledger.
+    let path = site.data().join("registry.sqlite");
+    let whole = std::fs::read(&path).unwrap();
+    let sealed: Vec<u8> = {
+        let registry = rusqlite::Connection::open(&path).unwrap();
+        let sql = "SELECT content FROM slots JOIN templates USING (slot) WHERE id = 7";
+        registry.query_row(sql, [], |row| row.get(0)).unwrap()
+    };
+    let mut damaged = whole.clone();
+    damaged[whole.windows(sealed.len()).position(|w| w == sealed).unwrap() + 40] ^= 4;
+    std::fs::write(&path, damaged).unwrap();
+    let (code, page, _) = run(&ask);
+    assert_eq!(code, Some(1), "{page}");
+    for words in ["template 7 of the registry does not open", "table templates", "The registry is damaged"] {
+        assert!(page.contains(words), "{words}: {page}");
+    }
+    std::fs::write(&path, &whole).unwrap();
+    rusqlite::Connection::open(&path).unwrap().execute("DELETE FROM forgotten", []).unwrap();
+    let (code, stdout, _) = run(&[&ask[..], &["--json"]].concat());
+    let report = object(&stdout);
+    assert_eq!((code, &report["sound"], &report["registry_deletions"]), (Some(1), &false.into(), &0.into()));
+    assert!(report["problems"].as_array().unwrap()[0].as_str().unwrap().contains("forgotten"), "{report}");
+    std::fs::write(&path, &whole).unwrap();
+    assert_eq!(run(&ask).0, Some(0));
+
     // Nothing to look at, and the wrong key.
     let empty = tempfile::tempdir().unwrap();
-    let (code, _, stderr) = run(&["verify-index", "--data", &shown(empty.path()), "--key-file", &key]);
+    let (code, _, stderr) = run(&["verify", "--data", &shown(empty.path()), "--key-file", &key]);
     assert_eq!(code, Some(1));
     assert!(stderr.contains("holds no Thenar data"), "{stderr}");
     assert_eq!(std::fs::read_dir(empty.path()).unwrap().count(), 0, "and nothing was made there");
     let other = Site::new(Options::dim(DIM));
-    let (code, _, stderr) = run(&["verify-index", "--data", &folder, "--key-file", &shown(&other.key())]);
+    let (code, _, stderr) = run(&["verify", "--data", &folder, "--key-file", &shown(&other.key())]);
     assert_eq!(code, Some(1));
     assert!(stderr.contains("key"), "{stderr}");
 }
@@ -636,7 +661,7 @@ async fn a_reader_that_went_away_is_a_failure_and_no_panic() {
     let site = server.terminate();
     for json in [&[][..], &["--json"]] {
         let (data, key) = (shown(&site.data()), shown(&site.key()));
-        unread(&[&["verify-index", "--data", &data, "--key-file", &key], json].concat());
+        unread(&[&["verify", "--data", &data, "--key-file", &key], json].concat());
     }
 }
 

@@ -59,7 +59,7 @@ fn live_row(site: &Site, from: u64) -> u64 {
     (from..PEOPLE as u64).find(is_live).expect("most rows are live")
 }
 
-/// Damages the index, sees that `verify-index` says so, starts the server, and checks that it has
+/// Damages the index, sees that `verify` says so, starts the server, and checks that it has
 /// said so too and answers for everybody; afterwards all is sound again.
 async fn is_found_out_and_mended(what: &str, damage: impl FnOnce(&Site), words: &[&str]) {
     let (site, people) = stopped().await;
@@ -234,6 +234,35 @@ async fn the_registry_of_another_gallery_is_refused_in_words() {
     let (code, said) = site.expect_no_start();
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("another data folder") && !said.contains("panicked"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn an_index_of_another_history_of_its_registry_is_not_sound() {
+    let (mut site, _) = stopped().await;
+    let (registry, index) = (site.data().join("registry.sqlite"), site.data().join("index"));
+    let before = site.dir.path().join("before.sqlite");
+    std::fs::copy(&registry, &before).unwrap();
+    // Two histories of equal length, in each of which another goes and another comes.
+    let mut palms = Palms::new(SEED + 2, DIM);
+    for (goes, other) in [("person-1", Some("index-1")), ("person-2", None)] {
+        let server = site.start();
+        let mut client = server.client().await;
+        client.forget(goes).await.unwrap();
+        client.enroll("new", &[palms.palm()]).await.unwrap();
+        drop(client);
+        site = server.terminate();
+        let (code, said) = site.verify_index();
+        assert_eq!(code, Some(0), "{said}");
+        if let Some(other) = other {
+            std::fs::rename(&index, site.dir.path().join(other)).unwrap();
+            std::fs::copy(&before, &registry).unwrap();
+        }
+    }
+    std::fs::remove_dir_all(&index).unwrap();
+    std::fs::rename(site.dir.path().join("index-1"), &index).unwrap();
+    let (code, said) = site.verify_index();
+    assert_eq!(code, Some(1), "{said}");
+    assert!(said.contains("does not hold the registry's templates"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

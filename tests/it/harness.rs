@@ -195,9 +195,9 @@ impl Site {
         (output.status.code(), all)
     }
 
-    /// `thenar verify-index` on this folder: whether it is sound, and what it said.
+    /// `thenar verify` on this folder: whether it is sound, and what it said.
     pub(crate) fn verify_index(&self) -> (Option<i32>, String) {
-        self.run_to_end(&["verify-index", "--config", self.config_file().to_str().expect("a plain path")])
+        self.run_to_end(&["verify", "--config", self.config_file().to_str().expect("a plain path")])
     }
 }
 

@@ -230,7 +230,7 @@ async fn holds_exactly(server: &TestServer, people: &[(String, Palm)], step: usi
 }
 
 fn is_sound(site: &Site) {
-    let args = ["verify-index", "--data", &shown(&site.data()), "--key-file", &shown(&site.key())];
+    let args = ["verify", "--data", &shown(&site.data()), "--key-file", &shown(&site.key())];
     let (code, said) = site.run_to_end(&args);
     assert_eq!(code, Some(0), "{said}");
 }

@@ -171,7 +171,7 @@ fn bad_usage_has_exit_code_2_and_help_has_0() {
         let output = thenar(args);
         assert_eq!(output.status.code(), Some(2), "{args:?}: {}", text(&output));
     }
-    for command in ["serve", "keys", "verify-index"] {
+    for command in ["serve", "keys", "verify"] {
         let output = thenar(&[command, "--help"]);
         assert_eq!(output.status.code(), Some(0), "{}", text(&output));
         assert!(text(&output).contains("Usage"), "{}", text(&output));

@@ -262,8 +262,9 @@ fn a_registry_that_contradicts_itself_is_refused() {
     running.enrol(0..5, 0);
     running.stop();
     let conn = Connection::open(folder.registry()).unwrap();
-    conn.execute_batch("UPDATE counters SET digest = zeroblob(16)").unwrap();
+    conn.execute_batch("DELETE FROM templates WHERE id = 3").unwrap();
     drop(conn);
+    std::fs::remove_dir_all(folder.0.path().join("index")).unwrap();
     let Err(error) = folder.open() else { panic!("it opened") };
     assert!(matches!(error, GalleryError::Contradiction), "{error}");
 }

@@ -11,6 +11,7 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension as _, Transaction,
 use thenar_index::{GalleryId, Lsn, RowMeta, SubjectNumber, TemplateId, source_of};
 
 use super::read::{self, ADDED, Counters, FORGOTTEN, REMOVED};
+use super::sums::{self, Row};
 use super::{damaged, failed, from_millis, stored, to_millis};
 use crate::palm::{SubjectId, TEMPLATES_PER_SUBJECT_MAX};
 use crate::registry::{
@@ -21,6 +22,10 @@ use crate::vault::{Filed, RegistryKeys};
 
 /// Requests pruned in one transaction.
 const PRUNE_STEP: i64 = 4096;
+/// Requests as [`request`] takes them.
+pub(super) const ALL_REQUESTS_IN_ORDER: &str =
+    "SELECT seq, done_at, lsn, subject, enrolled_at, last_template, key, digest
+    FROM requests ORDER BY seq LIMIT ?1";
 
 /// The writing connection and what it knows of the committed state.
 pub(super) struct Writer {
@@ -34,9 +39,17 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    /// Reads the counters, and checks that no row is beyond them: numbers would be given out twice.
+    /// Reads the counters, and checks that they are those that were stored under this key, and that no row
+    /// is beyond them: numbers would be given out twice.
     pub(super) fn new(conn: Connection, path: &Path, keys: RegistryKeys) -> Result<Self, RegistryError> {
         let counters = read::counters(&conn, path)?;
+        if let Some((claimed, _)) = read::identity(&conn, path)? {
+            let found = GalleryIdentity { key_id: keys.key_id(), ..claimed.clone() };
+            refuse_another(&claimed, &found)?;
+        }
+        if !sums::are_sound(&conn, &keys, &counters).map_err(|e| failed(path, "checking its counters", e))? {
+            return Err(damaged(path, "row of counters", 1));
+        }
         let number = |sql| {
             conn.query_row(sql, [], |row| row.get::<_, Option<i64>>(0))
                 .map(Option::unwrap_or_default)
@@ -67,26 +80,19 @@ impl Writer {
         identity: &GalleryIdentity,
     ) -> Result<GalleryId, RegistryError> {
         if let Some((claimed, id)) = read::identity(&self.conn, path)? {
-            if claimed == *identity {
-                return Ok(id);
-            }
-            let advice = if claimed.key_id == identity.key_id {
-                "set the dimension the gallery was made with, or use another data folder"
-            } else {
-                "give the master key the gallery was made with, or use another data folder"
-            };
-            return Err(RegistryError::WrongIdentity {
-                expected: in_words(&claimed),
-                found: in_words(identity),
-                advice,
-            });
+            return refuse_another(&claimed, identity).map(|()| id);
         }
         self.refuse_if_stopped(path)?;
         let dim = stored(identity.dim as u64);
         let mut id = [0; 16];
         getrandom::fill(&mut id).map_err(RegistryError::NoRandomness)?;
-        let done = self.conn.execute("INSERT INTO gallery VALUES (1, ?1, ?2, ?3)", (dim, identity.key_id, id));
-        done.map(|_| GalleryId(id)).map_err(|e| self.write_failed(path, "claiming its identity", e))
+        let claim = |writer: &mut Self| -> rusqlite::Result<()> {
+            let tx = Transaction::new(&mut writer.conn, TransactionBehavior::Immediate)?;
+            tx.execute("INSERT INTO gallery VALUES (1, ?1, ?2, ?3)", (dim, identity.key_id, id))?;
+            sums::store(&tx, &writer.keys, &writer.counters)?;
+            tx.commit()
+        };
+        claim(self).map(|()| GalleryId(id)).map_err(|e| self.write_failed(path, "claiming its identity", e))
     }
 
     /// See `Registry::commit`.
@@ -118,16 +124,7 @@ impl Writer {
             (outcomes, batch.records, batch.counters, batch.last_slot, batch.free_slots)
         };
         if counters != self.counters {
-            let Counters { last_lsn, last_subject, last_template, subjects, contents } = counters;
-            tx.prepare_cached(
-                "UPDATE counters SET last_lsn = ?1, last_subject = ?2, last_template = ?3, subjects = ?4,
-                 templates = ?5, digest = ?6 WHERE id = 1",
-            )
-            .and_then(|mut s| {
-                let (templates, digest) = (stored(contents.rows), contents.digest.to_le_bytes());
-                s.execute((last_lsn, last_subject, last_template, subjects, templates, digest))
-            })
-            .map_err(sql("storing its counters"))?;
+            sums::store(&tx, &self.keys, &counters).map_err(sql("storing its counters"))?;
         }
         tx.commit().map_err(sql("committing"))?;
         self.counters = counters;
@@ -140,16 +137,34 @@ impl Writer {
     /// more. Rows are in the order they were done, so the first young one ends the search.
     pub(super) fn prune_requests(&mut self, path: &Path, older_than: SystemTime) -> Result<(u64, bool), RegistryError> {
         self.refuse_if_stopped(path)?;
-        let pruned = self
-            .conn
-            .prepare_cached(
-                "DELETE FROM requests WHERE seq < (
-                     SELECT coalesce(min(CASE WHEN done_at >= ?1 THEN seq END), max(seq) + 1)
-                     FROM (SELECT seq, done_at FROM requests ORDER BY seq LIMIT ?2))",
-            )
-            .and_then(|mut s| s.execute((to_millis(older_than), PRUNE_STEP)))
-            .map_err(|e| self.write_failed(path, "forgetting old requests", e))?;
-        Ok((pruned as u64, pruned as u64 == PRUNE_STEP.unsigned_abs()))
+        let pruned = self.try_prune(older_than).map_err(|e| self.write_failed(path, "forgetting old requests", e))?;
+        Ok((pruned, pruned == PRUNE_STEP.unsigned_abs()))
+    }
+
+    fn try_prune(&mut self, older_than: SystemTime) -> rusqlite::Result<u64> {
+        let mut counters = self.counters;
+        let tx = Transaction::new(&mut self.conn, TransactionBehavior::Immediate)?;
+        let mut pruned = 0;
+        {
+            let mut old = tx.prepare_cached(ALL_REQUESTS_IN_ORDER)?;
+            let mut rows = old.query([PRUNE_STEP])?;
+            let mut last = None;
+            while let Some(row) = rows.next()?
+                && row.get::<_, i64>(1)? < to_millis(older_than)
+            {
+                counters.sums.remove(&self.keys, request(row)?);
+                last = Some(row.get::<_, i64>(0)?);
+                pruned += 1;
+            }
+            drop(rows);
+            if let Some(last) = last {
+                tx.prepare_cached("DELETE FROM requests WHERE seq <= ?1")?.execute([last])?;
+                sums::store(&tx, &self.keys, &counters)?;
+            }
+        }
+        tx.commit()?;
+        self.counters = counters;
+        Ok(pruned)
     }
 
     fn refuse_if_stopped(&self, path: &Path) -> Result<(), RegistryError> {
@@ -183,6 +198,21 @@ fn sql(doing: &'static str) -> impl Fn(rusqlite::Error) -> Failure {
     move |e| Failure::Sql(doing, e)
 }
 
+/// What there is of a request.
+enum Before {
+    Never,
+    Done(Outcome),
+    /// It is a line of a list, and its subject has gone since: "done" would be wrong, so it is looked at
+    /// anew. The row's number.
+    Stale(i64),
+}
+
+/// The request in the columns of [`ALL_REQUESTS_IN_ORDER`].
+pub(super) fn request<'r>(row: &'r rusqlite::Row<'_>) -> rusqlite::Result<Row<'r>> {
+    let numbers = [row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?, row.get(4)?, row.get(5)?];
+    Ok(Row::Request(numbers, row.get_ref(6)?.as_blob()?, row.get_ref(7)?.as_blob()?))
+}
+
 /// One commit under way.
 struct Batch<'c> {
     path: &'c Path,
@@ -199,40 +229,53 @@ struct Batch<'c> {
 impl Batch<'_> {
     fn apply(&mut self, change: &Change) -> Result<Outcome, Failure> {
         let key = self.keys.request(change.request_id.as_str());
-        if let Some(outcome) = self.answered_before(&key, change)? {
-            return Ok(outcome);
-        }
+        let stale = match self.answered_before(&key, change)? {
+            Before::Done(outcome) => return Ok(outcome),
+            Before::Never => None,
+            Before::Stale(seq) => Some(seq),
+        };
         let outcome = match &change.action {
             Action::Enrol { subject, source, templates } => self.enrol(subject, *source, templates)?,
             Action::Update { subject, add, remove } => self.update(subject, add, remove)?,
             Action::Forget { subject } => self.forget(subject)?,
         };
         if let Outcome::Done { lsn, subject, .. } = &outcome {
-            let row = (
-                key,
-                change.digest,
+            let at = sql("storing a request");
+            if let Some(seq) = stale {
+                let keys = self.keys;
+                let sums = &mut self.counters.sums;
+                let one = self.statements.find_request_row.query_row([seq], |row| {
+                    sums.remove(keys, request(row)?);
+                    Ok(())
+                });
+                one.and_then(|()| self.statements.delete_request.execute([seq])).map_err(&at)?;
+            }
+            let numbers = [
                 self.now,
                 stored(lsn.0),
                 stored(subject.number.0),
                 to_millis(subject.enrolled_at),
                 self.counters.last_template,
-            );
-            self.statements.add_request.execute(row).map_err(sql("storing a request"))?;
+            ];
+            let [done_at, lsn, subject, enrolled_at, last_template] = numbers;
+            let row = (key, change.digest, done_at, lsn, subject, enrolled_at, last_template);
+            let seq = self.statements.add_request.insert(row).map_err(&at)?;
+            let numbers = [seq, done_at, lsn, subject, enrolled_at, last_template];
+            self.counters.sums.add(self.keys, Row::Request(numbers, &key, &change.digest));
         }
         Ok(outcome)
     }
 
-    /// The answer to a request that was done before. None for a line of a list whose subject has gone
-    /// since: "done" would be wrong, so it is looked at anew.
-    fn answered_before(&mut self, key: &Filed, change: &Change) -> Result<Option<Outcome>, Failure> {
+    fn answered_before(&mut self, key: &Filed, change: &Change) -> Result<Before, Failure> {
         let at = sql("looking for an earlier request");
         let mut rows = self.statements.find_request.query([key]).map_err(&at)?;
-        let Some(row) = rows.next().map_err(&at)? else { return Ok(None) };
+        let Some(row) = rows.next().map_err(&at)? else { return Ok(Before::Never) };
         if row.get_ref(0).map_err(&at)?.as_blob().ok() != Some(change.digest.as_slice()) {
-            return Ok(Some(Outcome::RequestIdReused));
+            return Ok(Before::Done(Outcome::RequestIdReused));
         }
         let number: i64 = row.get(2).map_err(&at)?;
         let last_template: i64 = row.get(4).map_err(&at)?;
+        let seq = row.get(5).map_err(&at)?;
         let lsn = Lsn(row.get::<_, i64>(1).map_err(&at)?.unsigned_abs());
         let enrolled_at =
             from_millis(row.get(3).map_err(&at)?).ok_or_else(|| damaged(self.path, "request of a subject", number))?;
@@ -247,11 +290,13 @@ impl Batch<'_> {
                 now.templates.retain(|t| t.id.0 <= last_template.unsigned_abs());
                 now.templates
             }
-            _ if matches!(change.action, Action::Enrol { source: Source::List { .. }, .. }) => return Ok(None),
+            _ if matches!(change.action, Action::Enrol { source: Source::List { .. }, .. }) => {
+                return Ok(Before::Stale(seq));
+            }
             _ => Vec::new(),
         };
         let subject = SubjectRecord { number, id: name.clone(), enrolled_at, templates };
-        Ok(Some(Outcome::Done { lsn, subject, replayed: true }))
+        Ok(Before::Done(Outcome::Done { lsn, subject, replayed: true }))
     }
 
     fn enrol(&mut self, id: &SubjectId, source: Source, templates: &[SealedTemplate]) -> Result<Outcome, Failure> {
@@ -270,7 +315,8 @@ impl Batch<'_> {
         if !(1..=TEMPLATES_PER_SUBJECT_MAX).contains(&templates.len()) {
             return Ok(Outcome::TemplateCount(templates.len()));
         }
-        if forgotten.is_some() {
+        if let Some(at) = forgotten {
+            self.counters.sums.remove(self.keys, Row::Forgotten([at], &key));
             self.statements.delete_forgotten.execute([key]).map_err(sql("taking an earlier deletion back"))?;
         }
         self.counters.last_subject += 1;
@@ -279,6 +325,7 @@ impl Batch<'_> {
         let slot = self.put(&read::padded(id))?;
         let row = (number, key, slot, self.now);
         self.statements.add_subject.execute(row).map_err(sql("storing a subject"))?;
+        self.counters.sums.add(self.keys, Row::Subject([number, self.now], &read::padded(id)));
         let mut subject = SubjectRecord {
             number: SubjectNumber(number.unsigned_abs()),
             id: id.clone(),
@@ -323,11 +370,14 @@ impl Batch<'_> {
         let number = stored(subject.number.0);
         let slot =
             self.statements.find_name.query_row([number], |row| row.get(0)).map_err(sql("deleting a subject"))?;
+        let numbers = [number, to_millis(subject.enrolled_at)];
+        self.counters.sums.remove(self.keys, Row::Subject(numbers, &read::padded(id)));
         self.clear(slot)
             .map_err(|e| e.unwrap_or_else(|| damaged(self.path, "subject without a name", number).into()))?;
         self.statements.delete_subject.execute([number]).map_err(sql("deleting a subject"))?;
         let key = self.keys.subject(id.as_str());
         self.statements.add_forgotten.execute((key, self.now)).map_err(sql("remembering a deletion"))?;
+        self.counters.sums.add(self.keys, Row::Forgotten([self.now], &key));
         self.counters.subjects -= 1;
         self.append(subject.number, Event::Forgotten { subject: subject.number })?;
         Ok(self.done(subject))
@@ -378,6 +428,8 @@ impl Batch<'_> {
         let id = self.counters.last_template;
         let row = (id, stored(subject.number.0), template.hand as u8, self.now, slot);
         self.statements.add_template.execute(row).map_err(sql("storing a template"))?;
+        let numbers = [id, stored(subject.number.0), i64::from(template.hand as u8), self.now];
+        self.counters.sums.add(self.keys, Row::Template(numbers, &template.sealed));
         let id = TemplateId(id.unsigned_abs());
         let enrolled_at = from_millis(self.now).ok_or_else(|| damaged(self.path, "system clock", self.now))?;
         subject.templates.push(TemplateRecord { id, hand: template.hand, enrolled_at });
@@ -397,13 +449,15 @@ impl Batch<'_> {
         let id = stored(template.0);
         let path = self.path;
         let without_bytes = || Failure::from(damaged(path, "template without its bytes", id));
-        let (slot, hand, source): (i64, u8, u64) = self
-            .statements
-            .find_template
-            .query_row([id], |row| Ok((row.get(0)?, row.get(1)?, source_of(row.get_ref(2)?.as_blob()?))))
-            .optional()
-            .map_err(&at)?
-            .ok_or_else(without_bytes)?;
+        let (keys, sums) = (self.keys, &mut self.counters.sums);
+        let found = self.statements.find_template.query_row([id], |row| {
+            let sealed = row.get_ref(4)?.as_blob()?;
+            let (hand, enrolled_at): (u8, i64) = (row.get(2)?, row.get(3)?);
+            let numbers = [id, row.get(1)?, i64::from(hand), enrolled_at];
+            sums.remove(keys, Row::Template(numbers, sealed));
+            Ok((row.get(0)?, hand, source_of(sealed)))
+        });
+        let (slot, hand, source) = found.optional().map_err(&at)?.ok_or_else(without_bytes)?;
         self.clear(slot).map_err(|e| e.unwrap_or_else(without_bytes))?;
         self.statements.delete_template.execute([id]).map_err(&at)?;
         let label = subject.id.as_str();
@@ -420,6 +474,8 @@ impl Batch<'_> {
         self.counters.last_lsn += 1;
         let row = (self.counters.last_lsn, kind, stored(subject.0), template);
         self.statements.add_record.execute(row).map_err(sql("appending to its change log"))?;
+        let numbers = [self.counters.last_lsn, kind, stored(subject.0), template.unwrap_or(sums::NO_TEMPLATE)];
+        self.counters.sums.add(self.keys, Row::Log(numbers));
         self.records.push(LogRecord { lsn: self.counters.last_lsn(), event });
         Ok(())
     }
@@ -428,6 +484,8 @@ impl Batch<'_> {
 /// The statements of a commit, looked up once for all of its changes.
 struct Statements<'c> {
     find_request: CachedStatement<'c>,
+    find_request_row: CachedStatement<'c>,
+    delete_request: CachedStatement<'c>,
     add_request: CachedStatement<'c>,
     find_subject: CachedStatement<'c>,
     add_subject: CachedStatement<'c>,
@@ -454,17 +512,22 @@ impl<'c> Statements<'c> {
         let prepare = |sql| conn.prepare_cached(sql);
         Ok(Self {
             find_request: prepare(
-                "SELECT digest, lsn, subject, enrolled_at, last_template FROM requests WHERE key = ?1",
+                "SELECT digest, lsn, subject, enrolled_at, last_template, seq FROM requests WHERE key = ?1",
             )?,
-            // Replaces the request of a list whose subject was forgotten since.
-            add_request: prepare("INSERT OR REPLACE INTO requests VALUES (NULL, ?1, ?2, ?3, ?4, ?5, ?6, ?7)")?,
+            find_request_row: prepare(
+                "SELECT seq, done_at, lsn, subject, enrolled_at, last_template, key, digest
+                 FROM requests WHERE seq = ?1",
+            )?,
+            delete_request: prepare("DELETE FROM requests WHERE seq = ?1")?,
+            add_request: prepare("INSERT INTO requests VALUES (NULL, ?1, ?2, ?3, ?4, ?5, ?6, ?7)")?,
             find_subject: prepare("SELECT 1 FROM subjects WHERE key = ?1")?,
             add_subject: prepare("INSERT INTO subjects VALUES (?1, ?2, ?3, ?4)")?,
             delete_subject: prepare("DELETE FROM subjects WHERE number = ?1")?,
             add_template: prepare("INSERT INTO templates VALUES (?1, ?2, ?3, ?4, ?5)")?,
             delete_template: prepare("DELETE FROM templates WHERE id = ?1")?,
             find_template: prepare(
-                "SELECT b.slot, t.hand, b.content FROM templates t JOIN slots b ON b.slot = t.slot WHERE t.id = ?1",
+                "SELECT t.slot, t.subject, t.hand, t.enrolled_at, b.content
+                 FROM templates t JOIN slots b ON b.slot = t.slot WHERE t.id = ?1",
             )?,
             find_name: prepare("SELECT slot FROM subjects WHERE number = ?1")?,
             find_bytes: prepare("SELECT length(content) FROM slots WHERE slot = ?1")?,
@@ -480,6 +543,19 @@ impl<'c> Statements<'c> {
             delete_forgotten: prepare("DELETE FROM forgotten WHERE key = ?1")?,
         })
     }
+}
+
+/// An error unless both are the same.
+fn refuse_another(claimed: &GalleryIdentity, found: &GalleryIdentity) -> Result<(), RegistryError> {
+    if claimed == found {
+        return Ok(());
+    }
+    let advice = if claimed.key_id == found.key_id {
+        "set the dimension the gallery was made with, or use another data folder"
+    } else {
+        "give the master key the gallery was made with, or use another data folder"
+    };
+    Err(RegistryError::WrongIdentity { expected: in_words(claimed), found: in_words(found), advice })
 }
 
 fn in_words(identity: &GalleryIdentity) -> String {

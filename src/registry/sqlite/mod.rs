@@ -22,8 +22,10 @@ mod read;
 mod readers;
 mod schema;
 mod scrub;
+mod sums;
 #[cfg(test)]
 mod tests;
+mod verify;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -34,6 +36,7 @@ use thenar_index::{Contents, GalleryId, Lsn, SubjectNumber, TemplateId};
 
 use self::commit::Writer;
 use self::readers::Readers;
+pub use self::verify::RegistryReport;
 use super::{
     Change, Committed, GalleryIdentity, LogRecord, Registry, RegistryCounts, RegistryError, StoredTemplate,
     SubjectRecord,

@@ -5,6 +5,7 @@ use std::path::Path;
 use rusqlite::{Connection, OptionalExtension as _, Row};
 use thenar_index::{Contents, GalleryId, Lsn, SubjectNumber, TemplateId};
 
+use super::sums::Sums;
 use super::{damaged, failed, from_millis, stored};
 use crate::palm::{Hand, SUBJECT_ID_BYTES_MAX, SubjectId};
 use crate::registry::{
@@ -20,7 +21,7 @@ pub(super) const REMOVED: i64 = 2;
 pub(super) const FORGOTTEN: i64 = 3;
 
 /// The row of counters. Numbers count from 1, so 0 is "none yet".
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Counters {
     pub(super) last_lsn: i64,
     pub(super) last_subject: i64,
@@ -28,6 +29,7 @@ pub(super) struct Counters {
     pub(super) subjects: i64,
     /// Of all templates.
     pub(super) contents: Contents,
+    pub(super) sums: Sums,
 }
 
 impl Counters {
@@ -43,7 +45,8 @@ impl Counters {
 /// The counters as of the last commit.
 pub(super) fn counters(conn: &Connection, path: &Path) -> Result<Counters, RegistryError> {
     let at = |e| failed(path, "reading its counters", e);
-    let sql = "SELECT last_lsn, last_subject, last_template, subjects, templates, digest FROM counters WHERE id = 1";
+    let sql = "SELECT last_lsn, last_subject, last_template, subjects, templates, digest, sums
+               FROM counters WHERE id = 1";
     let (counters, templates) = conn
         .prepare_cached(sql)
         .map_err(at)?
@@ -56,11 +59,12 @@ pub(super) fn counters(conn: &Connection, path: &Path) -> Result<Counters, Regis
                 last_template: row.get(2)?,
                 subjects: row.get(3)?,
                 contents: Contents { rows: templates.unsigned_abs(), digest },
+                sums: row.get_ref(6)?.as_blob().ok().and_then(Sums::from_bytes).unwrap_or_default(),
             };
             Ok((counters, templates))
         })
         .map_err(at)?;
-    let Counters { last_lsn, last_subject, last_template, subjects, contents: _ } = counters;
+    let Counters { last_lsn, last_subject, last_template, subjects, .. } = counters;
     if [last_lsn, last_subject, last_template, subjects, templates].iter().any(|n| *n < 0) {
         return Err(damaged(path, "counter", 1));
     }
@@ -209,7 +213,7 @@ pub(super) fn templates_between(
 }
 
 /// The template in columns 0 to 4: id, subject, name of the subject, hand, sealed bytes.
-fn stored_template(path: &Path, row: &Row<'_>) -> Result<StoredTemplate, RegistryError> {
+pub(super) fn stored_template(path: &Path, row: &Row<'_>) -> Result<StoredTemplate, RegistryError> {
     let at = |e| failed(path, "reading a template", e);
     let id: i64 = row.get(0).map_err(at)?;
     let subject: i64 = row.get(1).map_err(at)?;
@@ -234,7 +238,7 @@ pub(super) fn padded(name: &SubjectId) -> [u8; SUBJECT_ID_BYTES_MAX] {
 }
 
 /// The name that is [`padded`], if it is one.
-fn name(padded: &[u8]) -> Option<SubjectId> {
+pub(super) fn name(padded: &[u8]) -> Option<SubjectId> {
     let end = padded.iter().position(|b| *b == 0).unwrap_or(padded.len());
     let (name, rest) = padded.split_at(end);
     let whole = padded.len() == SUBJECT_ID_BYTES_MAX && rest.iter().all(|b| *b == 0);

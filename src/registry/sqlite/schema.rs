@@ -45,9 +45,11 @@ const MIGRATIONS: [&str; 1] = ["
         last_template INTEGER NOT NULL,
         subjects INTEGER NOT NULL,
         templates INTEGER NOT NULL,
-        digest BLOB NOT NULL -- of all templates, see `Contents` of the index
+        digest BLOB NOT NULL, -- of all templates, see `Contents` of the index
+        sums BLOB NOT NULL, -- of the rows' keyed hashes, by table
+        mac BLOB NOT NULL -- keyed hash of this row and that of the gallery
     ) STRICT;
-    INSERT INTO counters VALUES (1, 0, 0, 0, 0, 0, zeroblob(16));
+    INSERT INTO counters VALUES (1, 0, 0, 0, 0, 0, zeroblob(16), zeroblob(80), zeroblob(16));
     CREATE TABLE subjects(
         number INTEGER PRIMARY KEY,
         key BLOB NOT NULL UNIQUE, -- keyed hash of the name
@@ -146,6 +148,7 @@ pub(super) fn open_writer(path: &Path) -> Result<Connection, RegistryError> {
     conn.pragma_update(None, "synchronous", "full").map_err(at("configuring the connection"))?;
     conn.pragma_update(None, "secure_delete", "on").map_err(at("configuring the connection"))?;
     migrate(&mut conn, path, version)?;
+    check_schema(&conn, path)?;
     conn.set_prepared_statement_cache_capacity(64);
     Ok(conn)
 }
@@ -206,6 +209,21 @@ fn migrate(conn: &mut Connection, path: &Path, version: i64) -> Result<(), Regis
         tx.commit().map_err(at)?;
     }
     Ok(())
+}
+
+/// Refuses tables and indexes that are not word for word those that this program makes.
+fn check_schema(conn: &Connection, path: &Path) -> Result<(), RegistryError> {
+    let at = |e| opening_failed(path, "reading its schema", e);
+    let of = |conn: &Connection| -> rusqlite::Result<Vec<[Option<String>; 4]>> {
+        let mut statement = conn.prepare("SELECT type, name, tbl_name, sql FROM sqlite_schema ORDER BY name")?;
+        statement.query_map([], |row| Ok([row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?]))?.collect()
+    };
+    let fresh = Connection::open_in_memory().map_err(at)?;
+    MIGRATIONS.iter().try_for_each(|sql| fresh.execute_batch(sql)).map_err(at)?;
+    if of(conn).map_err(at)? == of(&fresh).map_err(at)? {
+        return Ok(());
+    }
+    Err(super::damaged(path, "schema", VERSION))
 }
 
 /// [`failed`], with words for a file that is no database at all.

@@ -191,13 +191,13 @@ fn slots_of_forgotten_templates_are_used_again() {
 #[test]
 fn an_identity_is_claimed_once() {
     let mut home = Home::new();
-    let identity = GalleryIdentity { dim: 512, key_id: [0xab; 16] };
+    let identity = GalleryIdentity { dim: 512, key_id: keys().key_id() };
     let id = home.claim_identity(&identity).unwrap();
     assert_eq!(home.claim_identity(&identity).unwrap(), id);
     assert_ne!(Home::new().claim_identity(&identity).unwrap(), id, "no two galleries have one id");
     home.reopen();
     assert_eq!(home.identity().unwrap(), Some((identity.clone(), id)));
-    let key = "ab".repeat(16);
+    let key: String = identity.key_id.iter().map(|b| format!("{b:02x}")).collect();
     let error = home.claim_identity(&GalleryIdentity { dim: 256, key_id: identity.key_id }).unwrap_err().to_string();
     assert_eq!(
         error,
@@ -206,8 +206,13 @@ fn an_identity_is_claimed_once() {
              set the dimension the gallery was made with, or use another data folder"
         )
     );
-    let error = home.claim_identity(&GalleryIdentity { key_id: [1; 16], ..identity }).unwrap_err().to_string();
-    assert!(error.ends_with("give the master key the gallery was made with, or use another data folder"), "{error}");
+    let error = home.claim_identity(&GalleryIdentity { key_id: [1; 16], ..identity.clone() }).unwrap_err().to_string();
+    let advice = "give the master key the gallery was made with, or use another data folder";
+    assert!(error.ends_with(advice), "{error}");
+    home.registry = None;
+    let other = Vault::new(MasterKey::from_bytes([8; 32])).registry_keys();
+    let error = SqliteRegistry::open(&home.path(), other).err().expect("another key's").to_string();
+    assert!(error.contains(&key) && error.ends_with(advice), "{error}");
 }
 
 #[test]

@@ -147,10 +147,14 @@ fn a_newer_schema_is_refused() {
 #[test]
 fn counters_that_contradict_the_rows_are_damage() {
     for (sql, what) in [
-        ("UPDATE counters SET last_lsn = 1", "counter of log records"),
-        ("UPDATE counters SET last_lsn = 3", "counter of log records"),
-        ("UPDATE counters SET last_subject = 0", "counter of subjects"),
-        ("UPDATE counters SET last_template = 1", "counter of templates"),
+        ("DELETE FROM log WHERE lsn = 2", "counter of log records"),
+        ("INSERT INTO log VALUES (3, 1, 1, 3)", "counter of log records"),
+        ("INSERT INTO subjects VALUES (2, x'00', 1, 1)", "counter of subjects"),
+        ("INSERT INTO templates VALUES (3, 1, 1, 1, 1)", "counter of templates"),
+        ("UPDATE counters SET last_lsn = 1", "row of counters"),
+        ("UPDATE counters SET templates = 3", "row of counters"),
+        ("UPDATE counters SET sums = zeroblob(80)", "row of counters"),
+        ("UPDATE counters SET mac = zeroblob(16)", "row of counters"),
         ("UPDATE counters SET subjects = -1", "counter"),
         ("PRAGMA user_version = 0", "schema version"),
     ] {
