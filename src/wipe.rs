@@ -5,10 +5,22 @@
 //! be never, so forgetting a template would leave copies of it all over the heap. Overwriting each
 //! block as it is freed reaches all of them. Costs a pass over memory that is hot in the cache.
 //!
+//! A thread's stack is nobody's to free: [`stack`] overwrites what a call has left on it, for threads
+//! that wait long for their next work.
+//!
 //! Knows nothing of palms. Does not reach memory that C libraries allocate for themselves (SQLite's
-//! pages, a graphics driver's), registers, or the stack.
+//! pages, a graphics driver's), or registers.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+
+/// How far down a stack is overwritten: well beyond what rotating, sealing and comparing take.
+const STACK_BYTES: usize = 64 << 10;
+
+/// Overwrites this thread's stack below the caller: what the functions it has called have left there.
+#[inline(never)]
+pub fn stack() {
+    std::hint::black_box(&mut [0_u8; STACK_BYTES]);
+}
 
 /// The system's allocator, with every block zeroed before it is freed.
 #[derive(Debug, Clone, Copy, Default)]

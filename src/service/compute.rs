@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::{Busy, ServiceError};
 use crate::supervisor::Supervisor;
+use crate::wipe;
 
 /// Work under way or waiting; over it callers are told to come back.
 const ADMITTED_MAX: usize = 1024;
@@ -84,7 +85,9 @@ impl Compute {
         let done = tokio::task::spawn_blocking(move || {
             // Held for as long as the work takes, also where nobody waits for it any more.
             let _place = place;
-            supervisor.watch("compute", work)
+            let done = supervisor.watch("compute", work);
+            wipe::stack();
+            done
         });
         done.await.ok().and_then(Result::ok).ok_or(ServiceError::Draining)
     }

@@ -8,6 +8,7 @@ use thenar_index::{Lsn, TemplateId};
 use super::{Busy, Sample, Service, ServiceError};
 use crate::palm::{Embedding, Hand, Invalid, RequestId, SubjectId, TEMPLATES_PER_SUBJECT_MAX};
 use crate::registry::{Action, Change, Outcome, SealedTemplate, Source, SubjectRecord};
+use crate::wipe;
 
 /// Items of a bulk message rotated together, so that the matrix is read once for all of them.
 const ROTATE_TOGETHER: usize = 32;
@@ -242,6 +243,7 @@ impl Service {
                         Ok((Change { request_id: enrol.request_id, digest, action }, subject))
                     })
                     .collect();
+                wipe::stack();
                 sealed
             })
             .collect()

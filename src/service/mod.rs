@@ -33,6 +33,7 @@ use crate::registry::{Registry, RegistryCounts, SubjectRecord};
 use crate::search::{Answer, BatchTiming, Search};
 use crate::supervisor::Supervisor;
 use crate::vault::{RequestDigester, Rotation, Sealer};
+use crate::wipe;
 use compute::Compute;
 use writer::Writer;
 
@@ -181,7 +182,9 @@ impl Service {
         let supervisor = self.parts.supervisor.clone();
         let done = tokio::task::spawn_blocking(move || {
             let _permit = permit;
-            supervisor.watch("registry", || read(&*registry))
+            let done = supervisor.watch("registry", || read(&*registry));
+            wipe::stack();
+            done
         });
         let result = done.await.ok().and_then(Result::ok).ok_or(ServiceError::Draining)?;
         result.map_err(|e| ServiceError::Registry(Arc::new(e)))
