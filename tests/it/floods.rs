@@ -168,7 +168,7 @@ async fn ten_thousand_messages_that_are_declared_and_not_sent_take_no_memory() {
         }
         hostile.push(connection);
     }
-    let charged = (10_000 * (16 << 10)) as f64;
+    let charged = f64::from(10_000 * (16 << 10));
     soon("every call has arrived", || server.metric("thenar_message_bytes") >= Some(charged)).await;
     let during = all_are_found(&mut client, &people).await;
     let (more_space, more) = (memory(&server, "VmSize") - space, memory(&server, "RssAnon").saturating_sub(resident));
