@@ -1,20 +1,25 @@
 //! Bounded admission and micro-batches.
 //!
 //! A batch forms while the engine is busy: the search thread takes whatever waits, up to a limit of
-//! probes, the moment the batch before it is done, and never waits when it is idle. Over the bound
-//! the caller is told at once, with a time after which trying again makes sense. A search whose
-//! deadline has passed, or whose caller has gone, is dropped before it costs anything.
+//! probes, the moment the batch before it is done, and never waits when it is idle. [`schedule`]
+//! decides which searches those are, by their [`Class`], and whether one more would wait too long.
+//! A caller is told that at once, before any work is done for it, with a time after which trying
+//! again makes sense. A search whose deadline has passed, or whose caller has gone, is dropped before
+//! it costs anything.
 //!
 //! Knows searches and time. Does not know subjects' names, policies or transports.
 
+mod schedule;
+
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use parking_lot::RwLock;
-use tokio::sync::{mpsc, oneshot};
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::oneshot;
 
+pub use self::schedule::Class;
+use self::schedule::{Lane, Schedule};
 use crate::search::{Answer, BatchTiming, Search};
 use crate::supervisor::Supervisor;
 use crate::telemetry;
@@ -26,17 +31,19 @@ pub struct BatchConfig {
     pub queue_max: usize,
     /// Probes searched together, at most. At least `PROBES_MAX`.
     pub probes_max: usize,
+    /// How long an urgent search may have to wait, by the pace of the batches before; more are refused.
+    pub wait_max: Duration,
 }
 
 /// Why a search was not answered.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum BatchError {
-    /// The queue is full.
-    #[error("{waiting} searches are waiting, the limit; try again in {} ms", retry_after.as_millis())]
+    /// The queue is full, or takes longer than the caller or the configuration allows.
+    #[error("{waiting} searches are waiting, too many; try again in {} ms", retry_after.as_millis())]
     Overloaded {
         /// Searches in the queue.
         waiting: usize,
-        /// About how long the queue takes to drain.
+        /// After which it is worth trying again.
         retry_after: Duration,
     },
     /// The caller's deadline passed while the search waited.
@@ -84,119 +91,165 @@ struct Waiting {
 }
 
 /// The queue before the search thread.
-pub struct Batcher {
-    /// `None` once closed.
-    queue: RwLock<Option<mpsc::Sender<Waiting>>>,
-    load: Arc<Load>,
-    queue_max: usize,
+pub struct Batcher(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    /// For each lane: something was queued for it, or the queue was closed.
+    changed: [Condvar; Lane::ALL.len()],
 }
 
-/// How long batches take and how many searches are in them, smoothed, for the retry hint.
-#[derive(Default)]
-struct Load {
-    waiting: AtomicUsize,
-    batch_nanos: AtomicU64,
-    batch_searches: AtomicU64,
+struct State {
+    schedule: Schedule<Waiting>,
+    closed: bool,
 }
 
-impl Load {
-    fn batch_done(&self, took: Duration, searches: usize) {
-        let smooth = |cell: &AtomicU64, new: u64| {
-            let old = cell.load(Ordering::Relaxed);
-            cell.store(if old == 0 { new } else { (old * 7 + new) / 8 }, Ordering::Relaxed);
-        };
-        smooth(&self.batch_nanos, u64::try_from(took.as_nanos()).unwrap_or(u64::MAX / 8));
-        smooth(&self.batch_searches, searches as u64);
-    }
-
-    fn retry_after(&self, waiting: usize) -> Duration {
-        let searches = self.batch_searches.load(Ordering::Relaxed).max(1);
-        let batches = (waiting as u64).div_ceil(searches).clamp(1, 1000);
-        let nanos = self.batch_nanos.load(Ordering::Relaxed).max(1_000_000);
-        Duration::from_nanos(nanos.saturating_mul(batches)).clamp(Duration::from_millis(1), Duration::from_secs(5))
+impl Shared {
+    fn close(&self) {
+        self.state.lock().closed = true;
+        for changed in &self.changed {
+            changed.notify_all();
+        }
     }
 }
 
-/// The search thread. Joined when the [`Batcher`] is closed or gone and the queue is empty.
-pub struct SearchThread(JoinHandle<()>);
+/// A place in the queue, given up when dropped.
+pub struct Place {
+    shared: Arc<Shared>,
+    class: Class,
+    probes: usize,
+    deadline: Option<Instant>,
+    is_used: bool,
+}
 
-impl SearchThread {
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.is_used {
+            self.shared.state.lock().schedule.release(self.class, self.probes);
+        }
+    }
+}
+
+/// The search threads. Joined when the [`Batcher`] is closed or gone and the queue is empty.
+pub struct SearchThreads(Vec<JoinHandle<()>>);
+
+impl SearchThreads {
     /// Waits until what was admitted has been answered.
     pub fn join(self) {
-        // A panic is the supervisor's to report.
-        let _ = self.0.join();
+        for thread in self.0 {
+            // A panic is the supervisor's to report.
+            let _ = thread.join();
+        }
     }
 }
 
 impl Batcher {
-    /// Starts the search thread.
+    /// Starts the search threads: one for searches with a floor, one for those without, which is to let
+    /// the first have the engine.
     ///
     /// # Errors
     /// Where the system gives no thread.
-    pub fn start(
+    pub fn start<S: BatchSearcher>(
         config: BatchConfig,
-        searcher: impl BatchSearcher,
+        searchers: [S; 2],
         supervisor: &Supervisor,
-    ) -> std::io::Result<(Self, SearchThread)> {
+    ) -> std::io::Result<(Self, SearchThreads)> {
         assert!(config.queue_max > 0 && config.probes_max > 0, "the configuration is checked");
-        let (queue, waiting) = mpsc::channel(config.queue_max);
-        let load = Arc::new(Load::default());
-        let thread = {
-            let load = Arc::clone(&load);
-            supervisor.spawn("search", move || run(waiting, config.probes_max, searcher, &load))?
-        };
-        Ok((Self { queue: RwLock::new(Some(queue)), load, queue_max: config.queue_max }, SearchThread(thread)))
+        let state = Mutex::new(State { schedule: Schedule::new(config), closed: false });
+        let batcher = Self(Arc::new(Shared { state, changed: Lane::ALL.map(|_| Condvar::new()) }));
+        let mut threads = Vec::new();
+        for ((lane, searcher), name) in Lane::ALL.into_iter().zip(searchers).zip(["search", "search-aside"]) {
+            let shared = Arc::clone(&batcher.0);
+            threads.push(supervisor.spawn(name, move || run(&shared, lane, searcher))?);
+        }
+        Ok((batcher, SearchThreads(threads)))
     }
 
-    /// Searches, in the next batch that has room.
+    /// Reserves a place for a search of `probes` probes. Takes microseconds; meant to be asked before
+    /// anything else is done for a search.
     ///
     /// # Errors
-    /// [`BatchError::Overloaded`] at once where the queue is full; the others as they happen.
-    pub async fn search(&self, search: Search, deadline: Option<Instant>) -> Result<Answered, BatchError> {
-        let (reply, answer) = oneshot::channel();
-        let waiting = Waiting { search, since: Instant::now(), deadline, reply };
-        // Counted before it is sent: the search thread may take it at once.
-        telemetry::queue_length(self.load.waiting.fetch_add(1, Ordering::Relaxed) + 1);
-        let sent = match &*self.queue.read() {
-            Some(queue) => queue.try_send(waiting),
-            None => Err(mpsc::error::TrySendError::Closed(waiting)),
-        };
-        if let Err(refused) = sent {
-            self.load.waiting.fetch_sub(1, Ordering::Relaxed);
-            return Err(match refused {
-                mpsc::error::TrySendError::Full(_) => BatchError::Overloaded {
-                    waiting: self.queue_max,
-                    retry_after: self.load.retry_after(self.queue_max),
-                },
-                mpsc::error::TrySendError::Closed(_) => BatchError::Stopped,
-            });
+    /// [`BatchError::Overloaded`] where the search would have no place, or wait for too long.
+    pub fn admit(&self, class: Class, probes: usize, deadline: Option<Instant>) -> Result<Place, BatchError> {
+        let now = Instant::now();
+        let mut state = self.0.state.lock();
+        if state.closed {
+            return Err(BatchError::Stopped);
         }
+        match state.schedule.reserve(class, probes, deadline, now) {
+            Ok(()) => Ok(Place { shared: Arc::clone(&self.0), class, probes, deadline, is_used: false }),
+            Err(refused) => Err(BatchError::Overloaded { waiting: refused.waiting, retry_after: refused.retry_after }),
+        }
+    }
+
+    /// Searches, in the next batch of its class that has room.
+    ///
+    /// # Panics
+    /// If the search has another number of probes than it was admitted with.
+    ///
+    /// # Errors
+    /// [`BatchError`], but for [`BatchError::Overloaded`].
+    pub async fn search(&self, mut place: Place, search: Search) -> Result<Answered, BatchError> {
+        assert_eq!(search.probes.len(), place.probes, "a search has the probes it was admitted with");
+        let (reply, answer) = oneshot::channel();
+        let now = Instant::now();
+        let lane = place.class.lane();
+        let waiting = Waiting { search, since: now, deadline: place.deadline, reply };
+        {
+            let mut state = self.0.state.lock();
+            if state.closed {
+                // Before the place is given up, which takes the lock.
+                drop(state);
+                return Err(BatchError::Stopped);
+            }
+            state.schedule.push(place.class, place.probes, waiting, now);
+            place.is_used = true;
+            telemetry::queue_length(state.schedule.queued());
+        }
+        self.0.changed[lane as usize].notify_one();
         answer.await.unwrap_or(Err(BatchError::Stopped))
     }
 
     /// Admits no more searches; the thread ends once it has answered those it has.
     pub fn close(&self) {
-        *self.queue.write() = None;
+        self.0.close();
     }
 }
 
-fn run(mut queue: mpsc::Receiver<Waiting>, probes_max: usize, mut searcher: impl BatchSearcher, load: &Load) {
-    let mut carried = None;
-    loop {
-        let Some(first) = carried.take().or_else(|| queue.blocking_recv()) else { return };
-        let mut probes = first.search.probes.len();
-        let mut batch = vec![first];
-        while let Ok(next) = queue.try_recv() {
-            if probes + next.search.probes.len() > probes_max {
-                carried = Some(next);
-                break;
-            }
-            probes += next.search.probes.len();
-            batch.push(next);
-        }
-        let left = load.waiting.fetch_sub(batch.len(), Ordering::Relaxed).saturating_sub(batch.len());
-        telemetry::queue_length(left);
+impl Drop for Batcher {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
 
+/// Ends the queue with a thread that panics, so that nobody waits for it.
+struct AtPanic<'a>(&'a Shared);
+
+impl Drop for AtPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.close();
+            self.0.state.lock().schedule.clear();
+        }
+    }
+}
+
+fn run(shared: &Shared, lane: Lane, mut searcher: impl BatchSearcher) {
+    let _at_panic = AtPanic(shared);
+    loop {
+        let mut batch = {
+            let mut state = shared.state.lock();
+            loop {
+                if let Some(batch) = state.schedule.next(lane, Instant::now()) {
+                    telemetry::queue_length(state.schedule.queued());
+                    break batch;
+                }
+                if state.closed {
+                    return;
+                }
+                shared.changed[lane as usize].wait(&mut state);
+            }
+        };
         let now = Instant::now();
         batch.retain_mut(|w| {
             let expired = w.deadline.is_some_and(|d| d <= now);
@@ -208,15 +261,13 @@ fn run(mut queue: mpsc::Receiver<Waiting>, probes_max: usize, mut searcher: impl
             }
             !expired && !w.reply.is_closed()
         });
-        if batch.is_empty() {
-            continue;
-        }
         let searches: Vec<&Search> = batch.iter().map(|w| &w.search).collect();
         let probes = searches.iter().map(|s| s.probes.len()).sum();
-        let outcome = searcher.search(&searches);
-        load.batch_done(now.elapsed(), batch.len());
+        let outcome = (!searches.is_empty()).then(|| searcher.search(&searches));
+        shared.state.lock().schedule.done(lane, probes, Instant::now());
         match outcome {
-            Ok((answers, timing)) => {
+            None => {}
+            Some(Ok((answers, timing))) => {
                 assert_eq!(answers.len(), batch.len(), "one answer a search");
                 telemetry::batch_searched(probes, timing.device);
                 for (waiting, answer) in batch.into_iter().zip(answers) {
@@ -224,7 +275,7 @@ fn run(mut queue: mpsc::Receiver<Waiting>, probes_max: usize, mut searcher: impl
                     let _ = waiting.reply.send(Ok(answered));
                 }
             }
-            Err(reason) => {
+            Some(Err(reason)) => {
                 for waiting in batch {
                     let _ = waiting.reply.send(Err(BatchError::Failed { reason: reason.clone() }));
                 }
@@ -243,13 +294,13 @@ mod tests {
     /// Says what batches it got, and answers each when told to.
     struct Scripted {
         sizes: std_mpsc::Sender<usize>,
-        go: std_mpsc::Receiver<Result<(), String>>,
+        go: Arc<Mutex<std_mpsc::Receiver<Result<(), String>>>>,
     }
 
     impl BatchSearcher for Scripted {
         fn search(&mut self, searches: &[&Search]) -> Result<(Vec<Answer>, BatchTiming), String> {
             self.sizes.send(searches.len()).unwrap();
-            self.go.recv().unwrap()?;
+            self.go.lock().recv().unwrap()?;
             let answer = Answer { found: Vec::new(), certificate: Certificate::Deterministic, gallery_size: 7 };
             Ok((vec![answer; searches.len()], BatchTiming::default()))
         }
@@ -266,15 +317,22 @@ mod tests {
         }
     }
 
-    type Script = (Arc<Batcher>, SearchThread, std_mpsc::Receiver<usize>, std_mpsc::Sender<Result<(), String>>);
+    type Script = (Arc<Batcher>, SearchThreads, std_mpsc::Receiver<usize>, std_mpsc::Sender<Result<(), String>>);
 
     fn scripted(queue_max: usize, probes_max: usize) -> Script {
         let (sizes_in, sizes) = std_mpsc::channel();
         let (go, go_out) = std_mpsc::channel();
-        let searcher = Scripted { sizes: sizes_in, go: go_out };
-        let (batcher, thread) =
-            Batcher::start(BatchConfig { queue_max, probes_max }, searcher, &Supervisor::default()).unwrap();
+        let go_out = Arc::new(Mutex::new(go_out));
+        let searcher = || Scripted { sizes: sizes_in.clone(), go: Arc::clone(&go_out) };
+        // These tests are about what happens, not about how long it takes.
+        let config = BatchConfig { queue_max, probes_max, wait_max: Duration::from_secs(3600) };
+        let (batcher, thread) = Batcher::start(config, [searcher(), searcher()], &Supervisor::default()).unwrap();
         (Arc::new(batcher), thread, sizes, go)
+    }
+
+    async fn ask(batcher: &Batcher, probes: usize, deadline: Option<Instant>) -> Result<Answered, BatchError> {
+        let place = batcher.admit(Class::Urgent, probes, deadline)?;
+        batcher.search(place, search(probes)).await
     }
 
     fn submit(
@@ -283,12 +341,11 @@ mod tests {
         deadline: Option<Instant>,
     ) -> tokio::task::JoinHandle<Result<Answered, BatchError>> {
         let batcher = Arc::clone(batcher);
-        tokio::spawn(async move { batcher.search(search(probes), deadline).await })
+        tokio::spawn(async move { ask(&batcher, probes, deadline).await })
     }
 
     async fn admitted(batcher: &Batcher, searches: usize) {
-        let length = || batcher.queue.read().as_ref().map_or(0, |q| q.max_capacity() - q.capacity());
-        while length() < searches {
+        while batcher.0.state.lock().schedule.queued() < searches {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     }
@@ -318,9 +375,8 @@ mod tests {
         sizes.recv().unwrap();
         let waiting = [submit(&batcher, 1, None), submit(&batcher, 1, None)];
         admitted(&batcher, 2).await;
-        let started = Instant::now();
-        let refused = batcher.search(search(1), None).await.unwrap_err();
-        assert!(started.elapsed() < Duration::from_millis(100));
+        // Told by `admit` itself, which waits for nothing.
+        let refused = batcher.admit(Class::Urgent, 1, None).err().unwrap();
         let BatchError::Overloaded { waiting: 2, retry_after } = refused else { panic!("{refused:?}") };
         assert!(retry_after >= Duration::from_millis(1));
         go.send(Ok(())).unwrap();
@@ -386,6 +442,34 @@ mod tests {
         go.send(Ok(())).unwrap();
         assert!(next.await.unwrap().is_ok());
         drop(batcher);
+        thread.join();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_place_that_is_not_used_is_free_again() {
+        let (batcher, thread, ..) = scripted(1, 16);
+        let place = batcher.admit(Class::Urgent, 1, None).unwrap();
+        assert!(matches!(batcher.admit(Class::Urgent, 1, None), Err(BatchError::Overloaded { waiting: 1, .. })));
+        drop(place);
+        drop(batcher.admit(Class::Urgent, 1, None).unwrap());
+        batcher.close();
+        assert_eq!(batcher.admit(Class::Urgent, 1, None).err(), Some(BatchError::Stopped));
+        drop(batcher);
+        thread.join();
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_search_thread_that_panics_leaves_nobody_waiting() {
+        let (batcher, thread, sizes, go) = scripted(16, 1);
+        let all: Vec<_> = (0..3).map(|_| submit(&batcher, 1, None)).collect();
+        sizes.recv().unwrap();
+        admitted(&batcher, 2).await;
+        // Whom the script waits for is gone: it panics.
+        drop(go);
+        for search in all {
+            assert_eq!(search.await.unwrap(), Err(BatchError::Stopped));
+        }
+        assert_eq!(ask(&batcher, 1, None).await, Err(BatchError::Stopped));
         thread.join();
     }
 }

@@ -104,6 +104,7 @@ pub struct RawEngine {
 pub struct RawBatch {
     pub queue_max: Option<usize>,
     pub probes_max: Option<usize>,
+    pub wait_ms_max: Option<usize>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -421,9 +422,11 @@ impl RawEngine {
 
 impl RawBatch {
     fn validated(self, problems: &mut Vec<String>) -> BatchConfig {
+        let wait_ms_max = ranged(problems, "batch.wait_ms_max", self.wait_ms_max.unwrap_or(500), 1..=60_000);
         BatchConfig {
             queue_max: ranged(problems, "batch.queue_max", self.queue_max.unwrap_or(1024), 1..=65_536),
             probes_max: ranged(problems, "batch.probes_max", self.probes_max.unwrap_or(256), PROBES_MAX..=4096),
+            wait_max: Duration::from_millis(wait_ms_max as u64),
         }
     }
 }

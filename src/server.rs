@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::api;
-use crate::batch::{Batcher, SearchThread};
+use crate::batch::{Batcher, SearchThreads};
 use crate::config::{Config, DIM_DEFAULT, EngineConfig, EngineKind};
 use crate::data::{DataFolder, FolderError};
 use crate::engine::cpu::{CpuEngine, CpuEngineError};
@@ -96,7 +96,7 @@ pub struct Opened {
     pub gallery: Arc<Gallery>,
     /// How embeddings are rotated before they are searched for.
     pub rotation: Arc<Rotation>,
-    search: SearchThread,
+    search: SearchThreads,
     writer: WriterThread,
     mender: std::thread::JoinHandle<()>,
     _folder: DataFolder,
@@ -169,8 +169,9 @@ fn open_taken(
     let rotation = rotation.join().map_err(|_| ServerError::Thread(io::Error::other("the rotation panicked")))??;
     let rotation = Arc::new(rotation);
 
-    let searcher = GallerySearcher { gallery: Arc::clone(&gallery), survivors: Survivors::default() };
-    let (batcher, search) = Batcher::start(config.batch, searcher, supervisor).map_err(ServerError::Thread)?;
+    let searcher = |aside| GallerySearcher { gallery: Arc::clone(&gallery), aside, survivors: Survivors::default() };
+    let searchers = [searcher(false), searcher(true)];
+    let (batcher, search) = Batcher::start(config.batch, searchers, supervisor).map_err(ServerError::Thread)?;
     let writer_config = WriterConfig { data: folder.path().to_owned(), reserve_bytes: config.reserve_bytes };
     let (writer, writer_thread) = Writer::start(writer_config, Arc::clone(&registry), Arc::clone(&gallery), supervisor)
         .map_err(ServerError::Thread)?;

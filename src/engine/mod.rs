@@ -204,4 +204,44 @@ pub trait Engine: Send + Sync {
         request: &SiftRequest<'_>,
         survivors: &mut Survivors,
     ) -> Result<(), EngineError>;
+
+    /// As [`Engine::sift`], but sifts of other threads go first where the engine can let them, also
+    /// those that come while this one is under way. For one thread at a time.
+    ///
+    /// # Errors
+    /// As [`Engine::sift`].
+    fn sift_aside(
+        &self,
+        view: &GalleryView<'_>,
+        request: &SiftRequest<'_>,
+        survivors: &mut Survivors,
+    ) -> Result<(), EngineError> {
+        self.sift(view, request, survivors)
+    }
+}
+
+/// An engine whose sifts let those of other threads go first.
+pub struct Aside<'a>(pub &'a dyn Engine);
+
+impl Engine for Aside<'_> {
+    fn describe(&self) -> EngineDescription {
+        self.0.describe()
+    }
+
+    fn follow(&self, view: &GalleryView<'_>) -> Result<(), EngineError> {
+        self.0.follow(view)
+    }
+
+    fn erase(&self, rows: &[u32]) -> Result<(), EngineError> {
+        self.0.erase(rows)
+    }
+
+    fn sift(
+        &self,
+        view: &GalleryView<'_>,
+        request: &SiftRequest<'_>,
+        survivors: &mut Survivors,
+    ) -> Result<(), EngineError> {
+        self.0.sift_aside(view, request, survivors)
+    }
 }

@@ -46,6 +46,18 @@ impl WithStandby {
         }
     }
 
+    /// Sifts with the preferred engine, or with the other one where that one cannot.
+    fn by_whom_answers(&self, mut sift: impl FnMut(&dyn Engine) -> Result<(), EngineError>) -> Result<(), EngineError> {
+        if self.is_preferred_answering() {
+            match sift(&*self.preferred) {
+                Ok(()) => return Ok(()),
+                Err(error) => self.lose("sifting", &error),
+            }
+        }
+        telemetry::engine_fallback();
+        sift(&*self.standby)
+    }
+
     fn lose(&self, doing: &'static str, error: &EngineError) {
         if !self.lost.swap(true, Ordering::AcqRel) {
             tracing::error!(%error, doing, "the engine failed; the CPU engine answers until it is back");
@@ -86,14 +98,16 @@ impl Engine for WithStandby {
         request: &SiftRequest<'_>,
         survivors: &mut Survivors,
     ) -> Result<(), EngineError> {
-        if self.is_preferred_answering() {
-            match self.preferred.sift(view, request, survivors) {
-                Ok(()) => return Ok(()),
-                Err(error) => self.lose("sifting", &error),
-            }
-        }
-        telemetry::engine_fallback();
-        self.standby.sift(view, request, survivors)
+        self.by_whom_answers(|engine| engine.sift(view, request, survivors))
+    }
+
+    fn sift_aside(
+        &self,
+        view: &GalleryView<'_>,
+        request: &SiftRequest<'_>,
+        survivors: &mut Survivors,
+    ) -> Result<(), EngineError> {
+        self.by_whom_answers(|engine| engine.sift_aside(view, request, survivors))
     }
 }
 

@@ -32,7 +32,7 @@ use thenar_index::{
 };
 
 use crate::engine::standby::WithStandby;
-use crate::engine::{Engine, EngineDescription, GalleryView, Survivors};
+use crate::engine::{Aside, Engine, EngineDescription, GalleryView, Survivors};
 use crate::palm::TemplateRow;
 use crate::registry::{Event, LogRecord, Registry, RegistryError, StoredTemplate};
 use crate::search::{Answer, BatchTiming, Search, plan};
@@ -361,7 +361,8 @@ impl Gallery {
         Ok(writer.checkpoint()?)
     }
 
-    /// Answers a batch of searches over the gallery as it is now.
+    /// Answers a batch of searches over the gallery as it is now. With `aside`, for which there is one
+    /// thread, the engine lets the searches of other threads go first where it can.
     ///
     /// # Errors
     /// [`GalleryError::Engine`] where no engine could answer, [`GalleryError::Lost`] where there is
@@ -369,10 +370,12 @@ impl Gallery {
     pub fn search(
         &self,
         searches: &[&Search],
+        aside: bool,
         survivors: &mut Survivors,
     ) -> Result<(Vec<Answer>, BatchTiming), GalleryError> {
         let snapshot = self.snapshot().ok_or(GalleryError::Lost)?;
-        Ok(plan::search_batch(&*self.engine, &snapshot, searches, survivors)?)
+        let engine: &dyn Engine = if aside { &Aside(&*self.engine) } else { &*self.engine };
+        Ok(plan::search_batch(engine, &snapshot, searches, survivors)?)
     }
 
     /// Brings a lost engine back, if one is lost. Called from time to time by [`mend_forever`].

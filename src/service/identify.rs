@@ -8,7 +8,7 @@ use roaring::RoaringBitmap;
 use thenar_index::TemplateId;
 
 use super::{Busy, Service, ServiceError};
-use crate::batch::BatchError;
+use crate::batch::{BatchError, Class};
 use crate::gallery::GalleryError;
 use crate::gate::{self, Decision};
 use crate::palm::{
@@ -16,6 +16,10 @@ use crate::palm::{
 };
 use crate::search::{Certificate, NO_FLOOR, Probe, Search, rank};
 use crate::telemetry::{self, Refusal, StageTimes};
+
+/// A floor from this on rules out nearly every row of a usual gallery, where impostor scores have a
+/// deviation below a tenth.
+const SELECTIVE_FLOOR: f64 = 0.4;
 
 /// One capture, as a client's embedding.
 pub struct Sample {
@@ -149,6 +153,12 @@ impl Service {
             Some(threshold) => threshold,
             None => policy.threshold,
         };
+        checked_count(&identify.samples)?;
+        let needed = policy.lowest_that_matters();
+        let floor = list_from.min(needed).max(NO_FLOOR);
+        let class = class(identify.purpose, floor, needed);
+        // Before anything is done for it that takes time.
+        let place = self.parts.batcher.admit(class, identify.samples.len(), identify.deadline).map_err(batch_error)?;
         let probes = self.rotated(identify.samples).await?;
         let allowed = match identify.only {
             Some(only) => Some(self.numbers_of(only).await?),
@@ -156,13 +166,13 @@ impl Service {
         };
         let search = Search {
             probes,
-            floor: list_from.min(policy.lowest_that_matters()).max(NO_FLOOR),
+            floor,
             // One more than is shown: the runner-up decides whether the first is alone.
             k: identify.max_candidates as usize + 1,
             certificate: identify.certificate.unwrap_or(self.parts.certificate),
             allowed,
         };
-        let answered = self.parts.batcher.search(search, identify.deadline).await.map_err(batch_error)?;
+        let answered = self.parts.batcher.search(place, search).await.map_err(batch_error)?;
         let scores: Vec<f64> = answered.answer.found.iter().map(|f| f.score).collect();
         let verdict = gate::decide(policy, list_from, &scores);
         let listed = verdict.listed.min(identify.max_candidates as usize);
@@ -231,9 +241,7 @@ impl Service {
     }
 
     fn rotate(&self, samples: Vec<Sample>) -> Result<Vec<Probe>, Invalid> {
-        if samples.is_empty() || samples.len() > PROBES_MAX {
-            return Err(Invalid::new("probes", format!("{} were sent, 1 to {PROBES_MAX} are taken", samples.len())));
-        }
+        checked_count(&samples)?;
         let rotated = samples.into_iter().enumerate().map(|(at, sample)| {
             let embedding = Embedding::new(sample.values, self.dim())
                 .map_err(|e| e.within(&format!("probes[{at}].embedding.values")))?;
@@ -266,6 +274,23 @@ impl Service {
     }
 }
 
+fn checked_count(samples: &[Sample]) -> Result<(), Invalid> {
+    if samples.is_empty() || samples.len() > PROBES_MAX {
+        return Err(Invalid::new("probes", format!("{} were sent, 1 to {PROBES_MAX} are taken", samples.len())));
+    }
+    Ok(())
+}
+
+/// What a search is to others. Somebody waits at a gate or a till; but whoever asks for candidates far
+/// below what the decision needs does so for another reason, and takes the engine for longer.
+fn class(purpose: Purpose, floor: f64, needed: f64) -> Class {
+    match purpose {
+        _ if floor < needed.min(SELECTIVE_FLOOR) => Class::Floorless,
+        Purpose::Payment | Purpose::Entry => Class::Urgent,
+        Purpose::Workplace | Purpose::Loyalty => Class::Ordinary,
+    }
+}
+
 fn batch_error(error: BatchError) -> ServiceError {
     match error {
         BatchError::Overloaded { retry_after, .. } => ServiceError::Busy { what: Busy::Searches, retry_after },
@@ -292,5 +317,24 @@ fn refusal(error: &ServiceError) -> Refusal {
         | ServiceError::Registry(_)
         | ServiceError::NotYetInForce(_)
         | ServiceError::SearchFailed(_) => Refusal::Failed,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn entry_and_payment_are_urgent_unless_they_ask_for_candidates_without_a_floor() {
+        let needed = 0.55;
+        assert_eq!(class(Purpose::Entry, needed, needed), Class::Urgent);
+        assert_eq!(class(Purpose::Payment, 0.45, needed), Class::Urgent);
+        assert_eq!(class(Purpose::Loyalty, needed, needed), Class::Ordinary);
+        for purpose in Purpose::ALL {
+            assert_eq!(class(purpose, NO_FLOOR, needed), Class::Floorless);
+            assert_eq!(class(purpose, 0.3, needed), Class::Floorless);
+        }
+        // A policy may need a low floor itself.
+        assert_eq!(class(Purpose::Entry, 0.3, 0.3), Class::Urgent);
     }
 }

@@ -207,12 +207,14 @@ fn resident_anonymous_bytes() -> u64 {
 pub struct GallerySearcher {
     /// What is searched.
     pub gallery: Arc<Gallery>,
+    /// Whether other searches go first in the engine.
+    pub aside: bool,
     /// Reused between batches.
     pub survivors: Survivors,
 }
 
 impl BatchSearcher for GallerySearcher {
     fn search(&mut self, searches: &[&Search]) -> Result<(Vec<Answer>, BatchTiming), String> {
-        self.gallery.search(searches, &mut self.survivors).map_err(|e| e.to_string())
+        self.gallery.search(searches, self.aside, &mut self.survivors).map_err(|e| e.to_string())
     }
 }

@@ -56,7 +56,8 @@ impl Default for Options {
             engine: "kind = \"cpu\"\nthreads = 2".into(),
             top: String::new(),
             server: "drain_seconds = 20".into(),
-            batch: String::new(),
+            // A slow machine is no reason to refuse what a test asks.
+            batch: "wait_ms_max = 60000".into(),
             reserve_mib: 16,
             level: "info",
             more: String::new(),

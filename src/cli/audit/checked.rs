@@ -92,7 +92,7 @@ fn audit_opened(
     }
     let mut survivors = Survivors::default();
     let mut answer = |searches: &[&crate::search::Search]| {
-        opened.gallery.search(searches, &mut survivors).map(|(answers, _)| answers)
+        opened.gallery.search(searches, false, &mut survivors).map(|(answers, _)| answers)
     };
     let mut audit = Audit::new(asked(args, config), &mut answer);
     let pass = audit.probes_a_pass();

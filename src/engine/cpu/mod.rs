@@ -39,7 +39,7 @@ use self::kernels::{Kernels, Line};
 use self::sieve::kernels::CodeKernels;
 use self::sketches::Sketches;
 pub use self::slack::sift_slack;
-use self::sweep::{Bench, Sweep};
+use self::sweep::{Bench, Sweep, Turn};
 use super::{Engine, EngineDescription, EngineError, GalleryView, Seed, SiftRequest, Survivors};
 use crate::simd::{self, Simd, SimdError};
 
@@ -203,28 +203,43 @@ impl Engine for CpuEngine {
         request: &SiftRequest<'_>,
         survivors: &mut Survivors,
     ) -> Result<(), EngineError> {
+        self.sift_in_turn(Turn::First, view, request, survivors);
+        Ok(())
+    }
+
+    fn sift_aside(
+        &self,
+        view: &GalleryView<'_>,
+        request: &SiftRequest<'_>,
+        survivors: &mut Survivors,
+    ) -> Result<(), EngineError> {
+        self.sift_in_turn(Turn::Aside, view, request, survivors);
+        Ok(())
+    }
+}
+
+impl CpuEngine {
+    fn sift_in_turn(&self, turn: Turn, view: &GalleryView<'_>, request: &SiftRequest<'_>, survivors: &mut Survivors) {
         let probes = request.floors.len();
         survivors.reset(probes);
         if probes == 0 {
-            return Ok(());
+            return;
         }
         let sketches = self.sketches.read();
         let view = &sketches.over(view);
         let rows: usize = view.blocks.iter().map(|block| block.count(view.dim)).sum();
         let narrow = |filter: &Option<&RoaringBitmap>| filter.is_some_and(|f| f.len() <= rows as u64 / FEW_OF);
         if request.filters.iter().any(narrow) {
-            self.sift_in_two(view, request, narrow, survivors);
+            self.sift_in_two(turn, view, request, narrow, survivors);
         } else {
-            self.sift_all(view, request, rows, survivors);
+            self.sift_all(turn, view, request, rows, survivors);
         }
-        Ok(())
     }
-}
 
-impl CpuEngine {
     /// Sifts the probes of narrow filters row by row, the others together.
     fn sift_in_two(
         &self,
+        turn: Turn,
         view: &GalleryView<'_>,
         request: &SiftRequest<'_>,
         narrow: impl Fn(&Option<&RoaringBitmap>) -> bool,
@@ -244,7 +259,7 @@ impl CpuEngine {
         let mut found = Survivors::default();
         found.reset(many.len());
         if !many.is_empty() {
-            self.sift_all(view, &of(&many).request(request), rows, &mut found);
+            self.sift_all(turn, view, &of(&many).request(request), rows, &mut found);
             survivors.certificate = found.certificate;
         }
         for (probe, rows) in many.iter().zip(&mut found.rows) {
@@ -277,17 +292,24 @@ impl CpuEngine {
         self.give_scratch(scratch);
     }
 
-    fn sift_all(&self, view: &GalleryView<'_>, request: &SiftRequest<'_>, rows: usize, survivors: &mut Survivors) {
+    fn sift_all(
+        &self,
+        turn: Turn,
+        view: &GalleryView<'_>,
+        request: &SiftRequest<'_>,
+        rows: usize,
+        survivors: &mut Survivors,
+    ) {
         let probes = request.floors.len();
         let mut scratch = self.take_scratch();
         let Scratch { packed, benches } = &mut scratch;
         let pace = &self.paces[(probes.ilog2() as usize).min(PACES - 1)];
         let sweep = Sweep::new((self.kernels, self.code_kernels), view, request, packed, pace);
         if rows * view.dim * probes <= ALONE_PRODUCTS {
-            sweep.work(benches[0].get_mut());
+            sweep.work(benches[0].get_mut(), turn);
         } else {
             let benches = &*benches;
-            self.pool.broadcast(|thread| sweep.work(&mut benches[thread.index()].lock()));
+            self.pool.broadcast(|thread| sweep.work(&mut benches[thread.index()].lock(), turn));
         }
         for (probe, floor) in sweep.floors.iter().enumerate() {
             survivors.overflowed[probe] = Shortlist::merge(

@@ -48,6 +48,13 @@ struct Group {
     count: usize,
 }
 
+/// Whether a sift keeps its threads until it is done, or lets others have them after every piece.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Turn {
+    First,
+    Aside,
+}
+
 /// Time the calling thread has been running: unlike the time that has passed, it says what the work
 /// costs where other threads want the processor too.
 fn thread_time() -> Duration {
@@ -228,7 +235,7 @@ impl<'a> Sweep<'a> {
     }
 
     /// Works on pieces until none are left.
-    pub(super) fn work(&self, bench: &mut Bench) {
+    pub(super) fn work(&self, bench: &mut Bench, turn: Turn) {
         bench.prepared.clear();
         if self.view.blocks.iter().any(|block| block.coded(self.view.dim) > 0) {
             bench.sieve.begin(&self.sieve, self.coded_rows);
@@ -255,6 +262,10 @@ impl<'a> Sweep<'a> {
                 let first = coded + piece * self.piece_rows;
                 let count = self.piece_rows.min(block.count(self.view.dim) - first);
                 self.exhaustive(block, first, count, bench);
+            }
+            if turn == Turn::Aside {
+                // What other sifts have for this thread is done here and now. Their benches are their own.
+                rayon::yield_now();
             }
         }
     }

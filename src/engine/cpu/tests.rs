@@ -576,3 +576,57 @@ fn a_filter_lets_through_what_it_holds_and_nothing_else() {
         }
     }
 }
+
+/// The thread of the pool is never free while sifts aside follow each other, each many times as long as
+/// the others. If these waited for it to end, theirs would be as long.
+#[test]
+fn a_sift_aside_lets_those_of_other_threads_go_first_and_finds_what_any_sift_does() {
+    const OTHERS: usize = 15;
+    let (dim, many, few) = (32, 128, 5);
+    let mut rng = ChaCha8Rng::seed_from_u64(11);
+    let gallery = Gallery::new(&mut rng, Kind::Random, dim, 30_000, 0.0);
+    let view = gallery.view();
+    let values = gallery.probes(&mut rng, many);
+    let scores: Vec<Vec<(f64, u32)>> = values.chunks_exact(dim).take(few).map(|probe| gallery.scores(probe)).collect();
+    let (floors, keep) = (vec![-1.1; many], vec![7; many]);
+    let request = |probes: usize| SiftRequest {
+        probes: &values[..probes * dim],
+        floors: &floors[..probes],
+        keep: &keep[..probes],
+        survivors_max: 1000,
+        ..SiftRequest::default()
+    };
+    assert!(few * dim * 30_000 > ALONE_PRODUCTS, "it needs the pool");
+    let engine = CpuEngine::new(1).unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let (mut aside, mut others) = (Vec::new(), Vec::new());
+    std::thread::scope(|scope| {
+        let thread = scope.spawn(|| {
+            let (mut survivors, mut took) = (Survivors::default(), Vec::new());
+            while !done.load(Ordering::Relaxed) {
+                let begun = std::time::Instant::now();
+                engine.sift_aside(&view, &request(many), &mut survivors).unwrap();
+                took.push(begun.elapsed());
+                for (probe, scores) in scores.iter().enumerate() {
+                    check(scores, -1.1, 7, dim, &survivors.rows[probe], "aside");
+                }
+            }
+            took
+        });
+        let mut survivors = Survivors::default();
+        for _ in 0..OTHERS {
+            let begun = std::time::Instant::now();
+            engine.sift(&view, &request(few), &mut survivors).unwrap();
+            others.push(begun.elapsed());
+            for (probe, scores) in scores.iter().enumerate() {
+                check(scores, -1.1, 7, dim, &survivors.rows[probe], "meanwhile");
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+        aside = thread.join().unwrap();
+    });
+    aside.sort_unstable();
+    others.sort_unstable();
+    let (aside, other) = (aside[aside.len() / 2], others[OTHERS / 2]);
+    assert!(other < aside / 3, "{other:?} beside sifts of {aside:?}");
+}

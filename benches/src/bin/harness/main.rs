@@ -159,9 +159,9 @@ async fn work(arguments: &LoadArgs, server: &Server, machine: Facts) -> anyhow::
         report.save(path)?;
     }
     if arguments.json {
-        say_json(&report)?
+        say_json(&report)?;
     } else {
-        say(report.text())?
+        say(report.text())?;
     }
     Ok(report.is_good())
 }
