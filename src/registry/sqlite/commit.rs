@@ -44,7 +44,7 @@ impl Writer {
     pub(super) fn new(conn: Connection, path: &Path, keys: RegistryKeys) -> Result<Self, RegistryError> {
         let counters = read::counters(&conn, path)?;
         if let Some((claimed, _)) = read::identity(&conn, path)? {
-            let found = GalleryIdentity { key_id: keys.key_id(), ..claimed.clone() };
+            let found = GalleryIdentity { key_id: keys.key_id(), ..claimed };
             refuse_another(&claimed, &found)?;
         }
         if !sums::are_sound(&conn, &keys, &counters).map_err(|e| failed(path, "checking its counters", e))? {

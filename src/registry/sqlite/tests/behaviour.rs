@@ -206,7 +206,7 @@ fn an_identity_is_claimed_once() {
              set the dimension the gallery was made with, or use another data folder"
         )
     );
-    let error = home.claim_identity(&GalleryIdentity { key_id: [1; 16], ..identity.clone() }).unwrap_err().to_string();
+    let error = home.claim_identity(&GalleryIdentity { key_id: [1; 16], ..identity }).unwrap_err().to_string();
     let advice = "give the master key the gallery was made with, or use another data folder";
     assert!(error.ends_with(advice), "{error}");
     home.registry = None;

@@ -60,7 +60,7 @@ fn seen(path: &Path) -> Seen {
 #[test]
 fn a_flipped_bit_is_found_unless_it_says_nothing() {
     const THREADS: u64 = 4;
-    const FLIPS: usize = 700;
+    const FLIPS: usize = 500;
     let home = closed();
     let whole = std::fs::read(home.path()).unwrap();
     let original = content(&home.path()).unwrap();
@@ -113,7 +113,7 @@ fn a_flipped_bit_is_found_unless_it_says_nothing() {
     });
     let [opening, verifying, never] = std::array::from_fn(|i| counts.iter().map(|c| c[i]).sum::<usize>());
     println!("{opening} flips seen at opening, {verifying} by verifying, {never} that say nothing");
-    assert!(opening > 300 && verifying > 300, "else this shows little");
+    assert!(opening > 250 && verifying > 250, "else this shows little");
 }
 
 #[test]
@@ -173,6 +173,7 @@ fn rows_that_were_swapped_changed_lost_or_brought_back_are_found() {
     home.reopen();
     commit_one(&home, forget("late", "person-5"));
     home.meddle(|conn| {
+        conn.pragma_update(None, "foreign_keys", 0).unwrap();
         conn.execute("ATTACH ?1 AS old", [older.to_str().unwrap()]).unwrap();
         conn.execute_batch("INSERT INTO templates SELECT * FROM old.templates WHERE subject = 6").unwrap();
     });
