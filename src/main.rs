@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use thenar::cli::{self, Cli, Command};
 use thenar::process;
-use thenar::wipe::Wiping;
+use thenar::wipe::{self, Wiping};
 
-/// No palm is left in freed memory.
+/// No palm is left in freed memory, nor on the stacks of threads that wait.
 #[global_allocator]
 static ALLOCATOR: Wiping = Wiping;
 
@@ -18,8 +18,11 @@ fn main() -> ExitCode {
     // SAFETY: no thread has been started yet.
     unsafe { process::prepare() };
     let cli = Cli::parse();
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().max_blocking_threads(BLOCKING_THREADS_MAX).build();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .max_blocking_threads(BLOCKING_THREADS_MAX)
+        .on_thread_park(wipe::stack)
+        .build();
     let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {

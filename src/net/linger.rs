@@ -17,22 +17,31 @@ use tokio::time::Sleep;
 /// How long a client may take to close its half.
 const LINGER: Duration = Duration::from_secs(2);
 
-/// A client's connection.
+/// A client's connection. Overwrites what its reader offers whenever there is nothing to read, see
+/// [`super::overwrite`].
 pub(super) struct Lingering {
     stream: TcpStream,
+    /// Whether anything was read since the reader's buffer was overwritten.
+    has_read: bool,
     /// Set once the sending half is closed.
     until: Option<Pin<Box<Sleep>>>,
 }
 
 impl Lingering {
     pub(super) fn new(stream: TcpStream) -> Self {
-        Self { stream, until: None }
+        Self { stream, has_read: false, until: None }
     }
 }
 
 impl AsyncRead for Lingering {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if read.is_ready() {
+            self.has_read = true;
+        } else if std::mem::take(&mut self.has_read) {
+            buf.initialize_unfilled().fill(0);
+        }
+        read
     }
 }
 

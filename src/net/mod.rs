@@ -8,6 +8,7 @@
 pub(crate) mod descriptors;
 mod life;
 mod linger;
+mod overwrite;
 mod slots;
 pub(crate) mod tls;
 
@@ -32,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 
 pub(crate) use life::{Guarded, Life};
 use linger::Lingering;
+use overwrite::Overwriting;
 use slots::Slots;
 
 use crate::telemetry;
@@ -158,7 +160,7 @@ where
         let (under_way, answer) = (life.begin(), handler(request));
         async move { Ok::<_, Infallible>(answer.await.map(|body| Guarded::new(body, under_way))) }
     });
-    let mut connection = pin!(http.serve_connection(TokioIo::new(io), service));
+    let mut connection = pin!(http.serve_connection(TokioIo::new(Overwriting::new(io)), service));
     let grace = tokio::select! {
         _ = connection.as_mut() => return,
         () = draining.cancelled() => None,

@@ -215,6 +215,8 @@ pub struct GallerySearcher {
 
 impl BatchSearcher for GallerySearcher {
     fn search(&mut self, searches: &[&Search]) -> Result<(Vec<Answer>, BatchTiming), String> {
-        self.gallery.search(searches, self.aside, &mut self.survivors).map_err(|e| e.to_string())
+        let found = self.gallery.search(searches, self.aside, &mut self.survivors).map_err(|e| e.to_string());
+        wipe::stack();
+        found
     }
 }

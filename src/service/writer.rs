@@ -183,6 +183,7 @@ fn run(
             group.push(job);
         }
         commit(group, config, registry, gallery, &mut scrub);
+        crate::wipe::stack();
     }
     scrub.if_due(registry);
     tidy(registry, gallery);

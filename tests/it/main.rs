@@ -21,6 +21,7 @@ mod freshness;
 mod harness;
 mod import;
 mod kill9;
+mod left_behind;
 mod limits;
 mod oracle;
 mod palms;

@@ -8,7 +8,7 @@ use crate::harness::{Options, Site, TestServer};
 use crate::palms::Palms;
 
 const SEED: u64 = 81;
-const DIM: usize = 64;
+pub(crate) const DIM: usize = 64;
 
 type Authority = CertifiedIssuer<'static, KeyPair>;
 
@@ -46,6 +46,16 @@ fn site(listen: &str, servers: &Authority, clients: &Authority) -> Site {
 async fn connect(server: &TestServer, tls: ClientTlsConfig) -> Result<Channel, tonic::transport::Error> {
     let address = format!("https://127.0.0.1:{}", server.addr.port());
     Endpoint::from_shared(address).unwrap().tls_config(tls.domain_name("localhost"))?.connect().await
+}
+
+/// A server that speaks TLS, and a client that it lets in.
+pub(crate) async fn served() -> (TestServer, Client) {
+    let (servers, clients) = (authority(), authority());
+    let server = site("127.0.0.1:0", &servers, &clients).start();
+    let (certificate, key) = certified(&clients, "gate-1");
+    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(servers.pem()));
+    let channel = connect(&server, tls.identity(Identity::from_pem(certificate, key))).await.unwrap();
+    (server, Client::new(channel))
 }
 
 /// A client that shows no certificate that counts may find out at its connection or its first call.

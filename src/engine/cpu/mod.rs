@@ -283,6 +283,7 @@ impl CpuEngine {
                 let Some(filter) = chosen.filters.get(at) else { break };
                 sweep.filtered(at, filter.expect("narrow filters are filters"), &mut bench);
             }
+            crate::wipe::stack();
         });
         for (at, probe) in few.into_iter().enumerate() {
             let lists = benches.iter_mut().filter_map(|b| b.get_mut().list(at));
@@ -309,7 +310,10 @@ impl CpuEngine {
             sweep.work(benches[0].get_mut(), turn);
         } else {
             let benches = &*benches;
-            self.pool.broadcast(|thread| sweep.work(&mut benches[thread.index()].lock(), turn));
+            self.pool.broadcast(|thread| {
+                sweep.work(&mut benches[thread.index()].lock(), turn);
+                crate::wipe::stack();
+            });
         }
         for (probe, floor) in sweep.floors.iter().enumerate() {
             survivors.overflowed[probe] = Shortlist::merge(
