@@ -103,6 +103,11 @@ pub const MISS_PROBABILITY_MAX: f64 = 1e-6;
 pub const MISS_PROBABILITY_MIN: f64 = 1e-15;
 /// What is taken where nothing is asked for.
 pub const MISS_PROBABILITY_DEFAULT: f64 = 1e-12;
+/// Looks at codes that may pass a row over under a randomised certificate, of all engines together: the CPU
+/// engine's at sketches, signs and two bits, the GPU engine's at signs, and that of either at fine codes.
+/// Which of them look at a row is decided by timing, by what passes, and by which engine answers, so each
+/// has an equal part of the miss probability.
+pub const LOOKS: usize = 5;
 /// Floors at or below this are not certified: the arguments need angles under 90 degrees.
 pub const FLOOR_MIN: f64 = 0.02;
 /// Largest length of a stored row and of a rotated probe, multiplied.

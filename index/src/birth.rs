@@ -4,7 +4,7 @@
 //!
 //! Invariant: an index is never made over what is left of another.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -163,7 +163,7 @@ impl Index {
             let first_row = slots.len() as u32 * manifest.geometry.segment_rows;
             let records = slot.segment.pages.records(&writer);
             let mut from = 0;
-            while let Some(offset) = slot.segment.next_live(from, slot.rows) {
+            while let Some(offset) = slot.live.next(from, slot.rows) {
                 let record = &records[offset as usize];
                 chains.link(record.subject, first_row + offset);
                 contents.add(&record.meta());
@@ -189,7 +189,7 @@ impl Index {
             shared: Arc::new(shared),
             writer,
             slots,
-            forgotten: BTreeSet::new(),
+            forgotten: BTreeMap::new(),
             contents,
             dead,
             next_file: manifest.next_file,

@@ -34,23 +34,30 @@ impl Index {
     /// long as the searches that run take. The caller must hold none itself.
     ///
     /// # Errors
-    /// [`Error::NoSuchRow`], [`Error::StillLive`]: nothing was done. [`Error::Readers`]: snapshots
+    /// [`Error::NoSuchRow`], [`Error::StillLive`], and [`Error::Unpublished`] where no publication has
+    /// followed [`Index::forget`]: nothing was done. [`Error::Readers`]: snapshots
     /// are held for longer than the writer waits; the rows stay forgotten, ask again.
     /// [`Error::Io`]: the writer stops; opening the index again finishes what was begun.
     /// [`Error::Stopped`].
     pub fn erase(&mut self, rows: &[Row]) -> Result<(), Error> {
         self.running()?;
         let mut doomed = BTreeSet::new();
+        let view = Arc::clone(&self.shared.current.lock());
         for &row in rows {
             let (place, offset) = self.place_of(row.0);
             let slot = self.slots.get(place).filter(|slot| offset < slot.rows).ok_or(Error::NoSuchRow { row })?;
-            if slot.segment.is_live(offset) {
+            if slot.live.has(offset) {
                 return Err(Error::StillLive { row });
             }
-            if self.forgotten.contains(&row.0) {
+            // Snapshots of a view that has the row as live are still handed out.
+            if view.segments.get(place).is_some_and(|part| part.live.has(offset)) {
+                return Err(Error::Unpublished);
+            }
+            if self.forgotten.contains_key(&row.0) {
                 doomed.insert(row.0);
             }
         }
+        drop(view);
         let erased = self.erase_checked(&doomed);
         self.stop_if_failed(erased)
     }
@@ -85,8 +92,10 @@ impl Index {
             self.slots[place].segment.pages.sync()?;
             self.slots[place].dirty = false;
         }
-        for row in rows {
-            assert!(self.forgotten.remove(row));
+        let mut chains = self.shared.chains.write();
+        for &row in rows {
+            let subject = self.forgotten.remove(&row).expect("only forgotten rows are erased");
+            chains.unlink(subject, row);
         }
         Ok(())
     }
@@ -135,7 +144,7 @@ impl Index {
             lsn: view.lsn,
             next_file: self.next_file,
             segments: view.segments.iter().map(entry).collect(),
-            forgotten: self.forgotten.iter().copied().filter(|&row| counted(row)).collect(),
+            forgotten: self.forgotten.keys().copied().filter(|&row| counted(row)).collect(),
         };
         // Should its new name not become durable now, it does with the next checkpoint.
         self.dir_dirty = true;

@@ -169,8 +169,8 @@ pub enum Error {
         /// Its place.
         segment: usize,
     },
-    /// Rows were appended and not published, and this needs all of them published.
-    #[error("rows were appended and not published yet")]
+    /// Rows were appended or forgotten and no publication has followed, which this needs.
+    #[error("rows were appended or forgotten and not published yet")]
     Unpublished,
     /// Readers did not let go of their snapshots in time. The rows stay forgotten and remain to
     /// be erased; ask again.

@@ -19,7 +19,7 @@
 //! scores, transports, or what a change means.
 //!
 //! Invariants:
-//! - What a reader may see is fixed when a snapshot is published; rows are appended beyond it.
+//! - What a reader may see is fixed when a snapshot is published, live bits included.
 //! - Bytes under a slice that a reader holds do not change (`map` and `gate` argue why).
 //! - Only rows that the manifest counts survive a restart; the rest is scrubbed.
 //! - After an I/O error the writer stops for good.
@@ -39,6 +39,7 @@ mod fill;
 mod folder;
 mod format;
 mod gate;
+mod live;
 mod lock;
 mod manifest;
 mod map;

@@ -24,6 +24,7 @@ use crate::fill::write_segment;
 use crate::folder;
 use crate::format::{Fault, HEADER_BYTES, Layout, MetaRecord, check_header};
 use crate::gate::{Gate, Writer, gate};
+use crate::live::LiveBits;
 use crate::lock::Lock;
 use crate::manifest::{Manifest, SegmentEntry};
 use crate::map::Pages;
@@ -197,7 +198,6 @@ impl Unrepaired {
         folder::sync_dir(&*self.storage, &self.dir)?;
         let scan = Scan::of_new(layout.capacity, count);
         let entry = SegmentEntry { identity: new.identity, file, rows: count, ..entry };
-        let new = Segment { live: scan.live.iter().map(|&word| word.into()).collect(), ..new };
         let old = std::mem::replace(&mut self.parts[segment], Part { entry, found: Some((new, scan)) });
         self.manifest.segments[segment] = entry;
         let rows = self.manifest.geometry.segment_rows;
@@ -272,7 +272,7 @@ impl Unrepaired {
                 .map(|row| row % segment_rows)
                 .collect();
             let mut gone = std::mem::take(&mut scan.half_gone);
-            let live: Vec<u32> = forgotten.into_iter().filter(|&offset| segment.is_live(offset)).collect();
+            let live: Vec<u32> = forgotten.into_iter().filter(|&offset| scan.is_live(offset)).collect();
             for &offset in &live {
                 segment.pages.mark_gone(offset, &mut self.writer)?;
             }
@@ -281,7 +281,7 @@ impl Unrepaired {
                 segment.pages.sync()?;
             }
             for offset in live {
-                segment.clear_live(offset);
+                scan.live[offset as usize / 64] &= !(1 << (offset % 64));
                 scan.live_count -= 1;
                 scan.erased += 1;
                 gone.push(offset);
@@ -319,7 +319,7 @@ impl Unrepaired {
         let rows = self.manifest.geometry.segment_rows;
         let is_live = |&&row: &&u32| {
             let part = &self.parts[(row / rows) as usize];
-            part.found.as_ref().is_some_and(|(segment, _)| segment.is_live(row % rows))
+            part.found.as_ref().is_some_and(|(_, scan)| scan.is_live(row % rows))
         };
         self.manifest.forgotten.iter().filter(is_live).count() as u64
     }
@@ -327,9 +327,10 @@ impl Unrepaired {
     /// The segments with their counts, for the writer.
     pub(crate) fn into_slots(parts: Vec<Part>) -> Vec<(Slot, Scan)> {
         let slot = |part: Part| {
-            let (segment, scan) = part.found.expect("no segment is damaged");
+            let (segment, mut scan) = part.found.expect("no segment is damaged");
             let range = Some((TemplateId(part.entry.first_template), TemplateId(part.entry.last_template)));
-            (Slot { segment: Arc::new(segment), rows: part.entry.rows, range, dirty: false }, scan)
+            let live = LiveBits::of(std::mem::take(&mut scan.live));
+            (Slot { segment: Arc::new(segment), live, rows: part.entry.rows, range, dirty: false }, scan)
         };
         parts.into_iter().map(slot).collect()
     }
@@ -383,7 +384,7 @@ fn read_segment(
         progress(rows)
     });
     match scan {
-        Some(scan) => Ok(Ok((Segment::checked(entry.identity, entry.file, path, pages, &scan.live), scan))),
+        Some(scan) => Ok(Ok((Segment { identity: entry.identity, file: entry.file, path, pages }, scan))),
         None => Err(Error::Cancelled { done_rows }),
     }
 }

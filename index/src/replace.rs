@@ -9,7 +9,9 @@ use crate::error::Error;
 use crate::fill::write_segment;
 use crate::folder;
 use crate::format::Layout;
+use crate::live::LiveBits;
 use crate::nouns::{OwnedRow, TemplateId};
+use crate::scan::Scan;
 use crate::segment::destroy;
 use crate::writer::{Index, Slot, view_of};
 
@@ -48,21 +50,20 @@ impl Index {
         let file = self.take_file_number()?;
         let layout = Layout::of(self.shared.geometry);
         let (new, count) = write_segment(&*self.storage, &self.dir, file, layout, &mut self.writer, range, rows)?;
-        (0..count).for_each(|offset| new.set_live(offset));
         new.pages.show(count, &mut self.writer);
         self.dir_dirty = true;
-        let new = Slot { segment: Arc::new(new), rows: count, range: Some(range), dirty: false };
+        let live = LiveBits::of(Scan::of_new(layout.capacity, count).live);
+        let new = Slot { segment: Arc::new(new), live, rows: count, range: Some(range), dirty: false };
         let first_row = place as u32 * layout.capacity;
         let mut contents = self.contents;
-        let old_records: Vec<(u32, u64)> = {
-            let slot = &self.slots[place];
-            let records = slot.segment.pages.records(&self.writer);
-            (0..slot.rows)
-                .filter(|&offset| slot.segment.is_live(offset))
-                .inspect(|&offset| contents.remove(&records[offset as usize].meta()))
-                .map(|offset| (offset, records[offset as usize].subject))
-                .collect()
-        };
+        let slot = &self.slots[place];
+        let old_live = slot.live.count(slot.rows);
+        let records = slot.segment.pages.records(&self.writer);
+        let live = (0..slot.rows).filter(|&offset| slot.live.has(offset));
+        let live = live.inspect(|&offset| contents.remove(&records[offset as usize].meta()));
+        let live = live.map(|offset| (first_row + offset, records[offset as usize].subject));
+        let forgotten = self.forgotten.range(first_row..first_row + layout.capacity);
+        let old_links: Vec<(u32, u64)> = live.chain(forgotten.map(|(&row, &subject)| (row, subject))).collect();
         let new_records = &new.segment.pages.records(&self.writer)[..count as usize];
         let new_subjects: Vec<u64> = new_records.iter().map(|record| record.subject).collect();
         new_records.iter().for_each(|record| contents.add(&record.meta()));
@@ -77,8 +78,8 @@ impl Index {
         };
         // Nobody reads: rows of one subject, the segment and the view change together.
         let mut chains = self.shared.chains.write();
-        for &(offset, subject) in &old_records {
-            chains.unlink(subject, first_row + offset);
+        for &(row, subject) in &old_links {
+            chains.unlink(subject, row);
         }
         for (offset, &subject) in (0..).zip(&new_subjects) {
             chains.link(subject, first_row + offset);
@@ -86,12 +87,12 @@ impl Index {
         drop(chains);
         let old = std::mem::replace(&mut self.slots[place], new);
         self.contents = contents;
-        self.dead -= u64::from(old.rows) - old_records.len() as u64;
+        self.dead -= u64::from(old.rows) - old_live;
         let lsn = self.shared.current.lock().lsn;
         *self.shared.current.lock() = Arc::new(view_of(&self.slots, lsn, self.contents.rows, self.dead));
         drop(quiet);
         // What was forgotten in there goes with the file.
-        self.forgotten.retain(|row| row / layout.capacity != place as u32);
+        self.forgotten.retain(|row, _| row / layout.capacity != place as u32);
         self.checkpoint_now()?;
         let old = Arc::into_inner(old.segment).expect("no snapshot held the old segment, and none can take it now");
         let path = old.path.clone();

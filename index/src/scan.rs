@@ -57,6 +57,11 @@ impl Scan {
         Self { live: live.collect(), live_count: u64::from(live_count), ..Self::default() }
     }
 
+    /// Whether the row was found live.
+    pub(crate) fn is_live(&self, offset: u32) -> bool {
+        self.live[offset as usize / 64] >> (offset % 64) & 1 == 1
+    }
+
     fn fault(&mut self, fault: Fault) {
         self.bad_rows += 1;
         self.first_fault.get_or_insert(fault);

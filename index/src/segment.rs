@@ -1,11 +1,8 @@
-//! One segment: a mapped file of rows and the live bits of them.
+//! One segment: a mapped file of rows.
 //!
-//! Knows its file and its rows. Does not know its place in the index or how many of its rows count.
-//!
-//! Invariants: a live bit is set for a row that was written, and cleared before it is erased.
+//! Knows its file. Does not know its place in the index, or which of its rows count or are live.
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::error::Error;
 use crate::format::{Layout, encode_header};
@@ -32,8 +29,6 @@ pub(crate) struct Segment {
     pub(crate) file: u32,
     pub(crate) path: PathBuf,
     pub(crate) pages: Pages,
-    /// Bit `i % 64` of word `i / 64` is set while row `i` is live.
-    pub(crate) live: Box<[AtomicU64]>,
 }
 
 impl Segment {
@@ -55,59 +50,7 @@ impl Segment {
         stored.set_len(layout.file_bytes() as u64).map_err(Error::io(&path, "extend"))?;
         stored.write_at(&encode_header(layout, identity), 0).map_err(Error::io(&path, "write"))?;
         let pages = Pages::new(stored, &path, layout)?;
-        let live = (0..layout.capacity / 64).map(|_| AtomicU64::new(0)).collect();
-        Ok(Self { identity, file, path, pages, live })
-    }
-
-    /// A segment whose file was checked and whose live rows are known.
-    pub(crate) fn checked(identity: u64, file: u32, path: PathBuf, pages: Pages, live: &[u64]) -> Self {
-        assert_eq!(live.len(), pages.layout().capacity as usize / 64);
-        Self { identity, file, path, pages, live: live.iter().map(|&word| AtomicU64::new(word)).collect() }
-    }
-
-    pub(crate) fn is_live(&self, offset: u32) -> bool {
-        self.live[offset as usize / 64].load(Ordering::Acquire) >> (offset % 64) & 1 == 1
-    }
-
-    pub(crate) fn set_live(&self, offset: u32) {
-        let before = self.live[offset as usize / 64].fetch_or(1 << (offset % 64), Ordering::AcqRel);
-        assert_eq!(before >> (offset % 64) & 1, 0);
-    }
-
-    pub(crate) fn clear_live(&self, offset: u32) {
-        let before = self.live[offset as usize / 64].fetch_and(!(1 << (offset % 64)), Ordering::AcqRel);
-        assert_eq!(before >> (offset % 64) & 1, 1);
-    }
-
-    /// The first live row at or after `from` and before `end`.
-    pub(crate) fn next_live(&self, from: u32, end: u32) -> Option<u32> {
-        let mut at = from;
-        while at < end {
-            let word = self.live[at as usize / 64].load(Ordering::Acquire) >> (at % 64);
-            if word != 0 {
-                let found = at + word.trailing_zeros();
-                return (found < end).then_some(found);
-            }
-            at = (at / 64 + 1) * 64;
-        }
-        None
-    }
-
-    /// Live rows before `end`.
-    pub(crate) fn live_count(&self, end: u32) -> u64 {
-        let whole = &self.live[..end as usize / 64];
-        let rest = if end.is_multiple_of(64) {
-            0
-        } else {
-            self.live[end as usize / 64].load(Ordering::Acquire) & ((1 << (end % 64)) - 1)
-        };
-        whole.iter().map(|word| u64::from(word.load(Ordering::Acquire).count_ones())).sum::<u64>()
-            + u64::from(rest.count_ones())
-    }
-
-    /// Bytes of heap memory held.
-    pub(crate) fn host_bytes(&self) -> u64 {
-        (size_of::<Self>() + self.live.len() * 8) as u64
+        Ok(Self { identity, file, path, pages })
     }
 }
 
@@ -148,7 +91,6 @@ fn zero_out(file: &dyn StoredFile) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nouns::Geometry;
     use crate::storage::Files;
 
     #[test]
@@ -161,24 +103,6 @@ mod tests {
         {
             assert_eq!(file_number(name), None, "{name}");
         }
-    }
-
-    #[test]
-    fn live_rows_are_found_and_counted_across_words() {
-        let dir = tempfile::tempdir().unwrap();
-        let segment =
-            Segment::create(&Files, dir.path(), 0, Layout::of(Geometry { dim: 32, segment_rows: 256 })).unwrap();
-        let live = [0, 1, 63, 64, 127, 200, 255];
-        live.iter().for_each(|&row| segment.set_live(row));
-        for end in 0..=256 {
-            assert_eq!(segment.live_count(end), live.iter().filter(|&&row| row < end).count() as u64);
-            for from in 0..=end {
-                let expected = live.iter().copied().find(|&row| row >= from && row < end);
-                assert_eq!(segment.next_live(from, end), expected, "{from} to {end}");
-            }
-        }
-        live.iter().for_each(|&row| segment.clear_live(row));
-        assert_eq!((segment.live_count(256), segment.next_live(0, 256)), (0, None));
     }
 
     #[test]

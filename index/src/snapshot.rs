@@ -1,8 +1,8 @@
 //! What readers see: snapshots of the rows published so far.
 //!
-//! A snapshot fixes how many rows there are; live bits are shared with the writer, so a row that
-//! is forgotten stops being live in every snapshot at once. A snapshot holds a ticket of the gate:
-//! as long as it lives, no byte of its rows changes, erased or not.
+//! A snapshot is the gallery at one moment: how many rows there are, and which of them are live. A row
+//! that is forgotten later stays live in it. A snapshot holds a ticket of the gate: as long as it lives,
+//! no row that is live in it is erased, and no byte of its rows changes.
 //!
 //! Does not know how rows are written.
 //!
@@ -11,7 +11,6 @@
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 
 use half::f16;
 use parking_lot::{Mutex, RwLock};
@@ -20,6 +19,7 @@ use crate::chains::Chains;
 use crate::codes::Codes;
 use crate::error::Error;
 use crate::gate::{Gate, Ticket, Writer};
+use crate::live::LiveBits;
 use crate::lock::Lock;
 use crate::nouns::{Geometry, Lsn, Row, RowMeta, SubjectNumber, TemplateId};
 use crate::segment::Segment;
@@ -47,6 +47,7 @@ pub(crate) struct View {
 #[derive(Debug, Clone)]
 pub(crate) struct ViewSegment {
     pub(crate) segment: Arc<Segment>,
+    pub(crate) live: LiveBits,
     pub(crate) rows: u32,
     pub(crate) first_template: TemplateId,
     pub(crate) last_template: TemplateId,
@@ -119,9 +120,9 @@ pub struct Block<'a> {
     pub first_row: u32,
     /// The rows, row-major, dead ones too (an erased row is all zeros). Shape: `[count, dim]`.
     pub rows: &'a [f16],
-    /// Bit `i % 64` of word `i / 64` is set while row `first_row + i` is live. Bits at `count` and
+    /// Bit `i % 64` of word `i / 64` is set if row `first_row + i` is live. Bits at `count` and
     /// beyond mean nothing here.
-    pub live: &'a [AtomicU64],
+    pub live: &'a [u64],
     /// The codes of the whole blocks of 64 rows among `rows`, straight from the map; those of an
     /// erased row are zero. Rows behind the last whole block have none yet.
     pub codes: Codes<'a>,
@@ -147,7 +148,7 @@ impl Snapshot {
         before + self.view.segments.last().map_or(0, |last| last.rows)
     }
 
-    /// Rows that were live when this was published.
+    /// Rows that are live in this snapshot.
     #[must_use]
     pub fn live(&self) -> u64 {
         self.view.live
@@ -166,23 +167,23 @@ impl Snapshot {
             identity: part.segment.identity,
             first_row: place as u32 * segment_rows,
             rows: part.segment.pages.rows(part.rows, &self.ticket),
-            live: &part.segment.live[..(part.rows as usize).div_ceil(64)],
+            live: &part.live.words()[..(part.rows as usize).div_ceil(64)],
             codes: part.segment.pages.codes(part.rows, &self.ticket),
         })
     }
 
-    /// The segment of a row, and its place in there, if this snapshot has it.
-    fn locate(&self, row: Row) -> Option<(&Segment, u32)> {
+    /// The part of a row, and its place in there, if this snapshot has it.
+    fn locate(&self, row: Row) -> Option<(&ViewSegment, u32)> {
         let segment_rows = self.shared.geometry.segment_rows;
         let part = self.view.segments.get((row.0 / segment_rows) as usize)?;
         let offset = row.0 % segment_rows;
-        (offset < part.rows).then_some((&*part.segment, offset))
+        (offset < part.rows).then_some((part, offset))
     }
 
-    /// Whether this snapshot has the row and it is live now.
+    /// Whether this snapshot has the row and it is live in it.
     #[must_use]
     pub fn is_live(&self, row: Row) -> bool {
-        self.locate(row).is_some_and(|(segment, offset)| segment.is_live(offset))
+        self.locate(row).is_some_and(|(part, offset)| part.live.has(offset))
     }
 
     /// The row. Shape: `[dim]`. It may be dead, and then it may be all zeros.
@@ -191,16 +192,16 @@ impl Snapshot {
     /// Where this snapshot has no such row.
     #[must_use]
     pub fn row(&self, row: Row) -> &[f16] {
-        let (segment, offset) = self.locate(row).expect("the row is one of this snapshot's");
-        segment.pages.row(offset, &self.ticket)
+        let (part, offset) = self.locate(row).expect("the row is one of this snapshot's");
+        part.segment.pages.row(offset, &self.ticket)
     }
 
     /// What a row says of itself; none if it is not live or not in this snapshot.
     #[must_use]
     pub fn meta(&self, row: Row) -> Option<RowMeta<'_>> {
-        let (segment, offset) = self.locate(row).filter(|(segment, offset)| segment.is_live(*offset))?;
-        // Should it be forgotten this instant, its bytes still stay until this snapshot is gone.
-        Some(segment.pages.meta(offset, &self.ticket))
+        let (part, offset) = self.locate(row).filter(|(part, offset)| part.live.has(*offset))?;
+        // Should it be forgotten by now, its bytes still stay until this snapshot is gone.
+        Some(part.segment.pages.meta(offset, &self.ticket))
     }
 
     /// The live rows of a subject in this snapshot.
@@ -220,7 +221,8 @@ impl Snapshot {
     /// Bytes of heap memory the index holds beside the maps: the rows of each subject, live bits.
     #[must_use]
     pub fn host_bytes(&self) -> u64 {
-        let segments: u64 = self.view.segments.iter().map(|part| part.segment.host_bytes()).sum();
+        let segments: u64 =
+            self.view.segments.iter().map(|part| size_of::<Segment>() as u64 + part.live.host_bytes()).sum();
         segments + self.shared.chains.read().host_bytes()
     }
 }

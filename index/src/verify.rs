@@ -91,13 +91,10 @@ pub fn verify_on(
     let geometry = index.geometry();
     let mut contents = Contents::default();
     for part in &index.parts {
-        let Some((segment, _)) = &part.found else { continue };
+        let Some((segment, scan)) = &part.found else { continue };
         let records = segment.pages.records(&index.writer);
-        let mut from = 0;
-        while let Some(offset) = segment.next_live(from, part.entry.rows) {
-            contents.add(&records[offset as usize].meta());
-            from = offset + 1;
-        }
+        let live = (0..part.entry.rows).filter(|&offset| scan.is_live(offset));
+        live.for_each(|offset| contents.add(&records[offset as usize].meta()));
     }
     Ok(VerifyReport {
         geometry,

@@ -4,12 +4,14 @@
 //!
 //! Invariants:
 //! - Template numbers ascend with row numbers.
-//! - A row is live, or forgotten and awaiting erasure, or erased.
+//! - A row is live, or forgotten and awaiting erasure, or erased. The live bits of a view do not
+//!   change: a row forgotten since stays live in it, and in its subject's list, until it is erased,
+//!   which waits for the view's readers.
 //! - The manifest never counts a row that is not on disk, and names every row that is forgotten
 //!   but not erased, so that no restart brings it back.
 //! - After an I/O error nothing is written any more.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,6 +21,7 @@ use crate::error::Error;
 use crate::fill::{Piece, check_new};
 use crate::format::Layout;
 use crate::gate::Writer;
+use crate::live::LiveBits;
 use crate::nouns::{Contents, Geometry, Lsn, NewRow, Origin, Row, SubjectNumber, TemplateId};
 use crate::open::file_numbers_spent;
 use crate::segment::Segment;
@@ -36,8 +39,8 @@ pub struct Index {
     pub(crate) shared: Arc<Shared>,
     pub(crate) writer: Writer,
     pub(crate) slots: Vec<Slot>,
-    /// Rows that are no longer live and still have their bytes.
-    pub(crate) forgotten: BTreeSet<u32>,
+    /// Rows that are no longer live and still have their bytes, each with its subject, whose list has it.
+    pub(crate) forgotten: BTreeMap<u32, u64>,
     /// The live rows, published or not.
     pub(crate) contents: Contents,
     /// Rows no longer live, erased or awaiting it.
@@ -53,6 +56,8 @@ pub struct Index {
 /// A segment as the writer keeps it.
 pub(crate) struct Slot {
     pub(crate) segment: Arc<Segment>,
+    /// Which rows are live, published or not.
+    pub(crate) live: LiveBits,
     /// Rows appended, published or not.
     pub(crate) rows: u32,
     /// The smallest and largest template number that belong here; none before the first row.
@@ -118,7 +123,7 @@ impl Index {
     /// Rows forgotten and not erased yet, ascending: what [`Index::erase`] still has to do.
     #[must_use]
     pub fn forgotten(&self) -> Vec<Row> {
-        self.forgotten.iter().map(|&row| Row(row)).collect()
+        self.forgotten.keys().map(|&row| Row(row)).collect()
     }
 
     /// The largest template number ever appended.
@@ -141,7 +146,7 @@ impl Index {
             identity: slot.segment.identity,
             first_row: Row(place as u32 * self.shared.geometry.segment_rows),
             rows: slot.rows,
-            live: slot.segment.live_count(slot.rows),
+            live: slot.live.count(slot.rows),
             templates: slot.range,
         };
         self.slots.iter().enumerate().map(info).collect()
@@ -205,7 +210,7 @@ impl Index {
             assert_eq!(slot.rows, offset);
             for (offset, row) in (offset..).zip(now) {
                 chains.link(row.subject.0, place as u32 * segment_rows + offset);
-                slot.segment.set_live(offset);
+                slot.live.set(offset);
                 self.contents.add(&row.meta());
             }
             slot.rows += now.len() as u32;
@@ -242,7 +247,8 @@ impl Index {
     fn add_segment(&mut self, segment: Segment) {
         self.dir_dirty = true;
         self.shared.chains.write().add_segment();
-        self.slots.push(Slot { segment: Arc::new(segment), rows: 0, range: None, dirty: true });
+        let live = LiveBits::none(self.shared.geometry.segment_rows);
+        self.slots.push(Slot { segment: Arc::new(segment), live, rows: 0, range: None, dirty: true });
     }
 
     pub(crate) fn take_file_number(&mut self) -> Result<u32, Error> {
@@ -251,17 +257,18 @@ impl Index {
         Ok(file)
     }
 
-    /// Takes a subject out of every search at once, those that run included, and returns its rows:
-    /// publish, then erase them. Empty where the subject has none.
+    /// Takes a subject out of the next publication and all after it, and returns its rows: publish,
+    /// then erase them. Empty where the subject has none.
     pub fn forget(&mut self, subject: SubjectNumber) -> Vec<Row> {
-        let rows = self.shared.chains.write().take(subject.0);
+        let mut rows = self.shared.chains.read().rows_of(subject.0);
+        rows.retain(|row| !self.forgotten.contains_key(row));
         for &row in &rows {
             self.retire(row);
         }
         rows.into_iter().map(Row).collect()
     }
 
-    /// Takes one template out of every search at once and returns its row.
+    /// Takes one template out of the next publication and all after it, and returns its row.
     pub fn forget_template(&mut self, template: TemplateId) -> Option<Row> {
         let place = self.slots.partition_point(|slot| slot.range.is_some_and(|(_, last)| last < template));
         let slot = self.slots.get(place)?;
@@ -273,7 +280,7 @@ impl Index {
             }
             let middle = from + (end - from) / 2;
             // Erased rows have lost their number, so the search steps from live row to live row.
-            let Some(at) = slot.segment.next_live(middle, end) else {
+            let Some(at) = slot.live.next(middle, end) else {
                 end = middle;
                 continue;
             };
@@ -284,17 +291,17 @@ impl Index {
             }
         };
         let row = place as u32 * self.shared.geometry.segment_rows + found;
-        self.shared.chains.write().unlink(records[found as usize].subject, row);
         self.retire(row);
         Some(Row(row))
     }
 
     fn retire(&mut self, row: u32) {
         let (place, offset) = self.place_of(row);
-        let slot = &self.slots[place];
-        slot.segment.clear_live(offset);
-        self.contents.remove(&slot.segment.pages.records(&self.writer)[offset as usize].meta());
-        assert!(self.forgotten.insert(row));
+        let slot = &mut self.slots[place];
+        slot.live.clear(offset);
+        let record = &slot.segment.pages.records(&self.writer)[offset as usize];
+        self.contents.remove(&record.meta());
+        assert!(self.forgotten.insert(row, record.subject).is_none());
         self.dead += 1;
     }
 
@@ -356,7 +363,8 @@ impl fmt::Debug for Index {
 pub(crate) fn view_of(slots: &[Slot], lsn: Lsn, live: u64, erased: u64) -> View {
     let segments = slots.iter().map_while(|slot| {
         let (first_template, last_template) = slot.range?;
-        Some(ViewSegment { segment: Arc::clone(&slot.segment), rows: slot.rows, first_template, last_template })
+        let (segment, live) = (Arc::clone(&slot.segment), slot.live.clone());
+        Some(ViewSegment { segment, live, rows: slot.rows, first_template, last_template })
     });
     View { lsn, segments: segments.collect(), live, erased }
 }

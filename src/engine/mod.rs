@@ -10,7 +10,6 @@ pub mod cpu;
 pub mod gpu;
 pub mod standby;
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use half::f16;
@@ -36,8 +35,8 @@ pub struct BlockView<'a> {
     pub first_row: u32,
     /// The rows, row-major. Shape: `[count, dim]`.
     pub rows: &'a [f16],
-    /// Bit `i % 64` of word `i / 64` is set while row `first_row + i` is live. At least `count` bits.
-    pub live: &'a [AtomicU64],
+    /// Bit `i % 64` of word `i / 64` is set if row `first_row + i` is live. At least `count` bits.
+    pub live: &'a [u64],
     /// Codes of the first rows, as many as have them; an engine compares the rest directly.
     pub codes: Codes<'a>,
 }
@@ -55,10 +54,10 @@ impl BlockView<'_> {
         self.codes.rows().min(self.count(dim))
     }
 
-    /// Whether the `offset`-th row of the block is live.
+    /// Whether the `offset`-th row of the block is live in this view.
     #[must_use]
     pub fn is_live(&self, offset: usize) -> bool {
-        self.live[offset / 64].load(Ordering::Acquire) >> (offset % 64) & 1 == 1
+        self.live[offset / 64] >> (offset % 64) & 1 == 1
     }
 }
 
@@ -76,7 +75,8 @@ pub struct SiftRequest<'a> {
     /// this must be among the survivors. Shape: `[count]`.
     pub floors: &'a [f32],
     /// If not zero, only the `keep` best rows of the probe (with every row tied with the last of
-    /// them) are needed, so the engine may raise that probe's floor as it goes. Shape: `[count]`.
+    /// them) are needed, so the engine may raise that probe's floor as it goes; it says how far in
+    /// [`Survivors::floors`]. Shape: `[count]`.
     pub keep: &'a [u32],
     /// Most survivors a probe may have. Over it the probe is marked as overflowed, its list is
     /// meaningless and the caller searches it another way. Never dropped silently.
@@ -111,6 +111,10 @@ impl SiftRequest<'_> {
 pub struct Survivors {
     /// For each probe, row numbers in any order, without repeats.
     pub rows: Vec<Vec<u32>>,
+    /// For each probe, the floor that the engine held it to in the end: every row that the view has as
+    /// live, the filter allows and whose exact score is at least this is among `rows`, whatever raised the
+    /// floor. Infinite where nothing is promised: of a probe that overflowed.
+    pub floors: Vec<f32>,
     /// For each probe, whether it overflowed.
     pub overflowed: Vec<bool>,
     /// Time the device itself took, where it can say (GPU timestamps).
@@ -120,11 +124,13 @@ pub struct Survivors {
 }
 
 impl Survivors {
-    /// Empties the lists and makes room for `probes` of them.
+    /// Empties the lists, makes room for `probes` of them, and promises nothing.
     pub fn reset(&mut self, probes: usize) {
         self.rows.truncate(probes);
         self.rows.iter_mut().for_each(Vec::clear);
         self.rows.resize_with(probes, Vec::new);
+        self.floors.clear();
+        self.floors.resize(probes, f32::INFINITY);
         self.overflowed.clear();
         self.overflowed.resize(probes, false);
         self.device_time = None;
@@ -188,13 +194,14 @@ pub trait Engine: Send + Sync {
     fn follow(&self, view: &GalleryView<'_>) -> Result<(), EngineError>;
 
     /// Overwrites the engine's own copy of these rows with zeros, on the device too, and returns
-    /// once that is done. The rows are no longer live.
+    /// once that is done. No view in which they are live is sifted any more.
     ///
     /// # Errors
     /// [`EngineError`] where the device cannot be reached; its memory is then given up whole.
     fn erase(&self, rows: &[u32]) -> Result<(), EngineError>;
 
-    /// Fills `survivors` with a superset of the rows that reach each probe's floor.
+    /// Fills `survivors` with a superset of the rows that reach each probe's floor, and says which floors
+    /// those were.
     ///
     /// # Errors
     /// [`EngineError`] where the device fails; `survivors` is then meaningless.

@@ -11,8 +11,9 @@
 //! are served.
 //!
 //! Invariants: records are applied in order of LSN, each once; one thread applies at a time; the
-//! engine follows rows before searches see them; an index that failed to write is never trusted again
-//! but reopened and replayed, and searches go on over what was in force until its files are changed.
+//! engine follows rows before searches see them, and erases them when no search does; an index that
+//! failed to write is never trusted again but reopened and replayed, and searches go on over what was in
+//! force until its files are changed.
 
 pub mod open;
 #[cfg(test)]
@@ -293,11 +294,9 @@ impl Gallery {
             self.lsn.store(last.0, Ordering::Release);
         }
         if !progress.to_erase.is_empty() {
-            let rows: Vec<u32> = progress.to_erase.iter().map(|r| r.0).collect();
-            if let Err(error) = self.engine.erase(&rows) {
-                tracing::error!(%error, "the engine could not erase rows; its memory is given up");
-            }
+            // Waits for the searches that began before these rows went, which may still find them.
             index.erase(&progress.to_erase)?;
+            self.erase_in_engine(&progress.to_erase);
             progress.to_erase.clear();
         }
         if *since_checkpoint >= CHECKPOINT_ROWS
@@ -307,6 +306,14 @@ impl Gallery {
             tracing::error!(%error, "the index could not be checkpointed");
         }
         Ok(())
+    }
+
+    /// Overwrites what the engine has of rows that no search finds any more.
+    fn erase_in_engine(&self, rows: &[Row]) {
+        let rows: Vec<u32> = rows.iter().map(|row| row.0).collect();
+        if let Err(error) = self.engine.erase(&rows) {
+            tracing::error!(%error, "the engine could not erase rows; its memory is given up");
+        }
     }
 
     /// Opens a failed index again. Searches go on over the old one while its files are checked, and for
@@ -338,6 +345,8 @@ impl Gallery {
             }
         }
         let lsn = snapshot.lsn();
+        // The views gave up what it had of rows; what it worked in may still hold some.
+        self.erase_in_engine(&[]);
         drop(snapshot);
         self.lsn.store(lsn.0, Ordering::Release);
         self.registry_lsn.fetch_max(lsn.0, Ordering::AcqRel);

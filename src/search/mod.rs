@@ -11,6 +11,8 @@
 pub mod plan;
 pub mod rank;
 pub mod score;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -7,13 +7,50 @@
 //! ranking is complete down to `c`: if `k` subjects reach `c`, or `c` is the search's floor, the
 //! answer is that of an exhaustive scan.
 //!
-//! 1. Ask for the `keep` best rows of each probe at or above the floor. `c` is the worst of the
-//!    `keep`-th best exact scores, or the floor where there were fewer rows.
+//! 1. Ask for the `keep` best rows of each probe at or above the floor. `c` is the highest of the floors
+//!    that the engine says it held the probes to in the end ([`Survivors::floors`]).
 //! 2. Where that is not enough (many templates a subject, hands that cannot be compared, fused
 //!    scores), ask once more for everything at or above the `k`-th best fused score seen; with
 //!    fewer than `k` subjects seen, for eight times as many rows.
 //! 3. A probe whose survivors overflow is answered by [`scan`], which scores every live row.
+//!
+//! # One moment
+//!
+//! All rounds read one snapshot, and which rows are live in a snapshot never changes: what is enrolled
+//! or deleted while a search is under way shows in none of its rounds, or in a later search. So the
+//! answer is that of an exhaustive scan at the moment when the snapshot was taken, and deletions, however
+//! many, never make a search repeat itself. Nobody is found after a deletion was acknowledged: it is
+//! acknowledged only when every snapshot from before it has been let go, and the bytes of its rows, in the
+//! files and in the engine, are overwritten after that.
+//!
+//! # What a randomised certificate promises of a whole search
+//!
+//! Take a subject that belongs in the answer, and its best pair of probe and row; the pair's score is at
+//! least the subject's fused one. Whatever the rounds before it did, the last round decides: it is over
+//! when the floors it held are at most the `k`-th best fused score, which is that of `k` subjects there
+//! are and so at most this subject's, or at most the search's floor. So the subject can be missing only
+//! if the last round passed its pair over at a floor of at most the pair's own score.
+//!
+//! How many rounds there are, which codes looked in the last one, and which engine it was (a standby may
+//! take over between two rounds, or within one) may depend on anything, what was missed included. So
+//! the probability of a miss is bounded by that of the union, over all looks of all engines in all rounds, of
+//! the events that the look passes the pair over at a floor of at most the pair's score. These are few:
+//!
+//! - A look is one code of one engine, and what it draws at random it draws from the probe's [`Seed`],
+//!   which is the same in every round and for every engine. Tables and their steps depend on probe, seed
+//!   and certificate, never on floors.
+//! - So for one look and one pair the only thing that differs from round to round is the floor. Bars
+//!   rise with it, hence each of the events lies inside the look's event at the pair's own score
+//!   (`certificate`), which is one and the same for all rounds.
+//! - The looks of all engines together share the miss probability: [`crate::certificate::LOOKS`] parts, one
+//!   for each. The fine codes of both engines have one part between them: either looks at them with an
+//!   upper bound of <q, u>, so both events lie inside that of the exact <q, u> below the higher of
+//!   their two bars.
+//!
+//! So the sum over rounds is none: the probability of a miss is at most that of the certificate, over
+//! rotation and seeds, in however many rounds and on whichever engines a search is answered.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use rayon::prelude::*;
@@ -59,6 +96,8 @@ struct Running<'a> {
     floor: f64,
     keep: u32,
     rounds: usize,
+    /// The best of the subjects looked at in all rounds.
+    best: Best,
     /// Under which certificate the last round passed rows over.
     held: Certificate,
     answer: Option<Vec<Found>>,
@@ -88,6 +127,7 @@ pub fn search_batch(
                 floor: search.floor,
                 keep,
                 rounds: 0,
+                best: Best::new(search.k),
                 held: Certificate::Deterministic,
                 answer: None,
             }
@@ -147,9 +187,7 @@ pub fn search_batch(
             .collect();
         let survivors = &*survivors;
         let step = |(run, first): (&mut &mut Running<'_>, usize)| {
-            let range = first..first + run.search.probes.len();
-            run.held = survivors.certificate;
-            run.step(snapshot, &survivors.rows[range.clone()], &survivors.overflowed[range]);
+            run.step(snapshot, survivors, first..first + run.search.probes.len());
         };
         if open.len() == 1 {
             // Waking another thread would take longer.
@@ -169,23 +207,21 @@ pub fn search_batch(
 }
 
 impl Running<'_> {
-    /// Verifies what one round of sifting left, and either answers or says what to ask for next.
-    fn step(&mut self, snapshot: &Snapshot, rows: &[Vec<u32>], overflowed: &[bool]) {
+    /// Verifies what one round of sifting left for this search's probes, `range` of the batch, and either
+    /// answers or says what to ask for next.
+    fn step(&mut self, snapshot: &Snapshot, survivors: &Survivors, range: Range<usize>) {
         self.rounds += 1;
-        if overflowed.contains(&true) || self.rounds > ROUNDS_MAX {
+        self.held = survivors.certificate;
+        if survivors.overflowed[range.clone()].contains(&true) || self.rounds > ROUNDS_MAX {
             self.answer = Some(scan(snapshot, self.search));
             self.held = Certificate::Deterministic;
             return;
         }
-        let mut best = Best::new(self.search.k);
-        let mut complete_from = self.floor;
         let mut seen: Vec<SubjectNumber> = Vec::new();
-        for (probe, rows) in self.search.probes.iter().zip(rows) {
-            let mut scores = Vec::with_capacity(rows.len());
+        for (probe, rows) in self.search.probes.iter().zip(&survivors.rows[range.clone()]) {
             for &row in rows {
                 let Some(meta) = snapshot.meta(Row(row)) else { continue };
                 let exact = score::exact(snapshot.row(Row(row)), &probe.vector);
-                scores.push(exact);
                 // A row below the floor is an engine's caution; its subject may still reach the
                 // floor by another row, which is then a survivor itself.
                 if exact >= self.floor
@@ -195,33 +231,21 @@ impl Running<'_> {
                     seen.push(meta.subject);
                 }
             }
-            if self.keep > 0 && rows.len() >= self.keep as usize {
-                // Of the `keep` best rows when the engine looked, some may be gone by now. Those
-                // still live number at least `keep - gone`, so the score of that place is not
-                // below the one the engine stopped at.
-                let gone = rows.len() - scores.len();
-                match (self.keep as usize).checked_sub(gone + 1) {
-                    Some(nth) => {
-                        let (_, kth, _) = scores.select_nth_unstable_by(nth, |a, b| b.total_cmp(a));
-                        complete_from = complete_from.max(*kth);
-                    }
-                    None => complete_from = f64::INFINITY,
-                }
-            }
         }
         seen.sort_unstable();
         seen.dedup();
         for subject in seen {
-            if let Some(found) = rank::fuse(snapshot, subject, &self.search.probes)
+            if !self.best.holds(subject)
+                && let Some(found) = rank::fuse(snapshot, subject, &self.search.probes)
                 && found.score >= self.search.floor
             {
-                best.offer(found);
+                self.best.offer(found);
             }
         }
-        let kth = best.kth();
-        let complete = complete_from <= self.floor || kth.is_some_and(|kth| kth >= complete_from);
-        if complete {
-            self.answer = Some(best.into_sorted());
+        let complete_from = f64::from(survivors.floors[range].iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        let kth = self.best.kth();
+        if complete_from <= self.search.floor || kth.is_some_and(|kth| kth >= complete_from) {
+            self.answer = Some(std::mem::replace(&mut self.best, Best::new(0)).into_sorted());
         } else if let Some(kth) = kth {
             self.floor = kth;
             self.keep = 0;
@@ -237,7 +261,7 @@ impl Running<'_> {
 pub fn scan(snapshot: &Snapshot, search: &Search) -> Vec<Found> {
     let dim = snapshot.dim();
     let view = view(snapshot);
-    let pieces: Vec<(usize, std::ops::Range<usize>)> = view
+    let pieces: Vec<(usize, Range<usize>)> = view
         .blocks
         .iter()
         .enumerate()

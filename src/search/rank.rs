@@ -2,9 +2,10 @@
 //!
 //! A subject's score for one probe is that of its best comparable template (same hand, or a hand
 //! not known). Its fused score is the mean over the probes that have one: the sum rule of score
-//! fusion (Kittler et al., "On combining classifiers", 1998). So a fused score never exceeds the
-//! subject's best single score, which is what lets `plan` find every subject at or above a floor
-//! by looking for rows at or above it.
+//! fusion (Kittler et al., "On combining classifiers", 1998), held within the least and the largest of
+//! them, since rounding may carry a mean of f64 past both: that of three times 0.8055098475906457 ends
+//! in 58. So a fused score never exceeds the subject's best single score, which is what lets `plan`
+//! find every subject at or above a floor by looking for rows at or above it.
 
 use std::cmp::Ordering;
 
@@ -20,6 +21,7 @@ use crate::palm::Hand;
 pub fn fuse(snapshot: &Snapshot, subject: SubjectNumber, probes: &[Probe]) -> Option<Found> {
     let rows = snapshot.rows_of(subject);
     let mut sum = 0.0;
+    let (mut least, mut largest) = (f64::INFINITY, f64::NEG_INFINITY);
     let mut compared = 0_u32;
     let mut best: Option<(f64, TemplateId, Hand)> = None;
     let mut subject_id: Box<str> = Box::default();
@@ -46,11 +48,14 @@ pub fn fuse(snapshot: &Snapshot, subject: SubjectNumber, probes: &[Probe]) -> Op
         }
         if let Some(score) = best_of_probe {
             sum += score;
+            least = score.min(least);
+            largest = score.max(largest);
             compared += 1;
         }
     }
     let (_, template, hand) = best?;
-    Some(Found { subject, subject_id, score: sum / f64::from(compared), hand, template, probes_compared: compared })
+    let score = (sum / f64::from(compared)).clamp(least, largest);
+    Some(Found { subject, subject_id, score, hand, template, probes_compared: compared })
 }
 
 /// The order of an answer: higher score first, ties by the smaller template id.

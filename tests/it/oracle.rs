@@ -1,8 +1,8 @@
 //! The answer by definition: every template of every subject, one after the other.
 //!
 //! Written from the words of the protocol alone: a subject's score for a probe is that of its best
-//! comparable template, its fused score the mean over the probes that have one; ties go to the
-//! smaller template id. Shares no code with the server but, for [`Rotated`], the secret rotation:
+//! comparable template, its fused score the mean over the probes that have one, at least the smallest and
+//! at most the largest of these scores; ties go to the smaller template id. Shares no code with the server but, for [`Rotated`], the secret rotation:
 //! with the rows the server stores, scores must agree to the bit.
 
 use half::f16;
@@ -57,7 +57,10 @@ pub(crate) fn rank<V, P>(gallery: &[Subject<V>], probes: &[(Hand, P)], score: im
         }
         if let Some((_, template, hand)) = best {
             let compared = best_of_probes.len() as u32;
-            let score = best_of_probes.iter().sum::<f64>() / f64::from(compared);
+            let mean = best_of_probes.iter().sum::<f64>() / f64::from(compared);
+            // No mean is outside of what it is the mean of, but for rounding.
+            best_of_probes.sort_by(f64::total_cmp);
+            let score = mean.max(best_of_probes[0]).min(best_of_probes[best_of_probes.len() - 1]);
             ranked.push(Ranked { subject: subject.id.clone(), score, template, hand, compared });
         }
     }

@@ -7,7 +7,6 @@
 
 use std::hint::black_box;
 use std::process::ExitCode;
-use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 use clap::Parser;
@@ -100,7 +99,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let Arguments { n, dim, threads, .. } = *arguments;
     let machine = Facts::gather();
     let gallery = Gallery::new(GalleryKind::Standard, arguments.seed, n, dim);
-    let live: Vec<AtomicU64> = (0..n.div_ceil(64)).map(|_| AtomicU64::new(u64::MAX)).collect();
+    let live = vec![u64::MAX; n.div_ceil(64)];
     let codes = OwnedCodes::of(&gallery.rows()[..n / BLOCK_ROWS * BLOCK_ROWS * dim], dim);
     let view = |codes| GalleryView {
         dim,

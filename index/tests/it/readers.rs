@@ -122,6 +122,7 @@ fn a_stream_of_searches_does_not_starve_an_erasure_nor_erasures_a_search() {
             append_tagged(&mut index, number);
             drop(index.publish(Lsn(u64::from(number))));
             let rows = index.forget(SubjectNumber(u64::from(number)));
+            drop(index.publish(Lsn(u64::from(number))));
             let (began, before) = (Instant::now(), searches.load(Ordering::Relaxed));
             index.erase(&rows).unwrap();
             // A starved writer would give up after its 10 s.
@@ -144,14 +145,19 @@ fn an_erasure_waits_for_a_held_snapshot_gives_up_and_can_be_asked_again() {
     let held = index.publish(Lsn(1));
     let rows = index.forget(SubjectNumber(1));
     assert_eq!(rows, [Row(0)]);
-    assert!(!held.is_live(Row(0)) && held.meta(Row(0)).is_none() && held.rows_of(SubjectNumber(1)).is_empty());
+    assert!(matches!(index.erase(&rows), Err(Error::Unpublished)), "whoever comes now would find it");
     drop(index.publish(Lsn(2)));
+    let later = index.snapshot();
+    assert!(!later.is_live(Row(0)) && later.meta(Row(0)).is_none() && later.rows_of(SubjectNumber(1)).is_empty());
+    drop(later);
     match index.erase(&rows) {
         Err(Error::Readers { held: 1, waited }) => assert!(waited >= Duration::from_millis(50)),
         other => panic!("{other:?}"),
     }
     // Nothing changed under the reader, nobody is locked out, and the row remains to be erased.
     assert_eq!(held.row(Row(0)), [f16::from_bits(1); 32]);
+    assert_eq!((held.meta(Row(0)).unwrap().subject, held.live()), (SubjectNumber(1), 1));
+    assert_eq!(*held.rows_of(SubjectNumber(1)), [Row(0)]);
     assert_eq!(index.snapshot().lsn(), Lsn(2));
     assert_eq!(index.forgotten(), rows);
     assert!(!index.is_stopped());

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use super::slack::lowered;
+use super::slack::{lifted, lowered};
 
 /// Pushes a list of a probe with `keep` takes between two prunings, beyond twice what it held.
 const SLACK_ENTRIES: usize = 24;
@@ -34,6 +34,8 @@ pub(super) struct Floor {
     overflowed: AtomicBool,
     /// The `keep` best numbers so far, as [`order_key`]s, the least on top.
     best: Mutex<BinaryHeap<Reverse<i32>>>,
+    /// The floor of exact scores that was asked for.
+    asked: f32,
     keep: usize,
     survivors_max: usize,
     slack: f32,
@@ -47,6 +49,7 @@ impl Floor {
             collected: AtomicUsize::new(0),
             overflowed: AtomicBool::new(false),
             best: Mutex::default(),
+            asked: floor,
             keep: keep as usize,
             survivors_max,
             slack,
@@ -57,6 +60,13 @@ impl Floor {
     #[inline]
     pub(super) fn threshold(&self) -> f32 {
         from_order_key(self.threshold.load(Ordering::Relaxed))
+    }
+
+    /// Every live row with an exact score of at least this has had a number at or above the threshold of
+    /// now, and of any time before. Infinite where the probe was given up.
+    pub(super) fn held(&self) -> f32 {
+        let threshold = self.threshold();
+        if threshold <= lowered(self.asked, self.slack) { self.asked } else { lifted(threshold, self.slack) }
     }
 
     fn raise(&self, threshold: f32) {

@@ -265,8 +265,9 @@ impl CpuEngine {
         for (probe, rows) in many.iter().zip(&mut found.rows) {
             std::mem::swap(rows, &mut survivors.rows[*probe]);
         }
-        for (probe, overflowed) in many.into_iter().zip(found.overflowed) {
+        for ((probe, overflowed), floor) in many.into_iter().zip(found.overflowed).zip(found.floors) {
             survivors.overflowed[probe] = overflowed;
+            survivors.floors[probe] = floor;
         }
 
         let chosen = of(&few);
@@ -288,6 +289,7 @@ impl CpuEngine {
         for (at, probe) in few.into_iter().enumerate() {
             let lists = benches.iter_mut().filter_map(|b| b.get_mut().list(at));
             survivors.overflowed[probe] = Shortlist::merge(lists, &sweep.floors[at], &mut survivors.rows[probe]);
+            survivors.floors[probe] = sweep.floors[at].held();
         }
         drop(sweep);
         self.give_scratch(scratch);
@@ -321,6 +323,7 @@ impl CpuEngine {
                 floor,
                 &mut survivors.rows[probe],
             );
+            survivors.floors[probe] = floor.held();
         }
         survivors.certificate = sweep.certificate();
         drop(sweep);

@@ -70,6 +70,13 @@ pub(super) fn lowered(floor: f32, slack: f32) -> f32 {
     nearest.next_down()
 }
 
+/// A number at or above `threshold + slack`, within two ulps of it, as [`lowered`] is below.
+pub(super) fn lifted(threshold: f32, slack: f32) -> f32 {
+    #[expect(clippy::cast_possible_truncation, reason = "the step up outweighs the rounding")]
+    let nearest = (f64::from(threshold) + f64::from(slack)) as f32;
+    nearest.next_up()
+}
+
 /// The bounds above are sums of a few positive f64, each right to some parts in 10^16: one step
 /// of f32 upwards, 6 parts in 10^8, covers their own rounding.
 fn rounded_up(bound: f64) -> f32 {
@@ -211,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lowered_floor_is_below_the_difference_and_close_to_it() {
+    fn a_lowered_floor_is_below_the_difference_and_a_lifted_one_above_the_sum_and_both_are_close() {
         let mut rng = ChaCha8Rng::seed_from_u64(1);
         for _ in 0..10_000 {
             let floor: f32 = rng.random_range(-1.2..1.2);
@@ -220,6 +227,8 @@ mod tests {
             let lowered = lowered(floor, slack);
             assert!(f64::from(lowered) < difference, "{floor} - {slack}");
             assert!(f64::from(lowered.next_up().next_up()) > difference, "{floor} - {slack}");
+            let (sum, lifted) = (f64::from(floor) + f64::from(slack), lifted(floor, slack));
+            assert!(f64::from(lifted) > sum && f64::from(lifted.next_down().next_down()) < sum, "{floor} + {slack}");
         }
         assert_eq!(lowered(f32::NEG_INFINITY, 1e-5), f32::NEG_INFINITY);
         assert!(lowered(0.0, 1e-5) < -1e-5);

@@ -1,8 +1,6 @@
 //! The promise of the engine on every instruction set, against brute force: every row that
 //! matters is among the survivors, once, and little else is.
 
-use std::sync::atomic::AtomicU64;
-
 use half::f16;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -33,7 +31,7 @@ fn direction(rng: &mut ChaCha8Rng, dim: usize) -> Vec<f64> {
 struct Block {
     first_row: u32,
     rows: Vec<f16>,
-    live: Vec<AtomicU64>,
+    live: Vec<u64>,
     codes: OwnedCodes,
 }
 
@@ -97,9 +95,7 @@ impl Gallery {
                 codes: OwnedCodes::of(&here[..size / BLOCK_ROWS * BLOCK_ROWS * dim], dim),
                 rows: here,
                 live: (0..size.div_ceil(64))
-                    .map(|_| {
-                        AtomicU64::new((0..64).fold(0, |word, bit| word | u64::from(!rng.random_bool(dead)) << bit))
-                    })
+                    .map(|_| (0..64).fold(0, |word, bit| word | u64::from(!rng.random_bool(dead)) << bit))
                     .collect(),
             });
             first_row += size as u32 + rng.random_range(0..3) * 64;
@@ -181,6 +177,19 @@ fn check(scores: &[(f64, u32)], floor: f32, keep: u32, dim: usize, survivors: &[
     assert!(found.is_subset(&live), "dead or unknown rows: {what}");
 }
 
+/// Asserts that a floor told is kept, and no higher than `keep` rows allow.
+fn check_held(scores: &[(f64, u32)], asked: f32, keep: u32, held: f32, survivors: &[u32], what: &str) {
+    let found: std::collections::HashSet<u32> = survivors.iter().copied().collect();
+    let missing = scores.iter().find(|(score, row)| *score >= f64::from(held) && !found.contains(row));
+    assert_eq!(missing, None, "held to {held}: {what}");
+    match scores.get((keep as usize).wrapping_sub(1)) {
+        Some((kth, _)) => {
+            assert!(held >= asked && f64::from(held) <= kth.max(asked.into()), "{held} for {kth}: {what}")
+        }
+        None => assert_eq!(held.to_bits(), asked.to_bits(), "nothing raises it: {what}"),
+    }
+}
+
 /// One gallery, some probes, many floors, on every path and with one and three threads.
 fn check_gallery(seed: u64, kind: Kind, dim: usize, count: usize, probes: usize) {
     let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -229,6 +238,7 @@ fn check_gallery(seed: u64, kind: Kind, dim: usize, count: usize, probes: usize)
                     );
                     assert!(!survivors.overflowed[p], "overflow: {what}");
                     check(&scores[p], floors[p], keep[p], dim, &survivors.rows[p], &what);
+                    check_held(&scores[p], floors[p], keep[p], survivors.floors[p], &survivors.rows[p], &what);
                 }
             }
         }
@@ -282,7 +292,7 @@ fn the_standard_gallery_leaves_few_survivors() {
         standard.row(i, &mut row);
         to.iter_mut().zip(&row).for_each(|(to, value)| *to = f16::from_f32(*value));
     }
-    let live = (0..count.div_ceil(64)).map(|_| AtomicU64::new(u64::MAX)).collect();
+    let live = vec![u64::MAX; count.div_ceil(64) as usize];
     let codes = OwnedCodes::of(&rows[..rows.len() / dim / BLOCK_ROWS * BLOCK_ROWS * dim], dim);
     let gallery = Gallery { dim, coded: true, blocks: vec![Block { first_row: 0, rows, live, codes }] };
     let probes = 20;
@@ -362,14 +372,14 @@ fn more_survivors_than_allowed_are_an_overflow_and_as_many_are_none() {
 fn only_live_rows_raise_a_floor() {
     // The best hundred rows are dead; the ten best of the living must all be found.
     let mut rng = ChaCha8Rng::seed_from_u64(8);
-    let gallery = Gallery::new(&mut rng, Kind::Random, 64, 3000, 0.0);
+    let mut gallery = Gallery::new(&mut rng, Kind::Random, 64, 3000, 0.0);
     for probes in [1, 70] {
         let values = gallery.probes(&mut rng, probes);
         let best: Vec<u32> = gallery.scores(&values[..64]).iter().take(100).map(|s| s.1).collect();
-        for block in &gallery.blocks {
+        for block in &mut gallery.blocks {
             for row in best.iter().filter_map(|row| row.checked_sub(block.first_row)) {
-                if let Some(word) = block.live.get(row as usize / 64) {
-                    word.fetch_and(!(1 << (row % 64)), Ordering::Relaxed);
+                if let Some(word) = block.live.get_mut(row as usize / 64) {
+                    *word &= !(1 << (row % 64));
                 }
             }
         }
@@ -560,6 +570,7 @@ fn a_filter_lets_through_what_it_holds_and_nothing_else() {
                     let what = format!("{path}, dim {dim}, floor {floor}, keep {keep}, probe {probe}");
                     let mut wanted = gallery.scores(&values[probe * dim..(probe + 1) * dim]);
                     wanted.retain(|(_, row)| filter.is_none_or(|filter| filter.contains(*row)));
+                    check_held(&wanted, floor, keep, survivors.floors[probe], &survivors.rows[probe], &what);
                     let kth =
                         if keep > 0 && wanted.len() >= keep as usize { wanted[keep as usize - 1].0 } else { -3.0 };
                     wanted.retain(|(score, _)| *score >= f64::from(floor) && *score >= kth);

@@ -388,6 +388,7 @@ impl Engine for GpuEngine {
         assert!(request.probes.len() == count * view.dim && request.keep.len() == count);
         survivors.reset(count);
         if count == 0 || view.blocks.iter().all(|block| block.rows.is_empty()) {
+            survivors.floors.copy_from_slice(request.floors);
             return Ok(());
         }
         if self.following.load(Ordering::Acquire) > 0 || !self.standing.open.load(Ordering::Acquire) {
@@ -397,13 +398,12 @@ impl Engine for GpuEngine {
         if resident.generation != self.generation() || !resident.covers(view) {
             return Err(EngineError::Rebuilding);
         }
-        {
-            let mut live = resident.live.lock();
-            let pieces = resident.refresh_live(view, &mut live);
-            if !pieces.is_empty() {
-                // Not waited for: the batches below come after it in the channel.
-                self.send(resident.generation, |reply| Action::WriteLive { pieces, reply })?;
-            }
+        // Until the end: a sift of another view would change the bits under this one.
+        let mut live = resident.live.lock();
+        let pieces = resident.refresh_live(view, &mut live);
+        if !pieces.is_empty() {
+            // Not waited for: the batches below come after it in the channel.
+            self.send(resident.generation, |reply| Action::WriteLive { pieces, reply })?;
         }
         let rows: u64 = view.blocks.iter().map(|block| block.count(view.dim) as u64).sum();
         let narrow = |probe: &usize| filter_of(request, *probe).is_some_and(|filter| filter.len() <= rows / FEW_OF);
@@ -435,6 +435,7 @@ impl Engine for GpuEngine {
         for (nth, probe) in wide.into_iter().enumerate() {
             survivors.rows[probe] = std::mem::take(&mut picked.rows[nth]);
             survivors.overflowed[probe] = picked.overflowed[nth];
+            survivors.floors[probe] = picked.floors[nth];
         }
         survivors.device_time = picked.device_time;
         survivors.certificate = picked.certificate;

@@ -9,7 +9,6 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 
 use parking_lot::Mutex;
 
@@ -301,15 +300,12 @@ impl Resident {
                 let chunks = words.chunks(COMPARE_WORDS).zip(copy.chunks_mut(COMPARE_WORDS));
                 for (chunk, (words, copy)) in chunks.enumerate() {
                     // Nearly always nothing changed, and this is on the way of every search.
-                    let differs = words
-                        .iter()
-                        .zip(copy.iter())
-                        .fold(0, |bits, (word, copy)| bits | (word.load(Ordering::Acquire) ^ copy));
+                    let differs = words.iter().zip(copy.iter()).fold(0, |bits, (word, copy)| bits | (word ^ copy));
                     if differs == 0 {
                         continue;
                     }
                     for (i, (word, copy)) in (chunk * COMPARE_WORDS..).zip(words.iter().zip(copy)) {
-                        let mut now = word.load(Ordering::Acquire);
+                        let mut now = *word;
                         if rows - i * 64 < 64 {
                             let known = (1_u64 << (rows - i * 64)) - 1;
                             now = (now & known) | (*copy & !known);
@@ -408,7 +404,7 @@ pub(super) struct RowsOf<'a> {
 }
 
 impl RowsOf<'_> {
-    /// The row at a slot, if the view has its codes and it is live now: the block of the view and the
+    /// The row at a slot, if the view has its codes and it is live: the block of the view and the
     /// row's place in it. A row whose codes are newer than the view is one of its rows without codes.
     pub(super) fn live_row(&self, slot: u32) -> Option<(&BlockView<'_>, usize)> {
         let next = self.placed.partition_point(|placed| placed.slot_first <= slot);

@@ -1,7 +1,6 @@
 //! The table under random growth, change and removal, against a plain list of rows.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::AtomicU64;
 
 use half::f16;
 use rand::{RngExt, SeedableRng};
@@ -16,7 +15,7 @@ const DIM: usize = 32;
 struct Blocks {
     rows: Vec<f16>,
     codes: OwnedCodes,
-    live: Vec<AtomicU64>,
+    live: Vec<u64>,
     /// first row -> (identity, count)
     blocks: BTreeMap<u32, (u64, usize)>,
 }
@@ -41,7 +40,7 @@ fn every_row_has_a_slot_of_its_own_whatever_came_and_went() {
         let mut blocks = Blocks {
             rows: vec![f16::ZERO; 9000 * DIM],
             codes: OwnedCodes::zeroed(DIM, 9024),
-            live: (0..9000 / 64 + 1).map(|_| AtomicU64::new(u64::MAX)).collect(),
+            live: vec![u64::MAX; 9000 / 64 + 1],
             blocks: BTreeMap::new(),
         };
         let mut resident = Resident::empty(1, DIM);
@@ -128,7 +127,7 @@ fn a_table_covers_a_view_only_with_its_identities_and_all_its_codes() {
     let mut blocks = Blocks {
         rows: vec![f16::ZERO; 200 * DIM],
         codes: OwnedCodes::zeroed(DIM, 256),
-        live: (0..4).map(|_| AtomicU64::new(0)).collect(),
+        live: vec![0; 4],
         blocks: [(5, (1, 70)), (900, (2, 190))].into(),
     };
     let mut resident = Resident::empty(1, DIM);

@@ -175,11 +175,7 @@ pub(super) fn sift(
         survivors.certificate = weaker(survivors.certificate, request.certificate);
     }
     for (probe, hunt) in batch.zip(&mut schedule.hunts) {
-        hunt.prune();
-        survivors.overflowed[probe] = hunt.overflowed || hunt.found.len() > request.survivors_max;
-        if !survivors.overflowed[probe] {
-            survivors.rows[probe].extend(hunt.found.iter().map(|&(_, row)| row));
-        }
+        hunt.file(probe, survivors);
     }
     Ok(())
 }
@@ -447,6 +443,16 @@ impl Hunt {
         }
     }
 
+    /// Files the rows found under the probe's number, and the floor that they are complete from.
+    fn file(&mut self, probe: usize, survivors: &mut Survivors) {
+        self.prune();
+        survivors.overflowed[probe] = self.overflowed || self.found.len() > self.survivors_max;
+        if !survivors.overflowed[probe] {
+            survivors.rows[probe].extend(self.found.iter().map(|&(_, row)| row));
+            survivors.floors[probe] = round_up(self.floor);
+        }
+    }
+
     fn prune(&mut self) {
         let cut = cut(self.floor, self.slack);
         self.found.retain(|&(number, _)| number >= cut);
@@ -473,10 +479,13 @@ pub(super) fn sift_narrow(
 ) {
     let mut hunt = Hunt::new(dim, request, probe);
     hunt.take(rows);
-    survivors.overflowed[probe] = hunt.overflowed || hunt.found.len() > request.survivors_max;
-    if !survivors.overflowed[probe] {
-        survivors.rows[probe].extend(hunt.found.iter().map(|&(_, row)| row));
-    }
+    hunt.file(probe, survivors);
+}
+
+/// The least f32 that is not below `x`.
+fn round_up(x: f64) -> f32 {
+    let near = x as f32;
+    if f64::from(near) < x { near.next_up() } else { near }
 }
 
 /// The probability that a standard normal variable is above `z`.

@@ -202,7 +202,9 @@ fn no_order_of_rows_no_error_within_the_slack_and_no_lack_of_room_loses_a_row() 
         let (survivors, orders) = sift_fake(&fake, &probes, &request, seed);
         orders.iter().for_each(|(level, ..)| levels[level.index()] += 1);
         assert!(survivors.certificate.miss_probability() <= request.certificate.miss_probability());
-        for ((rows, overflowed), probe) in survivors.rows.iter().zip(&survivors.overflowed).zip(&probes) {
+        for (((rows, overflowed), held), probe) in
+            survivors.rows.iter().zip(&survivors.overflowed).zip(&survivors.floors).zip(&probes)
+        {
             let wanted = wanted(&fake, probe, floor, keep);
             let mut rows = rows.clone();
             rows.sort_unstable();
@@ -213,6 +215,10 @@ fn no_order_of_rows_no_error_within_the_slack_and_no_lack_of_room_loses_a_row() 
                 let missing = wanted.iter().find(|row| rows.binary_search(row).is_err());
                 assert_eq!(missing, None, "seed {seed}: missing row");
                 assert!(rows.len() <= wanted.len() + wanted.len() / 50 + 20, "seed {seed}: {} rows", rows.len());
+                // The floor told is kept, and is not above what it has to be.
+                let told = self::wanted(&fake, probe, *held, 0);
+                assert!(told.iter().all(|row| rows.binary_search(row).is_ok()), "seed {seed}: not held to {held}");
+                assert!(*held >= floor && wanted.iter().all(|row| told.contains(row)), "seed {seed}: {held}");
             }
         }
     }

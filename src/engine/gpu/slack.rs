@@ -34,7 +34,7 @@
 use super::bindings::{Bar, COSINE_PARTS};
 use super::level::Level;
 use super::probe::Quantised;
-use crate::certificate::{Certificate, Cutter};
+use crate::certificate::{Certificate, Cutter, LOOKS};
 
 /// Four times what the kernels' arithmetic loses, for a code of length 1.
 pub(super) const DEVICE_SLACK: f64 = 1.0 / 65_536.0;
@@ -49,15 +49,14 @@ pub(super) struct Bars {
 }
 
 impl Bars {
-    /// The bars of `certificate` for `dim` components. Under a randomised one each level has half of
-    /// the miss probability: which one scans a row is decided as the search goes, and a row must be
-    /// safe whichever it is, or both. The second look is deterministic.
+    /// The bars of `certificate` for `dim` components. Under a randomised one each level has one of
+    /// [`LOOKS`] parts of the miss probability. The second look is deterministic.
     pub(super) fn new(certificate: Certificate, dim: usize) -> Self {
         let look = Cutter::new(Certificate::Deterministic, dim);
         match certificate {
             Certificate::Deterministic => Self { randomised: false, scan: [None, Some(look)], look },
             Certificate::Randomised { miss_probability } => {
-                let miss_probability = miss_probability / Level::ALL.len() as f64;
+                let miss_probability = miss_probability / LOOKS as f64;
                 let each = Cutter::new(Certificate::Randomised { miss_probability }, dim);
                 Self { randomised: true, scan: [Some(each); 2], look }
             }

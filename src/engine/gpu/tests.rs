@@ -91,7 +91,7 @@ struct Block {
     identity: u64,
     first_row: u32,
     rows: Vec<f16>,
-    live: Vec<AtomicU64>,
+    live: Vec<u64>,
     codes: OwnedCodes,
 }
 
@@ -107,14 +107,14 @@ impl Block {
     fn replace(&mut self, rows: &[f16], dim: usize) {
         self.identity = fresh_identity();
         self.rows = rows.to_vec();
-        self.live = (0..(rows.len() / dim).div_ceil(64)).map(|_| AtomicU64::new(u64::MAX)).collect();
+        self.live = vec![u64::MAX; (rows.len() / dim).div_ceil(64)];
         self.recode(dim);
     }
 
     /// More rows, all live.
     fn append(&mut self, rows: &[f16], dim: usize) {
         self.rows.extend_from_slice(rows);
-        self.live.resize_with((self.rows.len() / dim).div_ceil(64), || AtomicU64::new(u64::MAX));
+        self.live.resize((self.rows.len() / dim).div_ceil(64), u64::MAX);
         self.recode(dim);
     }
 
@@ -155,8 +155,8 @@ impl Gallery {
         GalleryView { dim: self.dim, blocks: blocks.collect() }
     }
 
-    fn kill(&self, block: usize, offset: usize) {
-        self.blocks[block].live[offset / 64].fetch_and(!(1 << (offset % 64)), Ordering::AcqRel);
+    fn kill(&mut self, block: usize, offset: usize) {
+        self.blocks[block].live[offset / 64] &= !(1 << (offset % 64));
     }
 
     /// Row numbers and exact scores of the live rows.
@@ -238,6 +238,9 @@ fn hold_survivors(survivors: &Survivors, gallery: &Gallery, asked: &Asked, what:
             continue;
         }
         assert_eq!(rows.len(), survivors.rows[number].len(), "{what}: probe {number} has repeats");
+        let held = survivors.floors[number];
+        assert!(at_least(held.into()).is_subset(&rows), "{what}: probe {number} was not held to {held}");
+        assert!(held >= asked.floors[number] && f64::from(held) <= line, "{what}: probe {number} held to {held}");
         let missing: Vec<_> = must.difference(&rows).collect();
         assert!(missing.is_empty(), "{what}: probe {number} misses {missing:?}");
         let silly: Vec<_> = rows.difference(&may).take(5).collect();

@@ -1,6 +1,5 @@
 //! The gallery as an index would hand it to the engine, what is asked of it, and how long that takes.
 
-use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use half::f16;
@@ -25,7 +24,7 @@ const SURVIVORS_MAX: usize = 100_000;
 pub(crate) struct Segment<'a> {
     pub(crate) rows: &'a [f16],
     codes: OwnedCodes,
-    live: Vec<AtomicU64>,
+    live: Vec<u64>,
 }
 
 impl<'a> Segment<'a> {
@@ -42,7 +41,7 @@ impl<'a> Segment<'a> {
             codes.fine.extend(part.fine);
             codes.terms.extend(part.terms);
         }
-        Self { rows, codes, live: (0..count.div_ceil(64)).map(|_| AtomicU64::new(u64::MAX)).collect() }
+        Self { rows, codes, live: vec![u64::MAX; count.div_ceil(64)] }
     }
 
     /// The segments of a gallery, with their codes.

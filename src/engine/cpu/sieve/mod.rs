@@ -27,7 +27,6 @@ mod tables;
 mod tests;
 
 use std::sync::OnceLock;
-use std::sync::atomic::Ordering;
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -42,7 +41,7 @@ use self::kernels::{
 };
 use self::tables::{FineProbe, Tables};
 use super::floors::Floor;
-use crate::certificate::{Certificate, Cut, Cutter};
+use crate::certificate::{Certificate, Cut, Cutter, LOOKS};
 use crate::engine::{BlockView, Seed};
 
 /// Which bits of a row's codes the first look reads.
@@ -223,10 +222,8 @@ pub(super) struct Sieve<'a> {
 }
 
 impl<'a> Sieve<'a> {
-    /// Under a randomised certificate each of the four codes has a quarter of the miss probability, what
-    /// dithering may add to it included:
-    /// which of them look at a row is decided by how fast they are, and a row must be safe
-    /// whichever do.
+    /// Under a randomised certificate each of the four codes has one of [`LOOKS`] parts of the miss
+    /// probability, what dithering may add to it included.
     pub(super) fn new(
         kernels: &'static CodeKernels,
         dim: usize,
@@ -238,8 +235,7 @@ impl<'a> Sieve<'a> {
         let each = match certificate {
             Certificate::Deterministic => Certificate::Deterministic,
             Certificate::Randomised { miss_probability } => {
-                let codes = Level::ALL.len() + 1;
-                Certificate::Randomised { miss_probability: miss_probability / codes as f64 }
+                Certificate::Randomised { miss_probability: miss_probability / LOOKS as f64 }
             }
         };
         let cutter = Cutter::dithered(each, dim);
@@ -478,7 +474,7 @@ impl<'a> Sieve<'a> {
         *live = [0; TILE_BLOCKS];
         let blocks = codes.rows() / BLOCK_ROWS;
         for (b, live) in live.iter_mut().enumerate().take(blocks) {
-            *live = block.live[first / BLOCK_ROWS + b].load(Ordering::Acquire);
+            *live = block.live[first / BLOCK_ROWS + b];
             // Terms of other levels are left alone: a look at sketches reads nothing but their lines.
             let odd = match level {
                 Level::Sketch if by_planes => 0,

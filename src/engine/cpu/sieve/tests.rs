@@ -308,6 +308,67 @@ fn dithered_first_looks_miss_no_more_than_claimed_and_not_never() {
 }
 
 #[test]
+fn what_a_first_look_passes_over_at_a_floor_it_passes_over_at_higher_ones_if_the_seed_is_the_same() {
+    const DIM: usize = 256;
+    const PROBES: usize = 48;
+    let mut rng = ChaCha8Rng::seed_from_u64(8);
+    let rows: Vec<f32> = (0..BLOCK_ROWS).flat_map(|_| unit(&mut rng, DIM)).collect();
+    let stored: Vec<f16> = rows.iter().map(|v| f16::from_f32(*v)).collect();
+    let codes = OwnedCodes::of(&stored, DIM);
+    let codes = codes.as_codes();
+    // Between four rows each, so that many products lie where bars do.
+    let between = |p: usize| {
+        let sum = |i: usize| (0..4).map(|n| rows[(p + n * n * 5) % BLOCK_ROWS * DIM + i]).sum::<f32>();
+        let values: Vec<f32> = (0..DIM).map(sum).collect();
+        let norm = values.iter().map(|v| v * v).sum::<f32>().sqrt();
+        values.into_iter().map(move |v| v / norm)
+    };
+    let probes: Vec<f32> = (0..PROBES).flat_map(between).collect();
+    let certificate = Certificate::Randomised { miss_probability: 1e-2 };
+    for (path, level) in paths().flat_map(|path| Level::ALL.map(|level| (path, level))) {
+        let kernels = CodeKernels::of(path);
+        let indices = indices(kernels, level, DIM, &codes);
+        let scale = Scale::new(level, DIM);
+        let (along, length, odd) = told(kernels, &scale, level, &codes, 0);
+        let sieves = [1, 1, 2].map(|seed| {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            let seeds: Vec<Seed> = (0..PROBES).map(|_| rng.random()).collect();
+            Sieve::new(kernels, DIM, &probes, seeds.into_iter(), certificate)
+        });
+        // The pairs that pass, and how far a floor must rise for bars to rise by more than they are rounded.
+        let pass = |sieve: &Sieve<'_>, floor: f32| -> (Vec<bool>, f32) {
+            let (mut pass, mut rise) = (Vec::new(), 0.0_f32);
+            for probe in 0..PROBES {
+                let Tables { entries, offset, step } = sieve.tables(level, probe);
+                let most = Most::new(&scale, &sieve.cutter, sieve.cuts(floor).dithered, (*offset, *step));
+                rise = rise.max(4.0 * step / (scale.length_base * scale.usual));
+                pass.extend((0..BLOCK_ROWS).map(|r| {
+                    let deficit = deficit(kernels.index_bits(level), kernels.together(level), &indices, 1, entries, r);
+                    let at = place(path, r);
+                    odd >> r & 1 == 1 || deficit <= most.of(along.0[at], length.0[at]).into()
+                }));
+            }
+            (pass, rise)
+        };
+        let mut only_higher = [0, 0];
+        let mut fell = 0;
+        for floor in [0.3, 0.35, 0.4, 0.45, 0.5] {
+            let (low, rise) = pass(&sieves[0], floor);
+            for (sieve, only_higher) in sieves[1..].iter().zip(&mut only_higher) {
+                let (high, _) = pass(sieve, floor + rise);
+                *only_higher += low.iter().zip(&high).filter(|(low, high)| !**low && **high).count();
+                fell += low.iter().zip(&high).filter(|(low, high)| **low && !**high).count();
+            }
+        }
+        let what =
+            format!("{path} {level:?}: {only_higher:?} pairs pass at the higher floor only, {fell} at the lower");
+        assert_eq!(only_higher[0], 0, "{what}");
+        // A round that drew anew would have another look, with other misses.
+        assert!(only_higher[1] > 0 && fell > 100, "{what}");
+    }
+}
+
+#[test]
 fn a_scan_reports_exactly_the_rows_whose_deficits_count() {
     for path in paths() {
         let kernels = CodeKernels::of(path);

@@ -13,7 +13,7 @@ fn sweep(dim: usize, rows_of: impl Fn(usize, &mut ChaCha8Rng) -> Vec<f32>, seed:
     let mut case = usize::try_from(seed).unwrap();
     for count in [1_usize, 63, 64, 65, 1000] {
         let values = rows_of(count, &mut rng);
-        let gallery = Gallery::new(dim, &to_rows(&values), &[count / 3, count - count / 3]);
+        let mut gallery = Gallery::new(dim, &to_rows(&values), &[count / 3, count - count / 3]);
         gallery.kill(1, 0);
         engine.follow(&gallery.view()).unwrap();
         for _ in 0..4 {
@@ -75,7 +75,7 @@ fn a_large_gallery_in_several_blocks_agrees_with_brute_force() {
         let mut rng = rng(seed);
         let count = 20_000;
         let values = unit_vectors(count, dim, &mut rng);
-        let gallery = Gallery::new(dim, &to_rows(&values), &[1, 7000, 63, 64, 0, 12_872]);
+        let mut gallery = Gallery::new(dim, &to_rows(&values), &[1, 7000, 63, 64, 0, 12_872]);
         for dead in (0..7000).step_by(13) {
             gallery.kill(1, dead);
         }
@@ -235,7 +235,7 @@ fn kernels_for_large_batches_agree_with_plain_ones_on_every_pair_of_a_gallery() 
     let Some(engine) = shared_engine() else { return };
     let dim = 96;
     let values = unit_vectors(3000, dim, &mut rng(5));
-    let gallery = Gallery::new(dim, &to_rows(&values), &[1000, 2000]);
+    let mut gallery = Gallery::new(dim, &to_rows(&values), &[1000, 2000]);
     gallery.kill(0, 7);
     engine.follow(&gallery.view()).unwrap();
     let probes = probes_near(&values, 70, dim, &mut rng(6));

@@ -15,7 +15,7 @@ fn narrow_and_wide_filters_keep_the_best_of_what_they_allow_beside_probes_withou
     let (dim, count, seed) = (64, 5000, 1);
     let mut rng = rng(seed);
     let values = unit_vectors(count, dim, &mut rng);
-    let gallery = Gallery::new(dim, &to_rows(&values), &[1000, 4000]);
+    let mut gallery = Gallery::new(dim, &to_rows(&values), &[1000, 4000]);
     gallery.kill(1, 64);
     engine.follow(&gallery.view()).unwrap();
     let filters = [every(&gallery, 100), every(&gallery, 2), RoaringBitmap::new()];

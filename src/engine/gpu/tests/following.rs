@@ -146,12 +146,12 @@ fn rows_that_die_or_come_alive_after_follow_are_seen_by_the_next_sift() {
     let Some(engine) = shared_engine() else { return };
     let mut rng = rng(6);
     let values = unit_vectors(1000, dim, &mut rng);
-    let gallery = Gallery::new(dim, &to_rows(&values), &[400, 600]);
-    gallery.blocks[1].live.iter().for_each(|word| word.store(0, Ordering::Release));
+    let mut gallery = Gallery::new(dim, &to_rows(&values), &[400, 600]);
+    gallery.blocks[1].live.fill(0);
     engine.follow(&gallery.view()).unwrap();
     let asked = Asked::alike(probes_near(&values, 9, dim, &mut rng), dim, -1.1, 3, 100);
     hold(&engine, &gallery, &asked, "second block dead");
-    gallery.blocks[1].live.iter().for_each(|word| word.store(u64::MAX, Ordering::Release));
+    gallery.blocks[1].live.fill(u64::MAX);
     hold(&engine, &gallery, &asked, "second block alive");
     // The best rows die one after the other: dead rows must not hold the floor up.
     for round in 0..5 {
@@ -176,7 +176,7 @@ fn erased_rows_are_zeros_on_the_device_and_their_neighbours_are_not() {
     let mut rng = rng(seed);
     let values = unit_vectors(1500, dim, &mut rng);
     let rows = to_rows(&values);
-    let gallery = Gallery::new(dim, &rows, &[600, 900]);
+    let mut gallery = Gallery::new(dim, &rows, &[600, 900]);
     engine.follow(&gallery.view()).unwrap();
     let first = gallery.blocks[1].first_row;
     // The last of these has no codes and is not on the device.
