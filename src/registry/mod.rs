@@ -178,7 +178,8 @@ pub enum Event {
     },
 }
 
-/// A template with its sealed bytes.
+/// A template with its sealed bytes. If it is damaged, so that its hand or its subject's name cannot be
+/// read, or its bytes are missing, then `sealed` is empty, and `hand` and `subject_id` say nothing.
 #[derive(Clone)]
 pub struct StoredTemplate {
     /// Its id.

@@ -77,3 +77,20 @@ fn a_template_that_does_not_open_is_left_out_and_everybody_else_is_served() {
     home.assert_all_but(0, 40);
     home.reopened(|_| {}).assert_all_but(0, 40);
 }
+
+#[test]
+fn a_template_that_cannot_even_be_read_is_left_out_as_well() {
+    let mut home = Home::new();
+    home.enrol(0..20);
+    let registry = home._folder.path().join("registry.sqlite");
+    let home = home.reopened(|dir| {
+        // The name of one is no text any more, and the bytes of another are not there.
+        let database = rusqlite::Connection::open(&registry).unwrap();
+        let flipped = "UPDATE slots SET content = x'ff' WHERE slot = (SELECT slot FROM subjects WHERE number = 3)";
+        let lost = "UPDATE templates SET slot = 1000000 WHERE subject = 5";
+        assert_eq!([flipped, lost].map(|sql| database.execute(sql, []).unwrap()), [1, 1]);
+        std::fs::remove_file(dir.join("MANIFEST")).unwrap();
+    });
+    home.assert_all_but(2, 18);
+    home.reopened(|_| {}).assert_all_but(2, 18);
+}

@@ -175,7 +175,7 @@ pub(super) fn log_after(
         let event = match (row.get::<_, i64>(6).map_err(at)?, id) {
             (ADDED, Some(id)) => {
                 let exists = row.get::<_, Option<i64>>(0).map_err(at)?.is_some();
-                let template = if exists { Some(stored_template(path, row)?) } else { None };
+                let template = if exists { Some(template_or_nothing_of_it(path, row)?) } else { None };
                 Event::Added { id, template }
             }
             (REMOVED, Some(id)) => Event::Removed { subject, id },
@@ -207,7 +207,7 @@ pub(super) fn templates_between(
         statement.query([stored(first.0), stored(last.0), limit.try_into().unwrap_or(i64::MAX)]).map_err(at)?;
     let mut templates = Vec::new();
     while let Some(row) = rows.next().map_err(at)? {
-        templates.push(stored_template(path, row)?);
+        templates.push(template_or_nothing_of_it(path, row)?);
     }
     Ok(templates)
 }
@@ -229,6 +229,25 @@ pub(super) fn stored_template(path: &Path, row: &Row<'_>) -> Result<StoredTempla
         hand: hand(path, id, row.get(3).map_err(at)?)?,
         sealed: sealed.into(),
     })
+}
+
+/// [`stored_template`] for an index, which goes on without a damaged one: that has no sealed bytes here,
+/// so that it does not open, and nobody's name.
+fn template_or_nothing_of_it(path: &Path, row: &Row<'_>) -> Result<StoredTemplate, RegistryError> {
+    let at = |e| failed(path, "reading a template", e);
+    match stored_template(path, row) {
+        Err(RegistryError::Damaged { .. }) => {
+            let (id, subject): (i64, i64) = (row.get(0).map_err(at)?, row.get(1).map_err(at)?);
+            Ok(StoredTemplate {
+                id: TemplateId(unsigned(path, "template id", id, id)?),
+                subject: SubjectNumber(unsigned(path, "subject of a template", id, subject)?),
+                subject_id: SubjectId::new("damaged").expect("it is a name"),
+                hand: Hand::Unspecified,
+                sealed: Box::default(),
+            })
+        }
+        template => template,
+    }
 }
 
 /// A name as its slot has it: zeros after it, so that names of all lengths use each other's slots.

@@ -7,6 +7,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
+use crate::registry::Event;
 
 fn open_error(path: &Path) -> RegistryError {
     match open(path) {
@@ -179,11 +180,6 @@ fn rows_no_program_of_ours_writes_are_damage_and_name_their_key() {
         ("UPDATE log SET kind = 9 WHERE lsn = 1", "holds a damaged log record at 1"),
         ("UPDATE log SET template = NULL WHERE lsn = 1", "holds a damaged log record at 1"),
         ("UPDATE log SET subject = -4 WHERE lsn = 2", "holds a damaged log record at 2"),
-        (
-            "UPDATE slots SET content = zeroblob(64) WHERE slot = (SELECT slot FROM subjects)",
-            "holds a damaged subject of a template at 1",
-        ),
-        ("UPDATE templates SET slot = 99 WHERE id = 2", "holds a damaged template without its bytes at 2"),
         ("DELETE FROM templates", "holds a damaged subject without templates at 1"),
         ("UPDATE subjects SET enrolled_at = -1", "holds a damaged enrolment time of a subject at 1"),
         ("UPDATE templates SET enrolled_at = -1 WHERE id = 1", "holds a damaged enrolment time of a template at 1"),
@@ -194,6 +190,30 @@ fn rows_no_program_of_ours_writes_are_damage_and_name_their_key() {
         home.reopen();
         let error = all(&home).map(|e| e.to_string()).unwrap_or_default();
         assert!(error.ends_with(message), "{sql}: {error}");
+    }
+}
+
+#[test]
+fn a_damaged_template_comes_without_its_bytes_and_does_not_hold_up_the_others() {
+    for (sql, damaged) in [
+        ("UPDATE templates SET hand = 3 WHERE id = 2", &[2][..]),
+        ("UPDATE templates SET slot = 99 WHERE id = 2", &[2]),
+        ("UPDATE slots SET content = zeroblob(64) WHERE slot = (SELECT slot FROM subjects)", &[1, 2]),
+    ] {
+        let mut home = Home::new();
+        commit_one(&home, enrol("r", "ann", &[1, 2]));
+        commit_one(&home, enrol("s", "bob", &[3]));
+        home.meddle(|conn| conn.execute_batch(&format!("PRAGMA foreign_keys = OFF; {sql}")).unwrap());
+        home.reopen();
+        let empty = |template: &StoredTemplate| template.sealed.is_empty().then_some(template.id.0);
+        let templates = home.templates_between(TemplateId(0), TemplateId(99), 99).unwrap();
+        assert_eq!(templates.len(), 3, "{sql}");
+        assert_eq!(templates.iter().filter_map(empty).collect::<Vec<_>>(), damaged, "{sql}");
+        let added = home.log_after(Lsn(0), 99).unwrap().into_iter().filter_map(|record| match record.event {
+            Event::Added { template, .. } => template,
+            _ => None,
+        });
+        assert_eq!(added.filter_map(|template| empty(&template)).collect::<Vec<_>>(), damaged, "{sql}");
     }
 }
 
