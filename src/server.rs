@@ -123,7 +123,7 @@ impl Opened {
 /// # Errors
 /// [`ServerError`] with what is missing or wrong.
 pub fn open(config: &Config, supervisor: &Supervisor) -> Result<Opened, ServerError> {
-    open_taken(config, supervisor, DataFolder::take, engine)
+    open_taken(config, supervisor, DataFolder::take, engine, |_| ())
 }
 
 /// As [`open`], but refuses a folder that holds no gallery instead of making one.
@@ -131,7 +131,7 @@ pub fn open(config: &Config, supervisor: &Supervisor) -> Result<Opened, ServerEr
 /// # Errors
 /// As [`open`], and [`FolderError::Empty`].
 pub fn open_existing(config: &Config, supervisor: &Supervisor) -> Result<Opened, ServerError> {
-    open_taken(config, supervisor, DataFolder::take_existing, engine)
+    open_taken(config, supervisor, DataFolder::take_existing, engine, |_| ())
 }
 
 fn open_taken(
@@ -139,6 +139,7 @@ fn open_taken(
     supervisor: &Supervisor,
     take: fn(&Path) -> Result<DataFolder, FolderError>,
     engine: impl FnOnce(&EngineConfig, &Path, &Supervisor) -> Result<Engines, ServerError>,
+    meddle: impl FnOnce(&Arc<SqliteRegistry>),
 ) -> Result<Opened, ServerError> {
     let vault = Arc::new(Vault::new(MasterKey::load(&key_source(config.key_file.as_deref()))?));
     let folder = take(&config.data)?;
@@ -148,7 +149,9 @@ fn open_taken(
         (_, dim) => dim.unwrap_or(DIM_DEFAULT),
     };
     let gallery_id = registry.claim_identity(&GalleryIdentity { dim, key_id: vault.key_id() })?;
-    let registry: Arc<dyn Registry> = Arc::new(registry);
+    let registry = Arc::new(registry);
+    meddle(&registry);
+    let registry: Arc<dyn Registry> = registry;
 
     // The rotation takes a moment to make, and so does opening an index: both at once.
     let rotation = std::thread::spawn({
@@ -303,7 +306,8 @@ async fn run_over(
     let (started, metrics_stop) = (CancellationToken::new(), CancellationToken::new());
     let metrics_address = metrics.as_ref().map(|(_, address)| *address);
     let metrics_task = metrics.map(|(listener, _)| {
-        tokio::spawn(web::serve(listener, handle, started.clone(), draining.clone(), metrics_stop.clone()))
+        let (started, draining, read_only) = (started.clone(), draining.clone(), supervisor.read_only().clone());
+        tokio::spawn(web::serve(listener, handle, started, draining, read_only, metrics_stop.clone()))
     });
     let opened = {
         let (config, supervisor) = (config.clone(), supervisor.clone());

@@ -80,14 +80,20 @@ struct Running {
     channel: Channel,
     stop: Stop,
     thread: std::thread::JoinHandle<Result<(), ServerError>>,
-    _folder: tempfile::TempDir,
+    registry: Arc<SqliteRegistry>,
+    folder: tempfile::TempDir,
 }
 
 impl Running {
     async fn start(engines: Engines) -> Self {
         let folder = tempfile::tempdir().unwrap();
+        MasterKey::generate().unwrap().write_new(&folder.path().join("master.key")).unwrap();
+        Self::start_in(folder, engines).await
+    }
+
+    /// Over the key, and the data if there are any, in `folder`.
+    async fn start_in(folder: tempfile::TempDir, engines: Engines) -> Self {
         let key = folder.path().join("master.key");
-        MasterKey::generate().unwrap().write_new(&key).unwrap();
         let text = format!(
             "data = {:?}\nkey_file = {key:?}\ndim = {DIM}\n[server]\nlisten = \"127.0.0.1:0\"\ndrain_seconds = 120\n\
              [metrics]\nlisten = \"127.0.0.1:0\"\n[engine]\nkind = \"cpu\"\nthreads = 1\n",
@@ -102,18 +108,21 @@ impl Running {
             move || {
                 let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
                 let open = move |config: &Config, supervisor: &Supervisor| {
-                    let opened = open_taken(config, supervisor, DataFolder::take, |_, _, _| Ok(engines))?;
-                    let _ = opened_in.send((Arc::clone(&opened.service), Arc::clone(&opened.gallery)));
+                    let mut registry = None;
+                    let meddle = |opened: &Arc<SqliteRegistry>| registry = Some(Arc::clone(opened));
+                    let opened = open_taken(config, supervisor, DataFolder::take, |_, _, _| Ok(engines), meddle)?;
+                    let _ = opened_in.send((Arc::clone(&opened.service), Arc::clone(&opened.gallery), registry));
                     Ok(opened)
                 };
                 runtime.unwrap().block_on(run_over(config, stop, |listening| ready_in.send(listening).unwrap(), open))
             }
         });
-        let (service, gallery) = opened.recv_timeout(PATIENCE).unwrap();
+        let (service, gallery, registry) = opened.recv_timeout(PATIENCE).unwrap();
+        let registry = registry.unwrap();
         let listening: Listening = ready.recv_timeout(PATIENCE).unwrap();
         let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", listening.grpc)).unwrap();
         let channel = endpoint.connect().await.unwrap();
-        Self { listening, service, gallery, channel, stop, thread, _folder: folder }
+        Self { listening, service, gallery, channel, stop, thread, registry, folder }
     }
 
     fn identification(&self) -> IdentificationClient<Channel> {
@@ -151,8 +160,8 @@ impl Running {
 
     /// How the server ends, once nobody holds a connection to it.
     async fn ended(self) -> Result<(), ServerError> {
-        let Self { thread, channel, service, gallery, .. } = self;
-        drop((channel, service, gallery));
+        let Self { thread, channel, service, gallery, registry, .. } = self;
+        drop((channel, service, gallery, registry));
         tokio::task::spawn_blocking(move || thread.join().expect("the server returns")).await.unwrap()
     }
 }
@@ -302,4 +311,59 @@ async fn while_the_gallery_makes_verifications_wait_other_calls_are_answered() {
     }
     server.stop.drain.cancel();
     server.ended().await.unwrap();
+}
+
+/// What kill -9 would leave of a running server, in a folder of its own.
+fn left_by_kill_9(server: &Running) -> tempfile::TempDir {
+    let left = tempfile::tempdir().unwrap();
+    for folder in ["", "data", "data/index"] {
+        std::fs::create_dir_all(left.path().join(folder)).unwrap();
+        for entry in std::fs::read_dir(server.folder.path().join(folder)).unwrap().map(Result::unwrap) {
+            if entry.file_type().unwrap().is_file() {
+                std::fs::copy(entry.path(), left.path().join(folder).join(entry.file_name())).unwrap();
+            }
+        }
+    }
+    left
+}
+
+#[tokio::test]
+async fn a_change_whose_sync_failed_is_told_as_in_doubt_and_done_once_when_repeated() {
+    let server = Running::start((Rigged::new() as _, None)).await;
+    server.enrollment().enroll(enroll(1)).await.unwrap();
+    let mut health = server.health().watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    assert_eq!(health.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+    assert_eq!(server.readyz(), "200");
+
+    server.registry.fail_syncs();
+    let doubt = server.enrollment().enroll(enroll(2)).await.unwrap_err();
+    assert_eq!(doubt.code(), tonic::Code::Unavailable, "a code that clients repeat a request after: {doubt:?}");
+    for words in ["in doubt", "repeat", "same request_id"] {
+        assert!(doubt.message().contains(words), "{doubt:?}");
+    }
+    assert!(!doubt.message().contains("nothing was changed"), "{doubt:?}");
+    // Whoever repeats it before a restart is not told that it is not there either.
+    let refused = server.enrollment().enroll(enroll(2)).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused:?}");
+    assert!(refused.message().contains("same request_id"), "{refused:?}");
+    assert!(!refused.message().contains("nothing was changed"), "{refused:?}");
+    let turned = tokio::time::timeout(PATIENCE, health.message()).await.expect("health turns by itself");
+    assert_eq!(turned.unwrap().unwrap().status(), ServingStatus::NotServing);
+    assert_eq!(server.readyz(), "503");
+    // Searches go on over what was in force.
+    let answer = server.identification().identify(identify(1)).await.unwrap();
+    assert_eq!(answer.get_ref().candidates[0].subject_id, "person-1");
+
+    let again = Running::start_in(left_by_kill_9(&server), (Rigged::new() as _, None)).await;
+    assert_eq!(again.readyz(), "200");
+    let answer = again.identification().identify(identify(2)).await.unwrap();
+    assert_eq!(answer.get_ref().candidates[0].subject_id, "person-2", "it was there after all");
+    assert_eq!(again.enrollment().enroll(enroll(2)).await.unwrap().get_ref().lsn, 2);
+    let status = again.administration().get_status(wire::GetStatusRequest {}).await.unwrap();
+    assert_eq!((status.get_ref().subjects, status.get_ref().registry_lsn), (2, 2), "done once");
+    drop(health);
+    for server in [server, again] {
+        server.stop.drain.cancel();
+        server.ended().await.unwrap();
+    }
 }

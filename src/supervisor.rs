@@ -30,19 +30,27 @@ pub struct Died {
 pub struct Supervisor {
     draining: CancellationToken,
     died: Arc<OnceLock<Died>>,
+    read_only: CancellationToken,
 }
 
 impl Supervisor {
     /// Cancels `draining` when a thread dies.
     #[must_use]
     pub fn new(draining: CancellationToken) -> Self {
-        Self { draining, died: Arc::default() }
+        Self { draining, ..Self::default() }
     }
 
     /// Cancelled when the server begins to stop, for whatever reason.
     #[must_use]
     pub fn draining(&self) -> &CancellationToken {
         &self.draining
+    }
+
+    /// Cancelled when no more changes are taken before a restart, because the disk failed to store
+    /// one. Readiness turns then; searches go on.
+    #[must_use]
+    pub fn read_only(&self) -> &CancellationToken {
+        &self.read_only
     }
 
     /// The first thread that died, if any has.

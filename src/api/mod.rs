@@ -117,6 +117,15 @@ pub(crate) async fn serve(service: Arc<Service>, socket: GrpcSocket) -> Result<(
         health.set_service_status("", ServingStatus::NotServing).await;
         goodbye.cancel();
     };
-    tokio::join!(serving, draining);
+    let read_only = async {
+        tokio::select! {
+            () = service.read_only().cancelled() => {
+                health.set_not_serving::<EnrollmentServer<enrollment::Api>>().await;
+                health.set_service_status("", ServingStatus::NotServing).await;
+            }
+            () = service.draining().cancelled() => {}
+        }
+    };
+    tokio::join!(serving, draining, read_only);
     Ok(())
 }

@@ -39,6 +39,22 @@ pub(super) fn status(error: &ServiceError) -> Status {
             tracing::error!(error = %source, "a change is not yet in force");
             Status::unavailable("the change is kept but not yet in force; send the same request again")
         }
+        // Codes that clients repeat a request under, with the same request_id: so it is done once,
+        // whatever became of it.
+        ServiceError::InDoubt(source) => {
+            tracing::error!(error = %source, "a change is in doubt");
+            Status::unavailable(
+                "in doubt: the server's disk failed to store the change, which is kept or not. No more are taken before \
+                 the server is restarted; then repeat it with the same request_id, and it is done once",
+            )
+        }
+        ServiceError::ReadOnly(source) => {
+            tracing::error!(error = %source, "a change was refused");
+            Status::unavailable(
+                "the server takes no changes before it is restarted, since its disk failed to store one; repeat the \
+                 request with the same request_id then",
+            )
+        }
         ServiceError::Registry(source) => {
             tracing::error!(error = %source, "the registry failed");
             match &**source {
@@ -84,7 +100,15 @@ mod tests {
         let not_yet = |error| ServiceError::NotYetInForce(Arc::new(error));
         for (error, code) in [
             (registry(RegistryError::DiskFull { path: path() }), Code::ResourceExhausted),
-            (registry(RegistryError::WriterStopped { path: path() }), Code::Internal),
+            (
+                ServiceError::InDoubt(Arc::new(RegistryError::InDoubt {
+                    path: path(),
+                    doing: "committing",
+                    source: rusqlite::Error::InvalidQuery,
+                })),
+                Code::Unavailable,
+            ),
+            (ServiceError::ReadOnly(Arc::new(RegistryError::WriterStopped { path: path() })), Code::Unavailable),
             (registry(RegistryError::File { path: path(), doing: "reading it", source: gone() }), Code::Internal),
             (not_yet(GalleryError::DiskFull { path: path(), free_bytes: 7 }), Code::Unavailable),
             (not_yet(GalleryError::Folder { path: path(), source: gone() }), Code::Unavailable),

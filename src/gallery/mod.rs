@@ -357,6 +357,12 @@ impl Gallery {
         Ok(())
     }
 
+    /// Whether rows that are forgotten could not be erased yet. [`Gallery::catch_up`] tries again.
+    #[must_use]
+    pub fn has_rows_to_erase(&self) -> bool {
+        !self.writer.lock().progress.to_erase.is_empty()
+    }
+
     /// Checkpoints if anything changed since the last time. Opens a failed index again, unless a write
     /// that waits for it is to do so.
     ///

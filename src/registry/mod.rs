@@ -19,7 +19,8 @@ use thenar_index::{Contents, GalleryId, Lsn, RowMeta, SubjectNumber, TemplateId,
 use crate::palm::{Hand, RequestId, SubjectId};
 
 /// How long a registry must remember requests, so that a client may repeat one and have it happen
-/// once. [`Registry::prune_requests`] may forget older ones.
+/// once. [`Registry::prune_requests`] may forget older ones. Counted in time that servers have it
+/// open, and not by the clock on the wall, which may leap.
 pub const REQUESTS_KEPT: Duration = Duration::from_hours(30 * 24);
 
 /// A template on its way into the registry, sealed under its subject's key.
@@ -276,8 +277,23 @@ pub enum RegistryError {
     /// The system gives no random numbers.
     #[error("the system gives no random numbers: {0}")]
     NoRandomness(getrandom::Error),
-    /// An earlier commit could not be forced to the disk. What the disk holds is not certain until
-    /// the registry is opened anew, so nothing is written before that.
+    /// A commit could not be forced to the disk. It may be there when the registry is opened anew,
+    /// or not: only that tells, and nothing is written before it. The same request repeated then is
+    /// done once.
+    #[error(
+        "the registry at {} failed while {doing}, and whether that is stored will be known after a restart: {source}",
+        path.display()
+    )]
+    InDoubt {
+        /// The database's place.
+        path: PathBuf,
+        /// What was being done.
+        doing: &'static str,
+        /// The database's own error.
+        source: rusqlite::Error,
+    },
+    /// An earlier change is in doubt ([`RegistryError::InDoubt`]). What the disk holds is not certain
+    /// until the registry is opened anew, so nothing is written before that.
     #[error(
         "the registry at {} takes no changes since the disk failed to store one: check the disk and restart",
         path.display()
@@ -337,7 +353,8 @@ pub trait Registry: Send + Sync {
     /// log records they made, ascending. When this returns `Ok`, it is durable.
     ///
     /// # Errors
-    /// [`RegistryError`] where the database fails; then nothing of the commit is there.
+    /// [`RegistryError`] where the database fails; then nothing of the commit is there, unless it is
+    /// [`RegistryError::InDoubt`].
     fn commit(&self, changes: &[Change]) -> Result<Committed, RegistryError>;
 
     /// Up to `limit` log records after `after`, ascending.
@@ -397,12 +414,13 @@ pub trait Registry: Send + Sync {
     /// the database fails. Nothing is lost then; call it again.
     fn scrub(&self) -> Result<(), RegistryError>;
 
-    /// Forgets the requests done before `older_than`, and returns how many. A request repeated
-    /// after that is taken for a new one; callers leave at least [`REQUESTS_KEPT`].
+    /// Forgets up to `limit` requests, the oldest ones, that were done longer ago than `kept`, and
+    /// returns how many. A request repeated after that is taken for a new one; callers leave at
+    /// least [`REQUESTS_KEPT`].
     ///
     /// # Errors
-    /// [`RegistryError`] where the database fails; some may be forgotten then.
-    fn prune_requests(&self, older_than: SystemTime) -> Result<u64, RegistryError>;
+    /// [`RegistryError`] where the database fails.
+    fn prune_requests(&self, kept: Duration, limit: usize) -> Result<u64, RegistryError>;
 }
 
 /// What a commit did.

@@ -81,7 +81,8 @@ impl Service {
     /// Enrols.
     ///
     /// # Errors
-    /// [`ServiceError`]; nothing was changed, unless it is [`ServiceError::NotYetInForce`].
+    /// [`ServiceError`]; nothing was changed, unless it is [`ServiceError::NotYetInForce`] or, maybe,
+    /// [`ServiceError::InDoubt`].
     pub async fn enrol(self: &Arc<Self>, enrol: Enrol) -> Result<Enrolled, ServiceError> {
         self.refuse_while_draining()?;
         let (request_id, subject) = (enrol.request_id.clone(), enrol.subject.clone());
@@ -142,7 +143,8 @@ impl Service {
     /// Changes templates.
     ///
     /// # Errors
-    /// [`ServiceError`]; nothing was changed, unless it is [`ServiceError::NotYetInForce`].
+    /// [`ServiceError`]; nothing was changed, unless it is [`ServiceError::NotYetInForce`] or, maybe,
+    /// [`ServiceError::InDoubt`].
     pub async fn update(self: &Arc<Self>, update: Update) -> Result<Enrolled, ServiceError> {
         self.refuse_while_draining()?;
         if update.add.is_empty() && update.remove.is_empty() {

@@ -92,6 +92,12 @@ pub enum ServiceError {
         /// Room that is kept.
         reserve_bytes: u64,
     },
+    /// The disk failed to store the change: after a restart it is there, or not.
+    #[error("in doubt: the disk failed to store the change; repeat it with the same request_id: {0}")]
+    InDoubt(Arc<RegistryError>),
+    /// The registry takes no change before a restart: an earlier one is in doubt.
+    #[error("no changes are taken before a restart: {0}")]
+    ReadOnly(Arc<RegistryError>),
     /// The registry failed; nothing was changed.
     #[error("nothing was changed: {0}")]
     Registry(Arc<RegistryError>),

@@ -315,6 +315,8 @@ fn refusal(error: &ServiceError) -> Refusal {
         | ServiceError::RequestIdReused(_) => Refusal::Invalid,
         ServiceError::DiskFull { .. }
         | ServiceError::Registry(_)
+        | ServiceError::InDoubt(_)
+        | ServiceError::ReadOnly(_)
         | ServiceError::NotYetInForce(_)
         | ServiceError::SearchFailed(_) => Refusal::Failed,
     }

@@ -135,6 +135,12 @@ impl Service {
         self.parts.supervisor.draining()
     }
 
+    /// Cancelled when no more changes are taken before a restart.
+    #[must_use]
+    pub fn read_only(&self) -> &CancellationToken {
+        self.parts.supervisor.read_only()
+    }
+
     /// Admits nothing more, whoever still holds this: the threads behind it end once they have
     /// answered what they have.
     pub fn close(&self) {

@@ -7,19 +7,20 @@
 //!
 //! A deletion whose bytes could not be cleared from the registry's files (another program was reading
 //! them, or this one was killed) is never left at that: they are cleared at the next start, and by a
-//! running writer as soon as it can.
+//! running writer as soon as it can. This and all other upkeep is done by the clock, after every group
+//! of changes, however many come: at most a tenth of the thread's time goes into what takes long.
 
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use parking_lot::RwLock;
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Busy, ServiceError};
 use crate::gallery::{self, Gallery, GalleryError};
-use crate::registry::{Action, Change, Outcome, REQUESTS_KEPT, Registry};
+use crate::registry::{Action, Change, Event, LogRecord, Outcome, REQUESTS_KEPT, Registry, RegistryError};
 use crate::supervisor::Supervisor;
 use crate::telemetry::{self, Write, WriteResult};
 
@@ -27,10 +28,14 @@ use crate::telemetry::{self, Write, WriteResult};
 const JOBS_MAX: usize = 128;
 /// Changes committed as one group, at most, unless one job alone has more.
 const GROUP_CHANGES_MAX: usize = 4096;
-/// Between looks at whether a checkpoint is due or the gallery is behind.
+/// How long nothing must come for a quiet moment, in which everything due is done.
 const IDLE: Duration = Duration::from_secs(2);
+/// Between checkpoints while changes come without a pause.
+const CHECKPOINT: Duration = Duration::from_secs(60);
 /// Between looks at which request ids are old enough to be forgotten.
 const PRUNE: Duration = Duration::from_secs(3600);
+/// Request ids forgotten at once, while changes wait.
+const PRUNED_AT_ONCE: usize = 4096;
 /// What a caller is told to wait when the queue is full: about one group.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
@@ -89,11 +94,19 @@ impl Writer {
     ) -> std::io::Result<(Self, WriterThread)> {
         let (jobs, waiting) = mpsc::channel(JOBS_MAX);
         let timer = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
-        let mut scrub = Scrub { due: true };
-        scrub.if_due(&*registry);
-        let thread = supervisor.spawn("writer", move || {
-            run(waiting, &timer, &config, &*registry, &gallery, scrub);
-        })?;
+        let mut work = Work {
+            config,
+            registry,
+            gallery,
+            supervisor: supervisor.clone(),
+            scrub_due: true,
+            scrub_at: Instant::now(),
+            follow_at: Instant::now(),
+            checkpoint_at: Instant::now() + CHECKPOINT,
+            prune_at: Instant::now(),
+        };
+        work.scrub_if_due();
+        let thread = supervisor.spawn("writer", move || work.run(waiting, &timer))?;
         Ok((Self(RwLock::new(Some(jobs))), WriterThread(thread)))
     }
 
@@ -133,84 +146,213 @@ impl Writer {
     }
 }
 
-/// Whether bytes of deleted templates may be left in the registry's files.
-struct Scrub {
-    due: bool,
+/// What the writer thread works with, and when its upkeep is due.
+struct Work {
+    config: WriterConfig,
+    registry: Arc<dyn Registry>,
+    gallery: Arc<Gallery>,
+    supervisor: Supervisor,
+    /// Whether bytes of deleted templates may be left in the registry's files.
+    scrub_due: bool,
+    scrub_at: Instant,
+    follow_at: Instant,
+    checkpoint_at: Instant,
+    prune_at: Instant,
 }
 
-impl Scrub {
-    /// Clears them where they may be there; tried again later where that fails.
-    fn if_due(&mut self, registry: &dyn Registry) {
-        if self.due {
-            match registry.scrub() {
-                Ok(()) => self.due = false,
-                Err(error) => tracing::warn!(%error, "deleted templates could not be cleared yet"),
+/// When work that began at `began` and is done now may be done again: it gets a tenth of the
+/// thread's time at most, since changes wait meanwhile.
+fn next(began: Instant, pause: Duration) -> Instant {
+    Instant::now() + pause.max(9 * began.elapsed())
+}
+
+impl Work {
+    fn run(mut self, mut jobs: mpsc::Receiver<Job>, timer: &tokio::runtime::Runtime) {
+        loop {
+            let first = timer.block_on(async { tokio::time::timeout(IDLE, jobs.recv()).await });
+            let is_quiet = first.is_err();
+            match first {
+                Ok(Some(job)) => {
+                    let mut group = vec![job];
+                    let mut changes = group[0].changes.len();
+                    while changes < GROUP_CHANGES_MAX
+                        && let Ok(job) = jobs.try_recv()
+                    {
+                        changes += job.changes.len();
+                        group.push(job);
+                    }
+                    self.commit(group);
+                    crate::wipe::stack();
+                }
+                Ok(None) => break,
+                Err(_) => {}
             }
+            self.upkeep(is_quiet);
+        }
+        self.scrub_if_due();
+        self.follow();
+        self.checkpoint();
+    }
+
+    /// What nobody waits for, after every group of changes and while there are none: what is due by
+    /// the clock.
+    fn upkeep(&mut self, is_quiet: bool) {
+        let now = Instant::now();
+        if now >= self.scrub_at {
+            self.scrub_if_due();
+        }
+        if now >= self.follow_at {
+            self.follow();
+        }
+        if is_quiet || now >= self.checkpoint_at {
+            self.checkpoint();
+        }
+        if now >= self.prune_at {
+            self.prune();
         }
     }
-}
 
-fn run(
-    mut jobs: mpsc::Receiver<Job>,
-    timer: &tokio::runtime::Runtime,
-    config: &WriterConfig,
-    registry: &dyn Registry,
-    gallery: &Gallery,
-    mut scrub: Scrub,
-) {
-    let mut pruned = Instant::now();
-    loop {
-        let first = timer.block_on(async { tokio::time::timeout(IDLE, jobs.recv()).await });
-        let first = match first {
-            Ok(Some(job)) => job,
-            Ok(None) => break,
-            Err(_) => {
-                scrub.if_due(registry);
-                tidy(registry, gallery);
-                if pruned.elapsed() >= PRUNE {
-                    prune(registry);
-                    pruned = Instant::now();
+    fn scrub_if_due(&mut self) {
+        if self.scrub_due
+            && let Err(error) = self.scrub()
+        {
+            tracing::warn!(%error, "deleted templates could not be cleared yet");
+        }
+    }
+
+    /// Clears the bytes of deleted templates from the registry's files.
+    fn scrub(&mut self) -> Result<(), RegistryError> {
+        let began = Instant::now();
+        let done = self.registry.scrub();
+        self.scrub_due = done.is_err();
+        self.scrub_at = next(began, Duration::ZERO);
+        done
+    }
+
+    /// Lets a gallery catch up that could not follow a change, or not erase what it took away.
+    fn follow(&mut self) {
+        let began = Instant::now();
+        match self.registry.last_lsn() {
+            Ok(last) if last > self.gallery.lsn() || self.gallery.has_rows_to_erase() => {
+                if let Err(error) = self.gallery.catch_up(last) {
+                    tracing::warn!(%error, "the gallery is behind the registry");
                 }
-                continue;
+            }
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%error, "the registry does not say how far it is"),
+        }
+        self.follow_at = next(began, Duration::ZERO);
+    }
+
+    fn checkpoint(&mut self) {
+        let began = Instant::now();
+        if let Err(error) = self.gallery.checkpoint() {
+            tracing::error!(%error, "the index could not be checkpointed");
+        }
+        self.checkpoint_at = next(began, CHECKPOINT);
+    }
+
+    /// Forgets some of the request ids that nobody will send again.
+    fn prune(&mut self) {
+        let began = Instant::now();
+        let pause = match self.registry.prune_requests(REQUESTS_KEPT, PRUNED_AT_ONCE) {
+            Ok(0) => PRUNE,
+            Ok(requests) => {
+                tracing::info!(requests, "old request ids were forgotten");
+                if requests < PRUNED_AT_ONCE as u64 { PRUNE } else { Duration::ZERO }
+            }
+            Err(error) => {
+                self.turn_read_only_after(&error);
+                tracing::warn!(%error, "old request ids could not be forgotten");
+                PRUNE
             }
         };
-        let mut group = vec![first];
-        let mut changes = group[0].changes.len();
-        while changes < GROUP_CHANGES_MAX
-            && let Ok(job) = jobs.try_recv()
-        {
-            changes += job.changes.len();
-            group.push(job);
-        }
-        commit(group, config, registry, gallery, &mut scrub);
-        crate::wipe::stack();
+        self.prune_at = next(began, pause);
     }
-    scrub.if_due(registry);
-    tidy(registry, gallery);
-}
 
-/// What can wait until nobody does: catching up, and checkpoints.
-fn tidy(registry: &dyn Registry, gallery: &Gallery) {
-    match registry.last_lsn() {
-        Ok(last) if last > gallery.lsn() => {
-            if let Err(error) = gallery.catch_up(last) {
-                tracing::warn!(%error, "the gallery is behind the registry");
+    /// Turns readiness where the registry takes no more changes.
+    fn turn_read_only_after(&self, error: &RegistryError) {
+        if matches!(error, RegistryError::InDoubt { .. } | RegistryError::WriterStopped { .. }) {
+            self.supervisor.read_only().cancel();
+        }
+    }
+
+    fn commit(&mut self, mut group: Vec<Job>) {
+        let started = Instant::now();
+        if let Ok(free_bytes) = gallery::free_bytes(&self.config.data)
+            && free_bytes < self.config.reserve_bytes
+        {
+            let full = ServiceError::DiskFull { free_bytes, reserve_bytes: self.config.reserve_bytes };
+            let (refused, rest): (Vec<_>, Vec<_>) =
+                group.into_iter().partition(|job| job.changes.iter().any(|c| adds(&c.action)));
+            refused.into_iter().for_each(|job| answer(job, Err(full.clone())));
+            group = rest;
+            if group.is_empty() {
+                return;
             }
         }
-        Ok(_) => {}
-        Err(error) => tracing::warn!(%error, "the registry does not say how far it is"),
-    }
-    if let Err(error) = gallery.checkpoint() {
-        tracing::error!(%error, "the index could not be checkpointed");
-    }
-}
 
-/// Forgets request ids that nobody will send again.
-fn prune(registry: &dyn Registry) {
-    match registry.prune_requests(SystemTime::now() - REQUESTS_KEPT) {
-        Ok(0) => {}
-        Ok(requests) => tracing::info!(requests, "old request ids were forgotten"),
-        Err(error) => tracing::warn!(%error, "old request ids could not be forgotten"),
+        let sizes: Vec<usize> = group.iter().map(|job| job.changes.len()).collect();
+        let changes: Vec<Change> = group.iter_mut().flat_map(|job| std::mem::take(&mut job.changes)).collect();
+        let kinds: Vec<Write> = changes.iter().map(|c| kind(&c.action)).collect();
+
+        let result = self.in_force(&changes);
+        telemetry::group_committed(started.elapsed());
+        match result {
+            Ok(outcomes) => {
+                assert_eq!(outcomes.len(), kinds.len(), "one outcome a change");
+                for (kind, outcome) in kinds.iter().zip(&outcomes) {
+                    let result = match outcome {
+                        Outcome::Done { replayed: false, .. } => WriteResult::Done,
+                        Outcome::Done { replayed: true, .. } => WriteResult::Replayed,
+                        _ => WriteResult::Refused,
+                    };
+                    telemetry::writes(*kind, result, 1);
+                }
+                let mut outcomes = outcomes.into_iter();
+                for (job, size) in group.into_iter().zip(sizes) {
+                    let own = outcomes.by_ref().take(size).collect();
+                    answer(job, Ok(own));
+                }
+            }
+            Err(error) => {
+                kinds.iter().for_each(|kind| telemetry::writes(*kind, WriteResult::Failed, 1));
+                group.into_iter().for_each(|job| answer(job, Err(error.clone())));
+            }
+        }
+    }
+
+    /// Commits, shows and erases: the steps behind an acknowledgement, in their order.
+    fn in_force(&mut self, changes: &[Change]) -> Result<Vec<Outcome>, ServiceError> {
+        let committed = self.registry.commit(changes).map_err(|e| {
+            self.turn_read_only_after(&e);
+            match e {
+                RegistryError::InDoubt { .. } => ServiceError::InDoubt(Arc::new(e)),
+                RegistryError::WriterStopped { .. } => ServiceError::ReadOnly(Arc::new(e)),
+                e => ServiceError::Registry(Arc::new(e)),
+            }
+        })?;
+        let is_gone = |r: &LogRecord| matches!(r.event, Event::Removed { .. } | Event::Forgotten { .. });
+        // Due from here on, whatever fails before it is done.
+        self.scrub_due |= committed.records.iter().any(is_gone);
+        let not_yet = |e: GalleryError| ServiceError::NotYetInForce(Arc::new(e));
+        self.gallery.apply(&committed.records).map_err(not_yet)?;
+        // A replayed request may be one whose first answer was "not yet in force".
+        let done = |o: &Outcome| match o {
+            Outcome::Done { lsn, .. } => Some(*lsn),
+            _ => None,
+        };
+        if let Some(last) = committed.outcomes.iter().filter_map(done).max()
+            && last > self.gallery.lsn()
+        {
+            self.gallery.catch_up(last).map_err(not_yet)?;
+        }
+        // Only who is told that something is gone waits for it.
+        let told = changes.iter().zip(&committed.outcomes).any(|(c, o)| takes_away(&c.action) && done(o).is_some());
+        if told && self.scrub_due {
+            self.scrub().map_err(|e| not_yet(e.into()))?;
+        }
+        Ok(committed.outcomes)
     }
 }
 
@@ -230,48 +372,11 @@ fn kind(action: &Action) -> Write {
     }
 }
 
-fn commit(mut group: Vec<Job>, config: &WriterConfig, registry: &dyn Registry, gallery: &Gallery, scrub: &mut Scrub) {
-    let started = Instant::now();
-    if let Ok(free_bytes) = gallery::free_bytes(&config.data)
-        && free_bytes < config.reserve_bytes
-    {
-        let full = ServiceError::DiskFull { free_bytes, reserve_bytes: config.reserve_bytes };
-        let (refused, rest): (Vec<_>, Vec<_>) =
-            group.into_iter().partition(|job| job.changes.iter().any(|c| adds(&c.action)));
-        refused.into_iter().for_each(|job| answer(job, Err(full.clone())));
-        group = rest;
-        if group.is_empty() {
-            return;
-        }
-    }
-
-    let sizes: Vec<usize> = group.iter().map(|job| job.changes.len()).collect();
-    let changes: Vec<Change> = group.iter_mut().flat_map(|job| std::mem::take(&mut job.changes)).collect();
-    let kinds: Vec<Write> = changes.iter().map(|c| kind(&c.action)).collect();
-
-    let result = in_force(&changes, registry, gallery, scrub);
-    telemetry::group_committed(started.elapsed());
-    match result {
-        Ok(outcomes) => {
-            assert_eq!(outcomes.len(), kinds.len(), "one outcome a change");
-            for (kind, outcome) in kinds.iter().zip(&outcomes) {
-                let result = match outcome {
-                    Outcome::Done { replayed: false, .. } => WriteResult::Done,
-                    Outcome::Done { replayed: true, .. } => WriteResult::Replayed,
-                    _ => WriteResult::Refused,
-                };
-                telemetry::writes(*kind, result, 1);
-            }
-            let mut outcomes = outcomes.into_iter();
-            for (job, size) in group.into_iter().zip(sizes) {
-                let own = outcomes.by_ref().take(size).collect();
-                answer(job, Ok(own));
-            }
-        }
-        Err(error) => {
-            kinds.iter().for_each(|kind| telemetry::writes(*kind, WriteResult::Failed, 1));
-            group.into_iter().for_each(|job| answer(job, Err(error.clone())));
-        }
+fn takes_away(action: &Action) -> bool {
+    match action {
+        Action::Enrol { .. } => false,
+        Action::Update { remove, .. } => !remove.is_empty(),
+        Action::Forget { .. } => true,
     }
 }
 
@@ -280,37 +385,6 @@ fn answer(job: Job, outcome: Result<Vec<Outcome>, ServiceError>) {
     let _ = job.reply.send(outcome);
 }
 
-/// Commits, shows and erases: the steps behind an acknowledgement, in their order.
-fn in_force(
-    changes: &[Change],
-    registry: &dyn Registry,
-    gallery: &Gallery,
-    scrub: &mut Scrub,
-) -> Result<Vec<Outcome>, ServiceError> {
-    let committed = registry.commit(changes).map_err(|e| ServiceError::Registry(Arc::new(e)))?;
-    let takes_away = |a: &Action| match a {
-        Action::Enrol { .. } => false,
-        Action::Update { remove, .. } => !remove.is_empty(),
-        Action::Forget { .. } => true,
-    };
-    let takes_away = changes.iter().any(|c| takes_away(&c.action));
-    // Due from here on, whatever fails before it is done.
-    scrub.due |= takes_away;
-    let not_yet = |e: GalleryError| ServiceError::NotYetInForce(Arc::new(e));
-    gallery.apply(&committed.records).map_err(not_yet)?;
-    // A replayed request may be one whose first answer was "not yet in force".
-    let answered = committed.outcomes.iter().filter_map(|o| match o {
-        Outcome::Done { lsn, .. } => Some(*lsn),
-        _ => None,
-    });
-    if let Some(last) = answered.max()
-        && last > gallery.lsn()
-    {
-        gallery.catch_up(last).map_err(not_yet)?;
-    }
-    if takes_away {
-        registry.scrub().map_err(|e| not_yet(e.into()))?;
-        scrub.due = false;
-    }
-    Ok(committed.outcomes)
-}
+#[cfg(test)]
+#[path = "writer_tests.rs"]
+mod tests;

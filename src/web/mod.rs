@@ -51,12 +51,13 @@ pub fn recorder() -> Result<PrometheusHandle, BuildError> {
 }
 
 /// Serves `/metrics`, `/livez` and `/readyz` until `stop`. The server is ready once `started`, and no
-/// more when `draining`.
+/// more when `draining` or `read_only`.
 pub async fn serve(
     listener: TcpListener,
     handle: PrometheusHandle,
     started: CancellationToken,
     draining: CancellationToken,
+    read_only: CancellationToken,
     stop: CancellationToken,
 ) {
     let upkeep = handle.clone();
@@ -72,10 +73,12 @@ pub async fn serve(
     };
     let ready = move || {
         let (started, draining) = (started.is_cancelled(), draining.is_cancelled());
+        let read_only = read_only.is_cancelled();
         async move {
             match (started, draining) {
                 (_, true) => (StatusCode::SERVICE_UNAVAILABLE, "draining\n"),
                 (false, false) => (StatusCode::SERVICE_UNAVAILABLE, "starting\n"),
+                (true, false) if read_only => (StatusCode::SERVICE_UNAVAILABLE, "read-only until restarted\n"),
                 (true, false) => (StatusCode::OK, "ready\n"),
             }
         }

@@ -5,14 +5,14 @@
 //! counters in memory move only when SQLite's COMMIT has returned.
 
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use rusqlite::{CachedStatement, Connection, OptionalExtension as _, Transaction, TransactionBehavior, ffi};
 use thenar_index::{GalleryId, Lsn, RowMeta, SubjectNumber, TemplateId, source_of};
 
 use super::read::{self, ADDED, Counters, FORGOTTEN, REMOVED};
 use super::sums::{self, Row};
-use super::{damaged, failed, from_millis, stored, to_millis};
+use super::{damaged, failed, from_millis, scrub, stored, to_millis};
 use crate::palm::{SubjectId, TEMPLATES_PER_SUBJECT_MAX};
 use crate::registry::{
     Action, Change, Committed, Event, GalleryIdentity, LogRecord, Outcome, RegistryError, SealedTemplate, Source,
@@ -20,8 +20,6 @@ use crate::registry::{
 };
 use crate::vault::{Filed, RegistryKeys};
 
-/// Requests pruned in one transaction.
-const PRUNE_STEP: i64 = 4096;
 /// Requests as [`request`] takes them.
 pub(super) const ALL_REQUESTS_IN_ORDER: &str =
     "SELECT seq, done_at, lsn, subject, enrolled_at, last_template, key, digest
@@ -34,6 +32,9 @@ pub(super) struct Writer {
     counters: Counters,
     last_slot: i64,
     free_slots: i64,
+    opened: Instant,
+    /// How long the registry had been open before that.
+    open_ms_before: i64,
     /// A sync failed: nothing more is written (see [`RegistryError::WriterStopped`]).
     stopped: bool,
 }
@@ -66,11 +67,27 @@ impl Writer {
         }
         let last_slot = number("SELECT max(slot) FROM slots")?;
         let free_slots = number("SELECT count(*) FROM free_slots")?;
-        Ok(Self { conn, keys, counters, last_slot, free_slots, stopped: false })
+        Ok(Self {
+            conn,
+            keys,
+            counters,
+            last_slot,
+            free_slots,
+            opened: Instant::now(),
+            open_ms_before: counters.open_ms,
+            stopped: false,
+        })
     }
 
+    #[cfg(test)]
     pub(super) fn connection(&self) -> &Connection {
         &self.conn
+    }
+
+    /// See `Registry::scrub`. A registry in doubt is left as it is: its log may hold the commit.
+    pub(super) fn scrub(&self, path: &Path) -> Result<(), RegistryError> {
+        self.refuse_if_stopped(path)?;
+        scrub::scrub(&self.conn, path)
     }
 
     /// See `Registry::claim_identity`.
@@ -100,21 +117,22 @@ impl Writer {
         self.refuse_if_stopped(path)?;
         match self.try_commit(path, changes) {
             Ok(committed) => Ok(committed),
-            Err(Failure::Sql(doing, e)) => Err(self.write_failed(path, doing, e)),
-            Err(Failure::Registry(e)) => Err(e),
+            Err(failure) => Err(self.failure(path, failure)),
         }
     }
 
     fn try_commit(&mut self, path: &Path, changes: &[Change]) -> Result<Committed, Failure> {
+        let open_ms = self.open_ms();
         // Dropped on the way out of an error, it rolls back.
         let tx = Transaction::new(&mut self.conn, TransactionBehavior::Immediate).map_err(sql("beginning a commit"))?;
-        let (outcomes, records, counters, last_slot, free_slots) = {
+        let (outcomes, records, mut counters, last_slot, free_slots) = {
             let mut batch = Batch {
                 path,
                 conn: &tx,
                 keys: &self.keys,
                 statements: Statements::new(&tx).map_err(sql("preparing a commit"))?,
                 now: to_millis(SystemTime::now()),
+                open_ms,
                 counters: self.counters,
                 last_slot: self.last_slot,
                 free_slots: self.free_slots,
@@ -124,67 +142,115 @@ impl Writer {
             (outcomes, batch.records, batch.counters, batch.last_slot, batch.free_slots)
         };
         if counters != self.counters {
+            counters.open_ms = open_ms;
             sums::store(&tx, &self.keys, &counters).map_err(sql("storing its counters"))?;
         }
-        tx.commit().map_err(sql("committing"))?;
+        tx.commit().map_err(Failure::Commit)?;
         self.counters = counters;
         self.last_slot = last_slot;
         self.free_slots = free_slots;
         Ok(Committed { outcomes, records })
     }
 
-    /// Forgets some requests done before `older_than`. Returns how many, and whether there may be
-    /// more. Rows are in the order they were done, so the first young one ends the search.
-    pub(super) fn prune_requests(&mut self, path: &Path, older_than: SystemTime) -> Result<(u64, bool), RegistryError> {
+    /// See `Registry::prune_requests`. Keeps the time that the registry was open, too, for one to
+    /// which nothing is written.
+    pub(super) fn prune_requests(&mut self, path: &Path, kept: Duration, limit: usize) -> Result<u64, RegistryError> {
         self.refuse_if_stopped(path)?;
-        let pruned = self.try_prune(older_than).map_err(|e| self.write_failed(path, "forgetting old requests", e))?;
-        Ok((pruned, pruned == PRUNE_STEP.unsigned_abs()))
+        match self.try_prune(kept, limit) {
+            Ok(pruned) => Ok(pruned),
+            Err(failure) => Err(self.failure(path, failure)),
+        }
     }
 
-    fn try_prune(&mut self, older_than: SystemTime) -> rusqlite::Result<u64> {
+    fn try_prune(&mut self, kept: Duration, limit: usize) -> Result<u64, Failure> {
+        let at = sql("forgetting old requests");
         let mut counters = self.counters;
-        let tx = Transaction::new(&mut self.conn, TransactionBehavior::Immediate)?;
-        let mut pruned = 0;
-        {
-            let mut old = tx.prepare_cached(ALL_REQUESTS_IN_ORDER)?;
-            let mut rows = old.query([PRUNE_STEP])?;
-            let mut last = None;
-            while let Some(row) = rows.next()?
-                && row.get::<_, i64>(1)? < to_millis(older_than)
-            {
-                counters.sums.remove(&self.keys, request(row)?);
-                last = Some(row.get::<_, i64>(0)?);
-                pruned += 1;
-            }
-            drop(rows);
-            if let Some(last) = last {
-                tx.prepare_cached("DELETE FROM requests WHERE seq <= ?1")?.execute([last])?;
-                sums::store(&tx, &self.keys, &counters)?;
-            }
-        }
-        tx.commit()?;
+        counters.open_ms = self.open_ms();
+        let young = counters.open_ms.saturating_sub(i64::try_from(kept.as_millis()).unwrap_or(i64::MAX));
+        let tx = Transaction::new(&mut self.conn, TransactionBehavior::Immediate).map_err(&at)?;
+        let pruned = Self::prune(&tx, &self.keys, &mut counters, young, limit).map_err(&at)?;
+        tx.commit().map_err(Failure::Commit)?;
         self.counters = counters;
         Ok(pruned)
+    }
+
+    fn prune(
+        tx: &Transaction<'_>,
+        keys: &RegistryKeys,
+        counters: &mut Counters,
+        young: i64,
+        limit: usize,
+    ) -> rusqlite::Result<u64> {
+        let mut old = tx.prepare_cached(ALL_REQUESTS_IN_ORDER)?;
+        let mut rows = old.query([stored(limit as u64)])?;
+        let (mut pruned, mut last) = (0, None);
+        while let Some(row) = rows.next()?
+            && row.get::<_, i64>(1)? < young
+        {
+            counters.sums.remove(keys, request(row)?);
+            last = Some(row.get::<_, i64>(0)?);
+            pruned += 1;
+        }
+        if let Some(last) = last {
+            tx.prepare_cached("DELETE FROM requests WHERE seq <= ?1")?.execute([last])?;
+        }
+        sums::store(tx, keys, counters)?;
+        Ok(pruned)
+    }
+
+    /// How long the registry has been open altogether, in milliseconds: what requests are dated by.
+    /// No clock that can be set goes into it, so none that leaps makes a request older than it is.
+    fn open_ms(&self) -> i64 {
+        let elapsed = i64::try_from(self.opened.elapsed().as_millis()).unwrap_or(i64::MAX);
+        self.open_ms_before.saturating_add(elapsed)
+    }
+
+    /// Lets time pass.
+    #[cfg(test)]
+    pub(super) fn pass(&mut self, time: Duration) {
+        self.open_ms_before += i64::try_from(time.as_millis()).unwrap();
+    }
+
+    /// The error for what undid a transaction.
+    fn failure(&mut self, path: &Path, failure: Failure) -> RegistryError {
+        match failure {
+            Failure::Sql(doing, e) => self.write_failed(path, doing, e),
+            Failure::Commit(e) => self.commit_failed(path, "committing", e),
+            Failure::Registry(e) => e,
+        }
     }
 
     fn refuse_if_stopped(&self, path: &Path) -> Result<(), RegistryError> {
         if self.stopped { Err(RegistryError::WriterStopped { path: path.to_owned() }) } else { Ok(()) }
     }
 
-    /// The error for a failed write. After a failed sync the kernel may have dropped the dirty
-    /// pages and call the next sync a success, so there must be no next one.
-    pub(super) fn write_failed(&mut self, path: &Path, doing: &'static str, e: rusqlite::Error) -> RegistryError {
-        let code = e.sqlite_error().map(|e| e.extended_code);
-        if matches!(code, Some(ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC)) {
-            self.stopped = true;
+    /// The error for a failed statement. Only one that commits by itself syncs.
+    fn write_failed(&mut self, path: &Path, doing: &'static str, e: rusqlite::Error) -> RegistryError {
+        match e.sqlite_error().map(|e| e.extended_code) {
+            Some(ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC) => self.commit_failed(path, doing, e),
+            _ => failed(path, doing, e),
         }
-        failed(path, doing, e)
+    }
+
+    /// The error for a failed COMMIT. The mark that makes a transaction one is written last, so a
+    /// write that failed, for want of room say, means that it is not there. After any other failure
+    /// it may be: SQLite recovers it from the log where it finds it whole. And after a failed sync
+    /// the kernel may have dropped the dirty pages and call the next sync a success, so there must
+    /// be no next one.
+    fn commit_failed(&mut self, path: &Path, doing: &'static str, source: rusqlite::Error) -> RegistryError {
+        if let Some(ffi::SQLITE_FULL | ffi::SQLITE_IOERR_WRITE) = source.sqlite_error().map(|e| e.extended_code) {
+            return failed(path, doing, source);
+        }
+        self.stopped = true;
+        RegistryError::InDoubt { path: path.to_owned(), doing, source }
     }
 }
 
 /// What undoes a commit.
 enum Failure {
     Sql(&'static str, rusqlite::Error),
+    /// The last step failed.
+    Commit(rusqlite::Error),
     Registry(RegistryError),
 }
 
@@ -220,6 +286,8 @@ struct Batch<'c> {
     keys: &'c RegistryKeys,
     statements: Statements<'c>,
     now: i64,
+    /// See [`Writer::open_ms`].
+    open_ms: i64,
     counters: Counters,
     last_slot: i64,
     free_slots: i64,
@@ -251,7 +319,7 @@ impl Batch<'_> {
                 one.and_then(|()| self.statements.delete_request.execute([seq])).map_err(&at)?;
             }
             let numbers = [
-                self.now,
+                self.open_ms,
                 stored(lsn.0),
                 stored(subject.number.0),
                 to_millis(subject.enrolled_at),

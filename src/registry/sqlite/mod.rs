@@ -139,19 +139,11 @@ impl Registry for SqliteRegistry {
     fn scrub(&self) -> Result<(), RegistryError> {
         let writer = self.writer.lock();
         let _no_readers = self.readers.hold_back();
-        scrub::scrub(writer.connection(), &self.path)
+        writer.scrub(&self.path)
     }
 
-    /// In steps of a few thousand; changes of others come in between.
-    fn prune_requests(&self, older_than: SystemTime) -> Result<u64, RegistryError> {
-        let mut pruned = 0;
-        loop {
-            let (some, more) = self.writer.lock().prune_requests(&self.path, older_than)?;
-            pruned += some;
-            if !more {
-                return Ok(pruned);
-            }
-        }
+    fn prune_requests(&self, kept: Duration, limit: usize) -> Result<u64, RegistryError> {
+        self.writer.lock().prune_requests(&self.path, kept, limit)
     }
 }
 

@@ -29,6 +29,8 @@ pub(super) struct Counters {
     pub(super) subjects: i64,
     /// Of all templates.
     pub(super) contents: Contents,
+    /// Milliseconds that the registry has been open altogether, as of the last commit.
+    pub(super) open_ms: i64,
     pub(super) sums: Sums,
 }
 
@@ -45,7 +47,7 @@ impl Counters {
 /// The counters as of the last commit.
 pub(super) fn counters(conn: &Connection, path: &Path) -> Result<Counters, RegistryError> {
     let at = |e| failed(path, "reading its counters", e);
-    let sql = "SELECT last_lsn, last_subject, last_template, subjects, templates, digest, sums
+    let sql = "SELECT last_lsn, last_subject, last_template, subjects, templates, digest, sums, open_ms
                FROM counters WHERE id = 1";
     let (counters, templates) = conn
         .prepare_cached(sql)
@@ -60,12 +62,13 @@ pub(super) fn counters(conn: &Connection, path: &Path) -> Result<Counters, Regis
                 subjects: row.get(3)?,
                 contents: Contents { rows: templates.unsigned_abs(), digest },
                 sums: row.get_ref(6)?.as_blob().ok().and_then(Sums::from_bytes).unwrap_or_default(),
+                open_ms: row.get(7)?,
             };
             Ok((counters, templates))
         })
         .map_err(at)?;
-    let Counters { last_lsn, last_subject, last_template, subjects, .. } = counters;
-    if [last_lsn, last_subject, last_template, subjects, templates].iter().any(|n| *n < 0) {
+    let Counters { last_lsn, last_subject, last_template, subjects, open_ms, .. } = counters;
+    if [last_lsn, last_subject, last_template, subjects, templates, open_ms].iter().any(|n| *n < 0) {
         return Err(damaged(path, "counter", 1));
     }
     Ok(counters)

@@ -45,11 +45,12 @@ const MIGRATIONS: [&str; 1] = ["
         last_template INTEGER NOT NULL,
         subjects INTEGER NOT NULL,
         templates INTEGER NOT NULL,
+        open_ms INTEGER NOT NULL, -- for how long it has been open altogether
         digest BLOB NOT NULL, -- of all templates, see `Contents` of the index
         sums BLOB NOT NULL, -- of the rows' keyed hashes, by table
         mac BLOB NOT NULL -- keyed hash of this row and that of the gallery
     ) STRICT;
-    INSERT INTO counters VALUES (1, 0, 0, 0, 0, 0, zeroblob(16), zeroblob(80), zeroblob(16));
+    INSERT INTO counters VALUES (1, 0, 0, 0, 0, 0, 0, zeroblob(16), zeroblob(80), zeroblob(16));
     CREATE TABLE subjects(
         number INTEGER PRIMARY KEY,
         key BLOB NOT NULL UNIQUE, -- keyed hash of the name
@@ -90,7 +91,7 @@ const MIGRATIONS: [&str; 1] = ["
         seq INTEGER PRIMARY KEY,
         key BLOB NOT NULL UNIQUE,
         digest BLOB NOT NULL,
-        done_at INTEGER NOT NULL,
+        done_at INTEGER NOT NULL, -- by `open_ms` of the counters
         lsn INTEGER NOT NULL,
         subject INTEGER NOT NULL,
         enrolled_at INTEGER NOT NULL, -- of the subject

@@ -122,8 +122,8 @@ pub(super) fn mac(conn: &Connection, keys: &RegistryKeys, counters: &Counters) -
             });
         }
     }
-    let Counters { last_lsn, last_subject, last_template, subjects, contents, sums } = *counters;
-    let numbers = [schema::VERSION, last_lsn, last_subject, last_template, subjects, stored(contents.rows)];
+    let Counters { last_lsn, last_subject, last_template, subjects, contents, open_ms, sums } = *counters;
+    let numbers = [schema::VERSION, last_lsn, last_subject, last_template, subjects, stored(contents.rows), open_ms];
     let (digest, sums) = (contents.digest.to_le_bytes(), sums.to_bytes());
     let bytes: Vec<&[u8]> = [&digest[..], &sums[..]].into_iter().chain(gallery.iter().map(Vec::as_slice)).collect();
     Ok(keys.row("counters", &numbers, &bytes))
@@ -132,13 +132,13 @@ pub(super) fn mac(conn: &Connection, keys: &RegistryKeys, counters: &Counters) -
 /// Stores the counters, with the hash over them.
 pub(super) fn store(conn: &Connection, keys: &RegistryKeys, counters: &Counters) -> rusqlite::Result<()> {
     let mac = mac(conn, keys, counters)?;
-    let Counters { last_lsn, last_subject, last_template, subjects, contents, sums } = *counters;
+    let Counters { last_lsn, last_subject, last_template, subjects, contents, open_ms, sums } = *counters;
     let mut statement = conn.prepare_cached(
         "UPDATE counters SET last_lsn = ?1, last_subject = ?2, last_template = ?3, subjects = ?4, templates = ?5,
-         digest = ?6, sums = ?7, mac = ?8 WHERE id = 1",
+         digest = ?6, open_ms = ?7, sums = ?8, mac = ?9 WHERE id = 1",
     )?;
     let (templates, digest) = (stored(contents.rows), contents.digest.to_le_bytes());
-    let row = (last_lsn, last_subject, last_template, subjects, templates, digest, sums.to_bytes(), mac);
+    let row = (last_lsn, last_subject, last_template, subjects, templates, digest, open_ms, sums.to_bytes(), mac);
     statement.execute(row).map(|_| ())
 }
 

@@ -81,22 +81,54 @@ fn a_full_file_system_is_a_full_disk_that_can_be_emptied() {
     drop(mounted);
 }
 
+/// What the files of an open registry would be after kill -9; `log` says which of the write-ahead log's
+/// bytes reached the disk.
+fn left_by_kill_9(home: &Home, log: impl FnOnce(Vec<u8>) -> Vec<u8>) -> Home {
+    let left = Home { registry: None, folder: tempfile::tempdir().unwrap() };
+    std::fs::copy(home.path(), left.path()).unwrap();
+    let bytes = std::fs::read(scrub::log_path(&home.path())).unwrap();
+    std::fs::write(scrub::log_path(&left.path()), log(bytes)).unwrap();
+    left
+}
+
 #[test]
-fn nothing_is_written_after_a_failed_sync() {
+fn a_commit_that_could_not_be_synced_is_in_doubt_and_the_last() {
     let mut home = Home::new();
     commit_one(&home, enrol("r", "ann", &[1]));
-    let failure = rusqlite::Error::SqliteFailure(ffi::Error::new(ffi::SQLITE_IOERR_FSYNC), None);
-    let error = home.writer.lock().write_failed(&home.path(), "committing", failure).to_string();
-    assert!(
-        error.starts_with(&format!("the registry at {} failed while committing: ", home.path().display())),
-        "{error}"
-    );
+    let before = std::fs::read(scrub::log_path(&home.path())).unwrap().len();
+    home.fail_syncs();
     let error = home.commit(&[enrol("s", "bob", &[1])]).err().unwrap();
-    assert!(matches!(error, RegistryError::WriterStopped { .. }), "{error}");
-    assert!(error.to_string().ends_with("check the disk and restart"), "{error}");
-    assert!(home.prune_requests(SystemTime::now()).is_err());
-    assert!(home.claim_identity(&GalleryIdentity { dim: 32, key_id: [0; 16] }).is_err());
+    assert!(matches!(error, RegistryError::InDoubt { .. }), "{error}");
+    // Nothing more is written, not even to clear away what was deleted.
+    let files = || [home.path(), scrub::log_path(&home.path())].map(|path| std::fs::read(path).unwrap());
+    let after = files();
+    for refused in [
+        home.commit(&[enrol("t", "cid", &[1])]).map(drop),
+        home.commit(&[enrol("s", "bob", &[1])]).map(drop),
+        home.prune_requests(Duration::ZERO, 9).map(drop),
+        home.claim_identity(&GalleryIdentity { dim: 32, key_id: [0; 16] }).map(drop),
+        home.scrub(),
+    ] {
+        let error = refused.unwrap_err();
+        assert!(matches!(error, RegistryError::WriterStopped { .. }), "{error}");
+        assert!(error.to_string().ends_with("check the disk and restart"), "{error}");
+    }
+    assert!(files() == after);
     assert_eq!(home.counts().unwrap().subjects, 1, "reading goes on");
+    // Whatever a restart finds, the request is done once when it is repeated.
+    for (kept, was_there) in [(usize::MAX, true), (before, false)] {
+        let mut left = left_by_kill_9(&home, |mut log| {
+            log.truncate(kept);
+            log
+        });
+        left.reopen();
+        assert_eq!(left.subject(&name("bob")).unwrap().is_some(), was_there);
+        let Outcome::Done { lsn, replayed, .. } = commit_one(&left, enrol("s", "bob", &[1])) else { panic!("done") };
+        assert_eq!((lsn, replayed), (Lsn(2), was_there));
+        assert_eq!(left.counts().unwrap().subjects, 2);
+        left.registry = None;
+        check_tables(&left.path());
+    }
     home.reopen();
     commit_one(&home, enrol("s", "bob", &[1]));
 }
@@ -256,7 +288,7 @@ fn flipped_bits_give_errors_or_answers_but_no_panic() {
                 registry.templates_between(TemplateId(0), TemplateId(u64::MAX), 1000).map(drop),
                 registry.subject(&name("s8")).map(drop),
                 registry.commit(&[forget("g", "s9"), enrol("h", "s7", &[5]), enrol("r0", "s0", &[0, 1])]).map(drop),
-                registry.prune_requests(SystemTime::now()).map(drop),
+                registry.prune_requests(Duration::ZERO, 4096).map(drop),
                 registry.scrub(),
             ];
             results.into_iter().collect()

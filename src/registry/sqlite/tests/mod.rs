@@ -19,6 +19,29 @@ use crate::palm::{Hand, RequestId};
 use crate::registry::{Action, Outcome, SealedTemplate, Source};
 use crate::vault::{MasterKey, Vault};
 
+#[expect(unsafe_code, reason = "SQLite's own files are made to fail")]
+impl SqliteRegistry {
+    /// From now on the disk fails to sync the write-ahead log.
+    pub(crate) fn fail_syncs(&self) {
+        unsafe extern "C" fn fails(_: *mut ffi::sqlite3_file, _: std::ffi::c_int) -> std::ffi::c_int {
+            ffi::SQLITE_IOERR_FSYNC
+        }
+        let writer = self.writer.lock();
+        let mut log: *mut ffi::sqlite3_file = std::ptr::null_mut();
+        // SAFETY: the connection is open and its log in use, so that SQLite sets `log` to a file that
+        // lives as long as it; the methods put in are those it has, but for one of the same signature,
+        // and never freed. Nobody else uses the writing connection meanwhile.
+        unsafe {
+            let code = ffi::SQLITE_FCNTL_JOURNAL_POINTER;
+            let found =
+                ffi::sqlite3_file_control(writer.connection().handle(), std::ptr::null(), code, (&raw mut log).cast());
+            assert_eq!(found, ffi::SQLITE_OK);
+            let methods = ffi::sqlite3_io_methods { xSync: Some(fails), ..*(*log).pMethods };
+            (*log).pMethods = Box::leak(Box::new(methods));
+        }
+    }
+}
+
 /// A registry in a folder of its own, which goes with it.
 struct Home {
     registry: Option<SqliteRegistry>,
