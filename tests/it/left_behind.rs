@@ -77,25 +77,20 @@ fn everywhere(server: &TestServer) -> Option<Places> {
     Some(places)
 }
 
-/// Every run of `N` bytes with `values_min` different ones, with where it begins.
-fn runs<const N: usize>(bytes: &[u8], values_min: u32) -> impl Iterator<Item = (usize, u128)> + '_ {
-    bytes.windows(N).enumerate().filter_map(move |(at, run)| {
+fn number(run: &[u8]) -> u128 {
+    let mut bytes = [0; WINDOW];
+    bytes[..run.len()].copy_from_slice(run);
+    u128::from_le_bytes(bytes)
+}
+
+/// Every run of `N` bytes with `values_min` different ones.
+fn runs<const N: usize>(bytes: &[u8], values_min: u32) -> impl Iterator<Item = u128> + '_ {
+    let is_no_accident = move |run: &&[u8]| {
         let mut values = [0_u64; 4];
         run.iter().for_each(|byte| values[usize::from(byte >> 6)] |= 1 << (byte & 63));
-        let count: u32 = values.iter().map(|v| v.count_ones()).sum();
-        let number = run.iter().rev().fold(0, |number, byte| number << 8 | u128::from(*byte));
-        (count >= values_min).then_some((at, number))
-    })
-}
-
-/// Windows that are no accident.
-fn windows(bytes: &[u8]) -> impl Iterator<Item = (usize, u128)> + '_ {
-    runs::<WINDOW>(bytes, VALUES_MIN)
-}
-
-/// Parts of windows that are no accident.
-fn parts(bytes: &[u8]) -> impl Iterator<Item = (usize, u128)> + '_ {
-    runs::<PART>(bytes, PART_VALUES_MIN)
+        values.iter().map(|v| v.count_ones()).sum::<u32>() >= values_min
+    };
+    bytes.windows(N).filter(is_no_accident).map(number)
 }
 
 /// A set of windows, sorted, with a quick test that most others fail.
@@ -129,23 +124,20 @@ impl Set {
 
     /// Those windows that are somewhere in `places`.
     fn in_places(&self, places: &Places) -> Vec<(String, usize, u128)> {
-        self.among(places, windows)
+        self.among::<WINDOW>(places)
     }
 
-    /// Those that are among the `runs` of any place.
-    fn among<'p, R: Iterator<Item = (usize, u128)> + 'p>(
-        &self,
-        places: &'p Places,
-        runs: impl Fn(&'p [u8]) -> R,
-    ) -> Vec<(String, usize, u128)> {
+    /// Those that are among the runs of `N` bytes of any place.
+    fn among<const N: usize>(&self, places: &Places) -> Vec<(String, usize, u128)> {
         let mut found = Vec::new();
         for (name, bytes) in places {
             for (page, chunk) in bytes.chunks(PAGE).enumerate() {
                 if chunk.iter().all(|byte| *byte == 0) {
                     continue;
                 }
-                let end = ((page + 1) * PAGE + WINDOW - 1).min(bytes.len());
-                let here = runs(&bytes[page * PAGE..end]).filter(|(_, run)| self.has(*run));
+                let end = ((page + 1) * PAGE + N - 1).min(bytes.len());
+                let here = bytes[page * PAGE..end].windows(N).map(number).enumerate();
+                let here = here.filter(|(_, run)| self.has(*run));
                 found.extend(here.map(|(at, run)| (name.clone(), page * PAGE + at, run)));
             }
         }
@@ -154,10 +146,10 @@ impl Set {
 
     /// Those of which no part is in `places`: what is old stays old beside new numbers.
     fn without(self, places: &Places) -> Self {
-        let of = |window: &u128| window.to_le_bytes();
-        let all: Vec<u128> = self.windows.iter().flat_map(|w| parts(&of(w)).map(|p| p.1).collect::<Vec<_>>()).collect();
-        let old = Self::new(Self::new(all).among(places, parts).into_iter().map(|(.., part)| part).collect());
-        let is_new = |window: &u128| parts(&of(window)).all(|(_, part)| !old.has(part));
+        let parts = |window: &u128| runs::<PART>(&window.to_le_bytes(), PART_VALUES_MIN).collect::<Vec<_>>();
+        let all = self.windows.iter().flat_map(parts).collect();
+        let old = Self::new(Self::new(all).among::<PART>(places).into_iter().map(|(.., part)| part).collect());
+        let is_new = |window: &u128| parts(window).into_iter().all(|part| !old.has(part));
         Self::new(self.windows.into_iter().filter(is_new).collect())
     }
 
@@ -176,7 +168,7 @@ fn gained(before: &Places, after: &Places) -> Set {
             let at = page * PAGE;
             if old.get(at..at + chunk.len()) != Some(chunk) {
                 let around = at.saturating_sub(WINDOW - 1)..(at + PAGE + WINDOW - 1).min(bytes.len());
-                new.extend(windows(&bytes[around]).map(|(_, window)| window));
+                new.extend(runs::<WINDOW>(&bytes[around], VALUES_MIN));
             }
         }
     }
