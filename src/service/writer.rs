@@ -161,7 +161,7 @@ struct Work {
 }
 
 /// When work that began at `began` and is done now may be done again: it gets a tenth of the
-/// thread's time at most, since changes wait meanwhile.
+/// thread's time at most while changes come, since they wait for it.
 fn next(began: Instant, pause: Duration) -> Instant {
     Instant::now() + pause.max(9 * began.elapsed())
 }
@@ -194,14 +194,14 @@ impl Work {
         self.checkpoint();
     }
 
-    /// What nobody waits for, after every group of changes and while there are none: what is due by
-    /// the clock.
+    /// What nobody waits for: what is due by the clock, after every group of changes, and all of it
+    /// while there are none.
     fn upkeep(&mut self, is_quiet: bool) {
         let now = Instant::now();
-        if now >= self.scrub_at {
+        if is_quiet || now >= self.scrub_at {
             self.scrub_if_due();
         }
-        if now >= self.follow_at {
+        if is_quiet || now >= self.follow_at {
             self.follow();
         }
         if is_quiet || now >= self.checkpoint_at {
