@@ -77,8 +77,10 @@ impl Engine for Watching {
     fn erase(&self, rows: &[u32]) -> Result<(), EngineError> {
         self.check_shown("before it erases");
         // Searches that could see the rows would read their bytes: those go when no search is left.
-        if let Some(gallery) = self.gallery.get().and_then(Weak::upgrade) {
-            let shown = gallery.snapshot().expect("the index is not lost");
+        if let Some(gallery) = self.gallery.get().and_then(Weak::upgrade)
+            && let Some(reader) = gallery.reader.try_read()
+        {
+            let shown = reader.as_ref().expect("the index is not lost").snapshot();
             let seen = |row: &&u32| shown.row(Row(**row)).iter().any(|x| *x != f16::ZERO);
             if let Some(row) = rows.iter().find(seen) {
                 self.complaints.lock().push(format!("row {row} may still be searched"));

@@ -398,12 +398,13 @@ impl Engine for GpuEngine {
         if resident.generation != self.generation() || !resident.covers(view) {
             return Err(EngineError::Rebuilding);
         }
-        // Until the end: a sift of another view would change the bits under this one.
-        let mut live = resident.live.lock();
-        let pieces = resident.refresh_live(view, &mut live);
-        if !pieces.is_empty() {
-            // Not waited for: the batches below come after it in the channel.
-            self.send(resident.generation, |reply| Action::WriteLive { pieces, reply })?;
+        {
+            let mut live = resident.live.lock();
+            let pieces = resident.refresh_live(view, &mut live);
+            if !pieces.is_empty() {
+                // Not waited for: the batches below come after it in the channel.
+                self.send(resident.generation, |reply| Action::WriteLive { pieces, reply })?;
+            }
         }
         let rows: u64 = view.blocks.iter().map(|block| block.count(view.dim) as u64).sum();
         let narrow = |probe: &usize| filter_of(request, *probe).is_some_and(|filter| filter.len() <= rows / FEW_OF);

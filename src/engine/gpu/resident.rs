@@ -281,8 +281,10 @@ impl Resident {
         RowsOf { placed: &self.placed, by_first_row, dim: view.dim }
     }
 
-    /// Brings `live`, the words the device has, up to those of `view`, and says what to write.
-    /// Words of rows that `view` does not have stay as they are.
+    /// Sets the bits of all rows that are live in `view` in `live`, the words the device has, and says
+    /// what to write. No bit is cleared: a sift of an earlier view may be under way, in which the row is
+    /// live. Rows that are live in no view any more lose their bits when they are erased; until then what
+    /// is found of them is dropped on the host.
     pub(super) fn refresh_live(&self, view: &GalleryView<'_>, live: &mut [Vec<u64>]) -> Vec<LivePiece> {
         let mut pieces = Vec::new();
         for block in &view.blocks {
@@ -300,16 +302,13 @@ impl Resident {
                 let chunks = words.chunks(COMPARE_WORDS).zip(copy.chunks_mut(COMPARE_WORDS));
                 for (chunk, (words, copy)) in chunks.enumerate() {
                     // Nearly always nothing changed, and this is on the way of every search.
-                    let differs = words.iter().zip(copy.iter()).fold(0, |bits, (word, copy)| bits | (word ^ copy));
-                    if differs == 0 {
+                    let missing = words.iter().zip(copy.iter()).fold(0, |bits, (word, copy)| bits | (word & !copy));
+                    if missing == 0 {
                         continue;
                     }
                     for (i, (word, copy)) in (chunk * COMPARE_WORDS..).zip(words.iter().zip(copy)) {
-                        let mut now = *word;
-                        if rows - i * 64 < 64 {
-                            let known = (1_u64 << (rows - i * 64)) - 1;
-                            now = (now & known) | (*copy & !known);
-                        }
+                        let known = if rows - i * 64 < 64 { (1_u64 << (rows - i * 64)) - 1 } else { u64::MAX };
+                        let now = *copy | (word & known);
                         if now == *copy {
                             continue;
                         }

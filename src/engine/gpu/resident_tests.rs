@@ -146,4 +146,9 @@ fn a_table_covers_a_view_only_with_its_identities_and_all_its_codes() {
     assert!(!resident.covers(&blocks.view()));
     blocks.blocks.remove(&5);
     assert!(resident.covers(&blocks.view()));
+    // A view in which rows have died takes no bit from one of before, which may still be sifted.
+    let mut live = resident.live.lock();
+    live[0].fill(u64::MAX);
+    assert!(resident.refresh_live(&blocks.view(), &mut live).is_empty());
+    assert!(live[0].iter().all(|word| *word == u64::MAX));
 }
