@@ -88,6 +88,11 @@
 //!   row, whatever the embedding; so ‖x‖ <= 1 + 2^-10 for a stored row, as `engine::cpu::slack` has it.
 //! - f32 arithmetic of bars and estimates: `ARITHMETIC_SLACK`.
 //!
+//! What is not carried: R is taken to be exact. Its entries and the sums of its images are rounded to f32,
+//! which moves <q, u> by some parts in 10^6 (less than the half of `ARITHMETIC_SLACK` that is not used
+//! otherwise), but makes the last bits of a row, and with them now and then a bit of its code, a function
+//! of R and not of y alone. Nobody who does not know R can choose them.
+//!
 //! Sources: the randomised argument is that of RaBitQ (Gao and Long, SIGMOD 2024, arXiv
 //! 2405.12497), with the row's code fixed and the probe random, and an exact tail in place of
 //! Hoeffding's; (1) is the spherical triangle inequality, used for exact search by Schubert (A

@@ -103,6 +103,9 @@ pub struct CpuEngine {
     /// Held shared by sifts under way; alone by an erasure, which so waits for them, and by who copies.
     sketches: RwLock<Sketches>,
     scratch_bytes: AtomicU64,
+    /// The one level of codes to sift by, instead of the fastest.
+    #[cfg(test)]
+    only: Option<sieve::Level>,
 }
 
 impl CpuEngine {
@@ -138,6 +141,8 @@ impl CpuEngine {
             scratch: Mutex::default(),
             sketches: RwLock::default(),
             scratch_bytes: AtomicU64::new(0),
+            #[cfg(test)]
+            only: None,
         })
     }
 
@@ -308,6 +313,8 @@ impl CpuEngine {
         let Scratch { packed, benches } = &mut scratch;
         let pace = &self.paces[(probes.ilog2() as usize).min(PACES - 1)];
         let sweep = Sweep::new((self.kernels, self.code_kernels), view, request, packed, pace);
+        #[cfg(test)]
+        let sweep = sweep.by(self.only);
         if rows * view.dim * probes <= ALONE_PRODUCTS {
             sweep.work(benches[0].get_mut(), turn);
         } else {

@@ -229,6 +229,13 @@ impl<'a> Sweep<'a> {
         }
     }
 
+    /// The same, by codes of one level alone if there is one.
+    #[cfg(test)]
+    pub(super) fn by(mut self, only: Option<Level>) -> Self {
+        self.pace.only = only;
+        self
+    }
+
     /// Under which certificate the rows were passed over, once all are.
     pub(super) fn certificate(&self) -> Certificate {
         if self.pace.was_sieved() { self.sieve.certificate() } else { Certificate::Deterministic }

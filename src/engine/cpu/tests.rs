@@ -7,6 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 use thenar_index::codes::{BLOCK_ROWS, Codes, OwnedCodes};
 
+use super::sieve::Level;
 use super::*;
 use crate::certificate::Certificate;
 use crate::engine::BlockView;
@@ -476,61 +477,115 @@ fn no_probes_and_no_rows_are_nothing_to_find() {
     }
 }
 
-/// Mated pairs at exactly their floor, through the whole engine: how many does it miss?
-#[test]
-fn a_randomised_sift_misses_no_more_than_it_claims_and_a_deterministic_one_nothing() {
-    const BATCHES: usize = 60;
-    let (dim, probes) = (64, 256);
-    let miss_probability = 2e-2;
-    for path in paths() {
-        let engine = CpuEngine::with_simd(2, path).unwrap();
-        let mut missed = 0;
-        for seed in 0..BATCHES {
-            let mut rng = ChaCha8Rng::seed_from_u64(seed as u64);
-            let gallery = Gallery::new(&mut rng, Kind::Random, dim, 64 * 40, 0.0);
-            let view = gallery.view();
-            let mut values = Vec::new();
-            let mut mates = Vec::new();
-            let mut floors = Vec::new();
-            for _ in 0..probes {
-                let block = &view.blocks[rng.random_range(0..view.blocks.len())];
-                let offset = rng.random_range(0..block.count(dim));
-                let row: Vec<f64> = block.rows[offset * dim..(offset + 1) * dim].iter().map(|v| v.to_f64()).collect();
-                let noise = direction(&mut rng, dim);
-                let along: f64 = row.iter().zip(&noise).map(|(x, n)| x * n).sum();
-                let across: Vec<f64> = row.iter().zip(&noise).map(|(x, n)| n - along * x).collect();
-                let length = across.iter().map(|v| v * v).sum::<f64>().sqrt();
-                let probe: Vec<f64> = row.iter().zip(&across).map(|(x, w)| 0.6 * x + 0.8 * w / length).collect();
-                let probe = normalised(&probe);
-                let score = exact(&block.rows[offset * dim..(offset + 1) * dim], &probe);
-                floors.push(crate::search::plan::round_down(score));
-                mates.push(block.first_row + offset as u32);
-                values.extend(probe);
-            }
-            let keep = vec![0; probes];
-            let seeds: Vec<Seed> = (0..probes).map(|_| rng.random()).collect();
-            for certificate in [Certificate::Deterministic, Certificate::Randomised { miss_probability }] {
-                let request = SiftRequest {
-                    probes: &values,
-                    floors: &floors,
-                    keep: &keep,
-                    survivors_max: 5000,
-                    certificate,
-                    seeds: &seeds,
-                    ..SiftRequest::default()
-                };
-                let mut survivors = Survivors::default();
-                engine.sift(&view, &request, &mut survivors).unwrap();
-                let lost = mates.iter().zip(&survivors.rows).filter(|(mate, rows)| !rows.contains(mate)).count();
-                if survivors.certificate == Certificate::Deterministic {
-                    assert_eq!(lost, 0, "{path}, seed {seed}: a deterministic answer lost a mate");
-                } else {
-                    missed += lost;
-                }
-            }
+/// Galleries with mated pairs at exactly their floor.
+struct Mated {
+    gallery: Gallery,
+    /// Shape: `[pairs, dim]`.
+    probes: Vec<f32>,
+    mates: Vec<u32>,
+    floors: Vec<f32>,
+    seeds: Vec<Seed>,
+}
+
+impl Mated {
+    /// `pairs` probes at the cosine `tau` of rows that have codes.
+    fn new(seed: u64, dim: usize, tau: f64, pairs: usize) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let mut gallery = Gallery::new(&mut rng, Kind::Random, dim, 4 * BLOCK_ROWS, 0.0);
+        // One block, so that all rows have codes.
+        let rows: Vec<f16> = gallery.blocks.iter().flat_map(|block| &block.rows).copied().collect();
+        let codes = OwnedCodes::of(&rows, dim);
+        let live = (0..4).map(|_| u64::MAX.into()).collect();
+        gallery.blocks = vec![Block { first_row: 0, rows, live, codes }];
+        let (mut probes, mut mates, mut floors) = (Vec::new(), Vec::new(), Vec::new());
+        for _ in 0..pairs {
+            let mate = rng.random_range(0..4 * BLOCK_ROWS);
+            let stored = &gallery.blocks[0].rows[mate * dim..(mate + 1) * dim];
+            let row: Vec<f64> = stored.iter().map(|v| v.to_f64()).collect();
+            let noise = direction(&mut rng, dim);
+            let along: f64 = row.iter().zip(&noise).map(|(x, n)| x * n).sum();
+            let across: Vec<f64> = row.iter().zip(&noise).map(|(x, n)| n - along * x).collect();
+            let length = across.iter().map(|v| v * v).sum::<f64>().sqrt();
+            let sine = (1.0 - tau * tau).sqrt();
+            let probe: Vec<f64> = row.iter().zip(&across).map(|(x, w)| tau * x + sine * w / length).collect();
+            let probe = normalised(&probe);
+            floors.push(crate::search::plan::round_down(exact(stored, &probe)));
+            mates.push(u32::try_from(mate).unwrap());
+            probes.extend(probe);
         }
-        let claimed = (BATCHES * probes) as f64 * miss_probability;
-        assert!(missed as f64 <= claimed + 3.0 * claimed.sqrt(), "{path}: {missed} missed, {claimed} claimed");
+        let seeds = (0..pairs).map(|_| rng.random()).collect();
+        Self { gallery, probes, mates, floors, seeds }
+    }
+
+    /// Of each pair, whether the engine misses it.
+    fn missed(&self, engine: &CpuEngine, certificate: Certificate) -> Vec<bool> {
+        let request = SiftRequest {
+            probes: &self.probes,
+            floors: &self.floors,
+            keep: &vec![0; self.floors.len()],
+            survivors_max: 4 * BLOCK_ROWS,
+            certificate,
+            seeds: &self.seeds,
+            ..SiftRequest::default()
+        };
+        let mut survivors = Survivors::default();
+        engine.sift(&self.gallery.view(), &request, &mut survivors).unwrap();
+        assert_eq!(survivors.certificate, certificate, "codes were looked at");
+        self.mates.iter().zip(&survivors.rows).map(|(mate, rows)| !rows.contains(mate)).collect()
+    }
+}
+
+/// A quarter of the miss probability belongs to each of four codes. Mates that one first look misses, and
+/// not every first look does, are counted as its own; what all of them miss is the second look's, the
+/// fine code's.
+///
+/// The proof leaves room: a first look spends about half of its share here, because floors and steps are
+/// rounded to the safe side, the bound of the tail is not tight at such probabilities, and steps are
+/// finer than they might be. A fine code, held down by the slack for the row's and the probe's rounding,
+/// spends a hundredth. So a share is held against what was measured, on every path with these seeds:
+/// within a fifth, nearly four deviations of the count, which a share smaller by a quarter or twice as
+/// large is not. Other seeds would pass but for one in thousands.
+#[test]
+fn each_code_misses_its_share_of_mates_and_deterministic_codes_miss_none() {
+    const BATCHES: u64 = 160;
+    const PAIRS: usize = 256;
+    const MISS_PROBABILITY: f64 = 8e-2;
+    let batches: Vec<Mated> = (0..BATCHES).map(|seed| Mated::new(seed, 128, 0.55, PAIRS)).collect();
+    let share = MISS_PROBABILITY / 4.0 * BATCHES as f64 * PAIRS as f64;
+    // Paths of one width of index have the same tables.
+    let mut widths = Vec::new();
+    for path in paths() {
+        let bits = Level::ALL.map(|level| CodeKernels::of(path).index_bits(level));
+        if widths.contains(&bits) {
+            continue;
+        }
+        widths.push(bits);
+        let missed = Level::ALL.map(|level| {
+            let engine = CpuEngine { only: Some(level), ..CpuEngine::with_simd(1, path).unwrap() };
+            let deterministic = batches[..8].iter().flat_map(|batch| batch.missed(&engine, Certificate::Deterministic));
+            let lost = deterministic.filter(|missed| *missed).count();
+            assert_eq!(lost, 0, "{path} {level:?}: a deterministic look lost mates");
+            let randomised = Certificate::Randomised { miss_probability: MISS_PROBABILITY };
+            batches.iter().flat_map(|batch| batch.missed(&engine, randomised)).collect::<Vec<bool>>()
+        });
+        let by_all: Vec<bool> = (0..missed[0].len()).map(|at| missed.iter().all(|missed| missed[at])).collect();
+        let fine = by_all.iter().filter(|missed| **missed).count() as f64 / share;
+        println!("{path}: the fine code spends {fine:.3} of its share");
+        assert!((0.003..0.1).contains(&fine), "{path}: the fine code spends {fine} of its share");
+        // Plain Rust looks up eight bits at once, which makes fewer entries and finer steps.
+        let measured = if path == Simd::Portable { [0.541, 0.577, 0.513] } else { [0.426, 0.460, 0.473] };
+        for ((level, measured), missed) in Level::ALL.into_iter().zip(measured).zip(&missed) {
+            let own = missed.iter().zip(&by_all).filter(|(missed, by_all)| **missed && !**by_all).count();
+            let of_share = own as f64 / share;
+            println!("{path} {level:?}: {own} mates missed, {of_share:.3} of the share");
+            assert!(
+                (of_share / measured - 1.0_f64).abs() < 0.2,
+                "{path} {level:?}: {own} mates missed, {of_share} of the share, not {measured}"
+            );
+            // Three deviations of a count: no more than is claimed, whatever was measured.
+            let all = missed.iter().filter(|missed| **missed).count() as f64;
+            assert!(all <= 2.0 * share + 3.0 * (2.0 * share).sqrt(), "{path} {level:?}: {all} missed");
+        }
     }
 }
 

@@ -232,7 +232,7 @@ impl CodeKernels {
     }
 
     /// Bits of an index.
-    pub(super) fn index_bits(&self, level: Level) -> usize {
+    pub(in crate::engine::cpu) fn index_bits(&self, level: Level) -> usize {
         if level == Level::Sketch { sketch::WORD_BITS } else { self.bits }
     }
 
