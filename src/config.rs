@@ -147,7 +147,7 @@ pub struct Config {
     pub data: PathBuf,
     /// The master key's file; `None`: a systemd credential or the environment.
     pub key_file: Option<PathBuf>,
-    /// Components of an embedding; `None`: as the gallery was made, or the default for a new one.
+    /// Components of an embedding; `None`: as the gallery was made, or as the first enrolment has it.
     pub dim: Option<usize>,
     /// Venues that may ask; empty means any.
     pub venues: BTreeSet<VenueId>,
@@ -255,9 +255,6 @@ pub enum ConfigError {
         problems: Vec<String>,
     },
 }
-
-/// Dimensions of a new gallery where nobody says otherwise.
-pub const DIM_DEFAULT: usize = 512;
 
 impl Raw {
     /// Reads a file.

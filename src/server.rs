@@ -5,18 +5,19 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use thenar_index::storage::Files;
-use thenar_index::{KeyId, Origin};
+use thenar_index::{KeyId, Lsn, Origin};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::api;
-use crate::batch::{Batcher, SearchThreads};
-use crate::config::{Config, DIM_DEFAULT, EngineConfig, EngineKind};
+use crate::batch::{BatchConfig, Batcher, SearchThreads};
+use crate::config::{Config, EngineConfig, EngineKind};
 use crate::data::{DataFolder, FolderError};
 use crate::engine::cpu::{CpuEngine, CpuEngineError};
 use crate::engine::gpu::{AdapterChoice, GpuEngine, GpuOptions};
@@ -29,7 +30,7 @@ use crate::palm::Invalid;
 use crate::registry::sqlite::SqliteRegistry;
 use crate::registry::{GalleryIdentity, Registry, RegistryError};
 use crate::service::writer::{Writer, WriterConfig, WriterThread};
-use crate::service::{GallerySearcher, Parts, Service};
+use crate::service::{Core, GallerySearcher, Parts, Service, ServiceError};
 use crate::supervisor::{Died, Supervisor};
 use crate::vault::{CREDENTIAL, KeyError, KeySource, MasterKey, Rotation, Vault};
 use crate::web;
@@ -92,29 +93,143 @@ pub enum ServerError {
 pub struct Opened {
     /// The use cases.
     pub service: Arc<Service>,
-    /// What they search.
-    pub gallery: Arc<Gallery>,
-    /// How embeddings are rotated before they are searched for.
-    pub rotation: Arc<Rotation>,
-    search: SearchThreads,
-    writer: WriterThread,
-    mender: std::thread::JoinHandle<()>,
+    stage: Arc<Mutex<Stage>>,
     _folder: DataFolder,
 }
 
+/// How far a folder is opened.
+enum Stage {
+    /// There is no gallery yet.
+    Unopened(Box<Opening>),
+    /// There is one.
+    Open(Threads),
+    /// None will be opened any more.
+    Closed,
+}
+
+/// What is behind an open gallery.
+struct Threads {
+    core: Core,
+    search: SearchThreads,
+    writer: WriterThread,
+    mender: std::thread::JoinHandle<()>,
+}
+
 impl Opened {
+    /// What is searched.
+    ///
+    /// # Panics
+    /// Before the first enrolment, if that is to decide on the dimension; so does `rotation`.
+    /// Never for what [`open_existing`] opened.
+    #[must_use]
+    pub fn gallery(&self) -> &Arc<Gallery> {
+        &self.service.core().expect("the gallery is open").gallery
+    }
+
+    /// How embeddings are rotated before they are searched for.
+    #[must_use]
+    pub fn rotation(&self) -> &Arc<Rotation> {
+        &self.service.core().expect("the gallery is open").rotation
+    }
+
     /// Answers what was admitted, checkpoints, and lets go of the folder.
     pub fn close(self) {
-        let Self { service, gallery, rotation: _, search, writer, mender, _folder } = self;
-        // A connection that was cut off may still hold the service, for as long as its client likes.
-        service.close();
+        let Self { service, stage, _folder } = self;
+        // Waits for an opening that is under way. A connection that was cut off may still hold the
+        // service, for as long as its client likes.
+        let stage = std::mem::replace(&mut *stage.lock(), Stage::Closed);
         drop(service);
+        let Stage::Open(Threads { core, search, writer, mender }) = stage else { return };
+        core.batcher.close();
+        core.writer.close();
         search.join();
         writer.join();
-        gallery.close();
+        core.gallery.close();
         mender.thread().unpark();
         // A panic is the supervisor's to report.
         let _ = mender.join();
+    }
+}
+
+/// What a gallery is opened with.
+struct Opening {
+    vault: Vault,
+    registry: Arc<dyn Registry>,
+    index: PathBuf,
+    data: PathBuf,
+    reserve_bytes: u64,
+    batch: BatchConfig,
+    engines: Engines,
+    supervisor: Supervisor,
+}
+
+impl Opening {
+    /// Rotation, index, engine, and the threads over them.
+    fn open(&self, dim: usize) -> Result<Threads, ServerError> {
+        let Self { vault, registry, supervisor, .. } = self;
+        let gallery_id = registry.claim_identity(&GalleryIdentity { dim, key_id: vault.key_id() })?;
+        let sealer = Arc::new(vault.sealer(dim));
+        let setup = Setup {
+            dir: self.index.clone(),
+            storage: Arc::new(Files),
+            dim,
+            origin: Origin { gallery: gallery_id, key: KeyId(vault.key_id()) },
+            registry: Arc::clone(registry),
+            sealer: Arc::clone(&sealer),
+        };
+        let (engine, standby) = self.engines.clone();
+        // The rotation takes a moment to make, and so does opening an index: both at once.
+        let (rotation, gallery) = std::thread::scope(|scope| {
+            let rotation = scope.spawn(|| Rotation::new(vault, dim));
+            let gallery = Gallery::open(setup, engine, standby);
+            (rotation.join(), gallery)
+        });
+        let gallery = Arc::new(gallery?);
+        let rotation = rotation.map_err(|_| ServerError::Thread(io::Error::other("the rotation panicked")))??;
+
+        let searcher =
+            |aside| GallerySearcher { gallery: Arc::clone(&gallery), aside, survivors: Survivors::default() };
+        let searchers = [searcher(false), searcher(true)];
+        let (batcher, search) = Batcher::start(self.batch, searchers, supervisor).map_err(ServerError::Thread)?;
+        let writer_config = WriterConfig { data: self.data.clone(), reserve_bytes: self.reserve_bytes };
+        let (writer, writer_thread) =
+            Writer::start(writer_config, Arc::clone(registry), Arc::clone(&gallery), supervisor)
+                .map_err(ServerError::Thread)?;
+        let mender = supervisor
+            .spawn("mender", {
+                let gallery = Arc::clone(&gallery);
+                move || gallery::mend_forever(&gallery)
+            })
+            .map_err(ServerError::Thread)?;
+        let status = gallery.status();
+        tracing::info!(
+            templates = status.templates,
+            dim,
+            engine = status.engine.kind,
+            adapter = %status.engine.adapter,
+            opened_ms = status.opened.took.as_millis(),
+            replayed = status.opened.replayed,
+            "the gallery is open"
+        );
+        let (batcher, writer) = (Arc::new(batcher), Arc::new(writer));
+        let core = Core { gallery, batcher, writer, rotation: Arc::new(rotation), sealer };
+        Ok(Threads { core, search, writer: writer_thread, mender })
+    }
+}
+
+/// Opens the gallery of `stage` with `dim` dimensions.
+fn open_stage(stage: &Mutex<Stage>, dim: usize) -> Result<Core, ServiceError> {
+    let mut stage = stage.lock();
+    match &*stage {
+        Stage::Unopened(opening) => {
+            let threads = opening.open(dim).map_err(|e| ServiceError::NoGallery(e.to_string()))?;
+            let core = threads.core.clone();
+            *stage = Stage::Open(threads);
+            Ok(core)
+        }
+        // Opened for a caller that went away before it learnt of it.
+        Stage::Open(threads) => Ok(threads.core.clone()),
+        Stage::Closed => Err(ServiceError::Draining),
     }
 }
 
@@ -126,12 +241,16 @@ pub fn open(config: &Config, supervisor: &Supervisor) -> Result<Opened, ServerEr
     open_taken(config, supervisor, DataFolder::take, engine, |_| ())
 }
 
-/// As [`open`], but refuses a folder that holds no gallery instead of making one.
+/// As [`open`], but refuses a folder that holds no gallery instead of making one. The gallery is open.
 ///
 /// # Errors
 /// As [`open`], and [`FolderError::Empty`].
 pub fn open_existing(config: &Config, supervisor: &Supervisor) -> Result<Opened, ServerError> {
-    open_taken(config, supervisor, DataFolder::take_existing, engine, |_| ())
+    let opened = open_taken(config, supervisor, DataFolder::take_existing, engine, |_| ())?;
+    match opened.service.core() {
+        Some(_) => Ok(opened),
+        None => Err(FolderError::Empty { path: config.data.clone() }.into()),
+    }
 }
 
 fn open_taken(
@@ -141,73 +260,59 @@ fn open_taken(
     engine: impl FnOnce(&EngineConfig, &Path, &Supervisor) -> Result<Engines, ServerError>,
     meddle: impl FnOnce(&Arc<SqliteRegistry>),
 ) -> Result<Opened, ServerError> {
-    let vault = Arc::new(Vault::new(MasterKey::load(&key_source(config.key_file.as_deref()))?));
+    let vault = Vault::new(MasterKey::load(&key_source(config.key_file.as_deref()))?);
     let folder = take(&config.data)?;
     let registry = SqliteRegistry::open(&folder.registry(), vault.registry_keys())?;
-    let dim = match (registry.identity()?, config.dim) {
-        (Some((identity, _)), None) => identity.dim,
-        (_, dim) => dim.unwrap_or(DIM_DEFAULT),
-    };
-    let gallery_id = registry.claim_identity(&GalleryIdentity { dim, key_id: vault.key_id() })?;
+    let claimed = registry.identity()?.map(|(identity, _)| identity.dim);
+    // An empty gallery has the dimension that is configured, or that of whoever comes first.
+    let used = registry.last_lsn()? > Lsn(0);
+    let dim = config.dim.or(claimed.filter(|_| used));
+    if let Some(dim) = dim.or(claimed) {
+        // Another key or dimension is found out before anything is opened.
+        registry.claim_identity(&GalleryIdentity { dim, key_id: vault.key_id() })?;
+    }
+    let engines = engine(&config.engine, folder.path(), supervisor)?;
+    let (engine, digester) = (engines.0.describe(), vault.request_digester());
     let registry = Arc::new(registry);
     meddle(&registry);
     let registry: Arc<dyn Registry> = registry;
-
-    // The rotation takes a moment to make, and so does opening an index: both at once.
-    let rotation = std::thread::spawn({
-        let vault = Arc::clone(&vault);
-        move || Rotation::new(&vault, dim)
-    });
-    let (engine, standby) = engine(&config.engine, folder.path(), supervisor)?;
-    let sealer = Arc::new(vault.sealer(dim));
-    let setup = Setup {
-        dir: folder.index(),
-        storage: Arc::new(Files),
-        dim,
-        origin: Origin { gallery: gallery_id, key: KeyId(vault.key_id()) },
+    let opening = Opening {
+        vault,
         registry: Arc::clone(&registry),
-        sealer: Arc::clone(&sealer),
+        index: folder.index(),
+        data: folder.path().to_owned(),
+        reserve_bytes: config.reserve_bytes,
+        batch: config.batch,
+        engines,
+        supervisor: supervisor.clone(),
     };
-    let gallery = Arc::new(Gallery::open(setup, engine, standby)?);
-    let rotation = rotation.join().map_err(|_| ServerError::Thread(io::Error::other("the rotation panicked")))??;
-    let rotation = Arc::new(rotation);
-
-    let searcher = |aside| GallerySearcher { gallery: Arc::clone(&gallery), aside, survivors: Survivors::default() };
-    let searchers = [searcher(false), searcher(true)];
-    let (batcher, search) = Batcher::start(config.batch, searchers, supervisor).map_err(ServerError::Thread)?;
-    let writer_config = WriterConfig { data: folder.path().to_owned(), reserve_bytes: config.reserve_bytes };
-    let (writer, writer_thread) = Writer::start(writer_config, Arc::clone(&registry), Arc::clone(&gallery), supervisor)
-        .map_err(ServerError::Thread)?;
-    let mender = supervisor
-        .spawn("mender", {
-            let gallery = Arc::clone(&gallery);
-            move || gallery::mend_forever(&gallery)
-        })
-        .map_err(ServerError::Thread)?;
+    let (stage, core) = match dim {
+        Some(dim) => {
+            let threads = opening.open(dim)?;
+            let core = threads.core.clone();
+            (Stage::Open(threads), Some(core))
+        }
+        None => {
+            tracing::info!("nobody is enrolled: the first enrolment decides on the number of dimensions");
+            (Stage::Unopened(Box::new(opening)), None)
+        }
+    };
+    let stage = Arc::new(Mutex::new(stage));
     let service = Arc::new(Service::new(Parts {
         registry,
-        gallery: Arc::clone(&gallery),
-        batcher,
-        writer,
-        rotation: Arc::clone(&rotation),
-        sealer,
-        digester: vault.request_digester(),
+        core,
+        open: Box::new({
+            let stage = Arc::clone(&stage);
+            move |dim| open_stage(&stage, dim)
+        }),
+        engine,
+        digester,
         policies: config.policies.clone(),
         certificate: config.certificate,
         venues: config.venues.clone(),
         supervisor: supervisor.clone(),
     }));
-    let status = gallery.status();
-    tracing::info!(
-        templates = status.templates,
-        dim,
-        engine = status.engine.kind,
-        adapter = %status.engine.adapter,
-        opened_ms = status.opened.took.as_millis(),
-        replayed = status.opened.replayed,
-        "the gallery is open"
-    );
-    Ok(Opened { service, gallery, rotation, search, writer: writer_thread, mender, _folder: folder })
+    Ok(Opened { service, stage, _folder: folder })
 }
 
 /// Where the master key is: the file that is named, else systemd's credential where systemd started

@@ -76,7 +76,6 @@ impl Engine for Rigged {
 struct Running {
     listening: Listening,
     service: Arc<Service>,
-    gallery: Arc<Gallery>,
     channel: Channel,
     stop: Stop,
     thread: std::thread::JoinHandle<Result<(), ServerError>>,
@@ -86,16 +85,22 @@ struct Running {
 
 impl Running {
     async fn start(engines: Engines) -> Self {
+        Self::start_with(engines, Some(DIM)).await
+    }
+
+    /// With so many dimensions configured, or none.
+    async fn start_with(engines: Engines, dim: Option<usize>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         MasterKey::generate().unwrap().write_new(&folder.path().join("master.key")).unwrap();
-        Self::start_in(folder, engines).await
+        Self::start_in(folder, engines, dim).await
     }
 
     /// Over the key, and the data if there are any, in `folder`.
-    async fn start_in(folder: tempfile::TempDir, engines: Engines) -> Self {
+    async fn start_in(folder: tempfile::TempDir, engines: Engines, dim: Option<usize>) -> Self {
         let key = folder.path().join("master.key");
+        let dim = dim.map(|dim| format!("dim = {dim}\n")).unwrap_or_default();
         let text = format!(
-            "data = {:?}\nkey_file = {key:?}\ndim = {DIM}\n[server]\nlisten = \"127.0.0.1:0\"\ndrain_seconds = 120\n\
+            "data = {:?}\nkey_file = {key:?}\n{dim}[server]\nlisten = \"127.0.0.1:0\"\ndrain_seconds = 120\n\
              [metrics]\nlisten = \"127.0.0.1:0\"\n[engine]\nkind = \"cpu\"\nthreads = 1\n",
             folder.path().join("data")
         );
@@ -111,18 +116,18 @@ impl Running {
                     let mut registry = None;
                     let meddle = |opened: &Arc<SqliteRegistry>| registry = Some(Arc::clone(opened));
                     let opened = open_taken(config, supervisor, DataFolder::take, |_, _, _| Ok(engines), meddle)?;
-                    let _ = opened_in.send((Arc::clone(&opened.service), Arc::clone(&opened.gallery), registry));
+                    let _ = opened_in.send((Arc::clone(&opened.service), registry));
                     Ok(opened)
                 };
                 runtime.unwrap().block_on(run_over(config, stop, |listening| ready_in.send(listening).unwrap(), open))
             }
         });
-        let (service, gallery, registry) = opened.recv_timeout(PATIENCE).unwrap();
+        let (service, registry) = opened.recv_timeout(PATIENCE).unwrap();
         let registry = registry.unwrap();
         let listening: Listening = ready.recv_timeout(PATIENCE).unwrap();
         let endpoint = tonic::transport::Endpoint::from_shared(format!("http://{}", listening.grpc)).unwrap();
         let channel = endpoint.connect().await.unwrap();
-        Self { listening, service, gallery, channel, stop, thread, registry, folder }
+        Self { listening, service, channel, stop, thread, registry, folder }
     }
 
     fn identification(&self) -> IdentificationClient<Channel> {
@@ -160,15 +165,19 @@ impl Running {
 
     /// How the server ends, once nobody holds a connection to it.
     async fn ended(self) -> Result<(), ServerError> {
-        let Self { thread, channel, service, gallery, registry, .. } = self;
-        drop((channel, service, gallery, registry));
+        let Self { thread, channel, service, registry, .. } = self;
+        drop((channel, service, registry));
         tokio::task::spawn_blocking(move || thread.join().expect("the server returns")).await.unwrap()
     }
 }
 
 fn samples(person: u32) -> Vec<wire::PalmSample> {
-    let mut values = vec![0.0; DIM];
-    StandardGallery::new(3, DIM).row(person, &mut values);
+    samples_of(DIM, person)
+}
+
+fn samples_of(dim: usize, person: u32) -> Vec<wire::PalmSample> {
+    let mut values = vec![0.0; dim];
+    StandardGallery::new(3, dim).row(person, &mut values);
     let content = Some(wire::palm_sample::Content::Embedding(wire::Embedding { values }));
     vec![wire::PalmSample { hand: wire::Hand::Left.into(), content }]
 }
@@ -288,11 +297,12 @@ async fn while_the_gallery_makes_verifications_wait_other_calls_are_answered() {
         server.enrollment().enroll(enroll(person)).await.unwrap();
     }
     // An erasure waits for this, and whoever wants to look at the gallery for the erasure.
-    let held = server.gallery.snapshot().unwrap();
+    let gallery = &server.service.core().unwrap().gallery;
+    let held = gallery.snapshot().unwrap();
     let mut enrollment = server.enrollment();
     let forget = wire::ForgetRequest { request_id: "forget".into(), subject_id: "person-2".into() };
     let deletion = tokio::spawn(async move { enrollment.forget(forget).await });
-    while server.gallery.lsn() < thenar_index::Lsn(3) {
+    while gallery.lsn() < thenar_index::Lsn(3) {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     let (mut verifications, mut pages) = (Vec::new(), Vec::new());
@@ -354,7 +364,7 @@ async fn a_change_whose_sync_failed_is_told_as_in_doubt_and_done_once_when_repea
     let answer = server.identification().identify(identify(1)).await.unwrap();
     assert_eq!(answer.get_ref().candidates[0].subject_id, "person-1");
 
-    let again = Running::start_in(left_by_kill_9(&server), (Rigged::new() as _, None)).await;
+    let again = Running::start_in(left_by_kill_9(&server), (Rigged::new() as _, None), Some(DIM)).await;
     assert_eq!(again.readyz(), "200");
     let answer = again.identification().identify(identify(2)).await.unwrap();
     assert_eq!(answer.get_ref().candidates[0].subject_id, "person-2", "it was there after all");
@@ -366,4 +376,64 @@ async fn a_change_whose_sync_failed_is_told_as_in_doubt_and_done_once_when_repea
         server.stop.drain.cancel();
         server.ended().await.unwrap();
     }
+}
+
+#[tokio::test]
+async fn without_a_configured_dimension_the_first_good_enrolment_decides() {
+    let server = Running::start_with((Rigged::new() as _, None), None).await;
+    let mut administration = server.administration();
+    let mut status = async || administration.get_status(wire::GetStatusRequest {}).await.unwrap().into_inner();
+    let page = status().await;
+    assert_eq!((page.dim, page.templates, page.engine.unwrap().kind.as_str()), (0, 0, "cpu"));
+    assert_eq!(server.readyz(), "200");
+
+    // Nobody is there: whoever is asked for is not found, and what is wrong is said all the same.
+    let nobody = server.identification().identify(identify(1)).await.unwrap().into_inner();
+    assert_eq!((nobody.decision(), nobody.gallery_size), (wire::Decision::NoMatch, 0));
+    assert_eq!(nobody.certificate.unwrap().miss_probability, 1e-12);
+    let odd = wire::IdentifyRequest { probes: samples_of(33, 1), ..identify(1) };
+    assert_eq!(server.identification().identify(odd).await.unwrap_err().code(), tonic::Code::InvalidArgument);
+    let none = wire::IdentifyRequest { probes: Vec::new(), ..identify(1) };
+    assert_eq!(server.identification().identify(none).await.unwrap_err().code(), tonic::Code::InvalidArgument);
+    assert_eq!(server.identification().verify(verify(1)).await.unwrap_err().code(), tonic::Code::NotFound);
+    let forget = wire::ForgetRequest { request_id: "forget".into(), subject_id: "person-1".into() };
+    assert_eq!(server.enrollment().forget(forget).await.unwrap_err().code(), tonic::Code::NotFound);
+    let mut zero = enroll(1);
+    zero.samples = vec![wire::PalmSample {
+        hand: wire::Hand::Left.into(),
+        content: Some(wire::palm_sample::Content::Embedding(wire::Embedding { values: vec![0.0; 128] })),
+    }];
+    for bad in [zero.clone(), wire::EnrollRequest { samples: samples_of(33, 1), ..enroll(1) }] {
+        assert_eq!(server.enrollment().enroll(bad).await.unwrap_err().code(), tonic::Code::InvalidArgument);
+    }
+    assert_eq!(status().await.dim, 0, "what is refused decides nothing");
+
+    // Many come first at once, of two kinds; one kind is in, and the other is told why not.
+    let narrow = (1..=4).map(|person| (64, wire::EnrollRequest { samples: samples_of(64, person), ..enroll(person) }));
+    let wide = (5..=8).map(|person| (96, wire::EnrollRequest { samples: samples_of(96, person), ..enroll(person) }));
+    let calls: Vec<_> = narrow
+        .chain(wide)
+        .map(|(dim, request)| {
+            let mut enrollment = server.enrollment();
+            tokio::spawn(async move { (dim, enrollment.enroll(request).await) })
+        })
+        .collect();
+    let mut ended = Vec::new();
+    for call in calls {
+        ended.push(call.await.unwrap());
+    }
+    let decided = status().await.dim;
+    for (dim, end) in ended {
+        match end {
+            Ok(_) => assert_eq!(dim, decided),
+            Err(status) => {
+                assert_ne!(dim, decided);
+                assert_eq!(status.code(), tonic::Code::InvalidArgument);
+                assert!(status.message().contains(&format!("{decided} dimensions")), "{status}");
+            }
+        }
+    }
+    assert_eq!(status().await.templates, 4);
+    server.stop.drain.cancel();
+    server.ended().await.unwrap();
 }

@@ -64,6 +64,10 @@ pub(super) fn status(error: &ServiceError) -> Status {
                 _ => Status::internal("the registry failed; nothing was changed"),
             }
         }
+        ServiceError::NoGallery(reason) => {
+            tracing::error!(error = %reason, "the gallery could not be made");
+            Status::unavailable("nothing was changed: the gallery could not be made; try again")
+        }
         ServiceError::SearchFailed(reason) => {
             tracing::error!(error = %reason, "a search failed");
             Status::unavailable("the search failed in the server; try again")
@@ -113,6 +117,7 @@ mod tests {
             (not_yet(GalleryError::DiskFull { path: path(), free_bytes: 7 }), Code::Unavailable),
             (not_yet(GalleryError::Folder { path: path(), source: gone() }), Code::Unavailable),
             (not_yet(GalleryError::Registry(RegistryError::ScrubBlocked { path: path() })), Code::Unavailable),
+            (ServiceError::NoGallery("could not use /srv/secret/index".into()), Code::Unavailable),
             (ServiceError::SearchFailed("the index: /srv/secret/index/00.seg".into()), Code::Unavailable),
         ] {
             assert!(error.to_string().contains("/srv/secret"), "the log has it: {error}");

@@ -40,7 +40,7 @@ pub struct Overrides {
     /// Master key, made by `thenar keys generate`.
     #[arg(long, value_name = "FILE")]
     pub key_file: Option<PathBuf>,
-    /// Dimensions of an embedding, for a new gallery.
+    /// Dimensions of an embedding, for an empty gallery; else the first enrolment decides.
     #[arg(long, value_name = "N")]
     pub dim: Option<usize>,
     /// auto, cpu or gpu.

@@ -148,12 +148,14 @@ fn render(page: &Page) -> String {
         ("uptime", format!("{}; opened in {:.2} s", span(page.uptime_seconds), page.opened_in_seconds)),
         (
             "gallery",
-            format!(
-                "{} templates of {} subjects, {} dimensions",
-                grouped(page.templates),
-                grouped(page.subjects),
-                page.dim
-            ),
+            match page.dim {
+                0 => "empty; the first enrolment decides on the dimension".to_owned(),
+                dim => format!(
+                    "{} templates of {} subjects, {dim} dimensions",
+                    grouped(page.templates),
+                    grouped(page.subjects)
+                ),
+            },
         ),
         ("erased", format!("{} rows not yet reclaimed", grouped(page.tombstones))),
         ("searches", grouped(page.searches)),

@@ -179,6 +179,25 @@ pub struct GalleryStatus {
     pub opened: open::OpenReport,
 }
 
+impl GalleryStatus {
+    /// Where no gallery has been opened yet.
+    #[must_use]
+    pub fn nothing(engine: EngineDescription) -> Self {
+        Self {
+            templates: 0,
+            tombstones: 0,
+            lsn: Lsn(0),
+            registry_lsn: Lsn(0),
+            mapped_bytes: 0,
+            index_bytes: 0,
+            engine,
+            preferred: true,
+            left_out: 0,
+            opened: open::OpenReport::default(),
+        }
+    }
+}
+
 impl Gallery {
     /// Opens the index, repairs and replays it, and brings the engine up to it.
     ///

@@ -337,7 +337,8 @@ pub enum RegistryError {
 /// the same contract. Calls block; call them from threads that may.
 pub trait Registry: Send + Sync {
     /// Fixes the identity of a new gallery and draws a random id for it, or checks that the
-    /// gallery has this identity. Returns its id.
+    /// gallery has this identity. Returns its id. As long as the log is empty, the dimension may change,
+    /// which makes it another gallery, with another id.
     ///
     /// # Errors
     /// [`RegistryError::WrongIdentity`] where it is another.

@@ -6,7 +6,7 @@ use rayon::prelude::*;
 use thenar_index::{Lsn, TemplateId};
 
 use super::{Busy, Sample, Service, ServiceError};
-use crate::palm::{Embedding, Hand, Invalid, RequestId, SubjectId, TEMPLATES_PER_SUBJECT_MAX};
+use crate::palm::{self, Embedding, Hand, Invalid, RequestId, SubjectId, TEMPLATES_PER_SUBJECT_MAX};
 use crate::registry::{Action, Change, Outcome, SealedTemplate, Source, SubjectRecord};
 use crate::wipe;
 
@@ -85,6 +85,9 @@ impl Service {
     /// [`ServiceError::InDoubt`].
     pub async fn enrol(self: &Arc<Self>, enrol: Enrol) -> Result<Enrolled, ServiceError> {
         self.refuse_while_draining()?;
+        if self.core().is_none() {
+            self.open(dimension_of(&enrol.samples)?).await?;
+        }
         let (request_id, subject) = (enrol.request_id.clone(), enrol.subject.clone());
         let service = Arc::clone(self);
         let change = self.compute.run(Busy::Writes, move || service.enrolment(enrol)).await??;
@@ -99,6 +102,18 @@ impl Service {
     /// [`ServiceError::Draining`] where the server is stopping.
     pub async fn prepare_many(self: &Arc<Self>, items: Vec<BulkItem>) -> Result<Prepared, ServiceError> {
         self.refuse_while_draining()?;
+        if self.core().is_none() {
+            // The first good item decides.
+            let good = |item: &BulkItem| dimension_of(&item.enrol.as_ref().ok()?.samples).ok();
+            let Some(dim) = items.iter().find_map(good) else {
+                let problem = |item: BulkItem| match item.enrol {
+                    Ok(enrol) => dimension_of(&enrol.samples).err().map_or(ServiceError::Draining, Into::into),
+                    Err(error) => error,
+                };
+                return Ok(Prepared(items.into_iter().map(|item| Err(problem(item))).collect()));
+            };
+            self.open(dim).await?;
+        }
         let service = Arc::clone(self);
         Ok(Prepared(self.compute.run_bulk(move || service.enrolments(items)).await?))
     }
@@ -123,7 +138,7 @@ impl Service {
         }
         let queued = match changes.is_empty() {
             true => None,
-            false => Some(self.parts.writer.queue_when_there_is_room(changes).await?),
+            false => Some(self.opened().writer.queue_when_there_is_room(changes).await?),
         };
         Ok(async move {
             let outcomes = match queued {
@@ -161,6 +176,9 @@ impl Service {
             let problem = format!("has {} ids, at most {templates_max} are taken", update.remove.len());
             return Err(Invalid::new("remove_template_ids", problem).into());
         }
+        if self.core().is_none() {
+            return Err(ServiceError::NoSuchSubject(update.subject));
+        }
         let (request_id, subject) = (update.request_id.clone(), update.subject.clone());
         let service = Arc::clone(self);
         let change = self.compute.run(Busy::Writes, move || service.updating(update)).await??;
@@ -173,6 +191,9 @@ impl Service {
     /// [`ServiceError::NoSuchSubject`] where there is none, others as they happen.
     pub async fn forget(&self, forget: Forget) -> Result<Forgotten, ServiceError> {
         self.refuse_while_draining()?;
+        if self.core().is_none() {
+            return Err(ServiceError::NoSuchSubject(forget.subject));
+        }
         let mut digest = self.parts.digester.begin();
         digest.part(b"forget");
         digest.part(forget.subject.as_str().as_bytes());
@@ -190,7 +211,7 @@ impl Service {
     }
 
     async fn write_one(&self, change: Change) -> Result<Outcome, ServiceError> {
-        let mut outcomes = self.parts.writer.write(vec![change]).await?;
+        let mut outcomes = self.opened().writer.write(vec![change]).await?;
         outcomes.pop().ok_or(ServiceError::Draining)
     }
 
@@ -218,7 +239,7 @@ impl Service {
 
     /// Checks, rotates and seals many on all threads.
     fn enrolments(&self, items: Vec<BulkItem>) -> Vec<Result<(Change, SubjectId), ServiceError>> {
-        let dim = self.dim();
+        let rotation = &self.opened().rotation;
         let mut checked: Vec<Result<Checked, ServiceError>> =
             items.into_par_iter().map(|item| self.checked(item.enrol?)).collect();
         checked
@@ -229,8 +250,8 @@ impl Service {
                     flat.extend_from_slice(embedding.values());
                 }
                 let mut rotated = vec![0.0; flat.len()];
-                self.parts.rotation.rotate_many(&flat, &mut rotated);
-                let mut rows = rotated.chunks_exact(dim);
+                rotation.rotate_many(&flat, &mut rotated);
+                let mut rows = rotated.chunks_exact(rotation.dim());
                 let sealed: Vec<_> = chunk
                     .iter_mut()
                     .map(|item| {
@@ -259,16 +280,16 @@ impl Service {
         digest_samples(&mut digest, &samples);
         let digest = digest.finish();
         if samples.is_empty() || samples.len() > TEMPLATES_PER_SUBJECT_MAX {
-            let problem = format!("has {} samples, 1 to {TEMPLATES_PER_SUBJECT_MAX} are taken", samples.len());
-            return Err(Invalid::new("samples", problem).into());
+            return Err(sample_count(samples.len()).into());
         }
         let embeddings = self.embeddings(samples, "samples")?;
         Ok(Checked { enrol, digest, embeddings })
     }
 
     fn embeddings(&self, samples: Vec<Sample>, field: &str) -> Result<Vec<(Hand, Embedding)>, Invalid> {
+        let dim = self.opened().rotation.dim();
         let embeddings = samples.into_iter().enumerate().map(|(at, sample)| {
-            Embedding::new(sample.values, self.dim())
+            Embedding::new(sample.values, dim)
                 .map(|e| (sample.hand, e))
                 .map_err(|e| e.within(&format!("{field}[{at}].embedding.values")))
         });
@@ -276,13 +297,13 @@ impl Service {
     }
 
     fn sealed(&self, subject: &SubjectId, embeddings: &[(Hand, Embedding)]) -> Vec<SealedTemplate> {
-        let rotated = embeddings.iter().map(|(hand, e)| (*hand, self.parts.rotation.rotate(e.values())));
+        let rotated = embeddings.iter().map(|(hand, e)| (*hand, self.opened().rotation.rotate(e.values())));
         rotated.map(|(hand, row)| self.seal_row(subject, hand, &row)).collect()
     }
 
     fn seal_row(&self, subject: &SubjectId, hand: Hand, rotated: &[f32]) -> SealedTemplate {
         let row = crate::vault::to_row(rotated);
-        SealedTemplate { hand, sealed: self.parts.sealer.seal(subject.as_str(), hand, &row) }
+        SealedTemplate { hand, sealed: self.opened().sealer.seal(subject.as_str(), hand, &row) }
     }
 }
 
@@ -291,6 +312,20 @@ struct Checked {
     enrol: Enrol,
     digest: [u8; 16],
     embeddings: Vec<(Hand, Embedding)>,
+}
+
+/// The dimension that the first enrolment decides on, by its first sample.
+fn dimension_of(samples: &[Sample]) -> Result<usize, Invalid> {
+    let first = samples.first().ok_or_else(|| sample_count(0))?;
+    let dim = first.values.len();
+    palm::checked_dim(dim)
+        .and_then(|_| Embedding::new(first.values.clone(), dim))
+        .map_err(|e| e.within("samples[0].embedding.values"))?;
+    Ok(dim)
+}
+
+fn sample_count(count: usize) -> Invalid {
+    Invalid::new("samples", format!("has {count} samples, 1 to {TEMPLATES_PER_SUBJECT_MAX} are taken"))
 }
 
 fn digest_samples(digest: &mut crate::vault::RequestDigest, samples: &[Sample]) {

@@ -104,6 +104,9 @@ pub enum ServiceError {
     /// The change is durable, but searches do not see it yet (or bytes are not yet erased).
     #[error("the change is kept but not yet in force; send the same request again: {0}")]
     NotYetInForce(Arc<GalleryError>),
+    /// There is no gallery yet, and it could not be made for the first enrolment.
+    #[error("nothing was changed: the gallery could not be made: {0}")]
+    NoGallery(String),
     /// No engine could search.
     #[error("the search failed: {0}")]
     SearchFailed(String),

@@ -7,12 +7,12 @@ use std::time::Instant;
 use roaring::RoaringBitmap;
 use thenar_index::TemplateId;
 
-use super::{Busy, Service, ServiceError};
+use super::{Busy, Core, Service, ServiceError};
 use crate::batch::{BatchError, Class};
 use crate::gallery::GalleryError;
 use crate::gate::{self, Decision};
 use crate::palm::{
-    CANDIDATES_MAX, Embedding, Hand, Invalid, PROBES_MAX, Purpose, RequestId, SubjectFilter, SubjectId, VenueId,
+    self, CANDIDATES_MAX, Embedding, Hand, Invalid, PROBES_MAX, Purpose, RequestId, SubjectFilter, SubjectId, VenueId,
 };
 use crate::search::{Certificate, NO_FLOOR, Probe, Search, rank};
 use crate::telemetry::{self, Refusal, StageTimes};
@@ -154,14 +154,15 @@ impl Service {
             None => policy.threshold,
         };
         checked_count(&identify.samples)?;
+        let Some(core) = self.core() else { return self.find_nobody(identify, policy, list_from) };
         let needed = policy.lowest_that_matters();
         let floor = list_from.min(needed).max(NO_FLOOR);
         let class = class(identify.purpose, floor, needed);
         // Before anything is done for it that takes time.
-        let place = self.parts.batcher.admit(class, identify.samples.len(), identify.deadline).map_err(batch_error)?;
+        let place = core.batcher.admit(class, identify.samples.len(), identify.deadline).map_err(batch_error)?;
         let probes = self.rotated(identify.samples).await?;
         let allowed = match identify.only {
-            Some(only) => Some(self.numbers_of(only).await?),
+            Some(only) => Some(self.numbers_of(core, only).await?),
             None => None,
         };
         let search = Search {
@@ -172,7 +173,7 @@ impl Service {
             certificate: identify.certificate.unwrap_or(self.parts.certificate),
             allowed,
         };
-        let answered = self.parts.batcher.search(place, search).await.map_err(batch_error)?;
+        let answered = core.batcher.search(place, search).await.map_err(batch_error)?;
         let scores: Vec<f64> = answered.answer.found.iter().map(|f| f.score).collect();
         let verdict = gate::decide(policy, list_from, &scores);
         let listed = verdict.listed.min(identify.max_candidates as usize);
@@ -201,6 +202,31 @@ impl Service {
         })
     }
 
+    /// The answer to a good search before anybody was enrolled.
+    fn find_nobody(
+        &self,
+        identify: Identify,
+        policy: gate::Policy,
+        list_from: f64,
+    ) -> Result<Identification, ServiceError> {
+        for (at, sample) in identify.samples.into_iter().enumerate() {
+            let dim = sample.values.len();
+            palm::checked_dim(dim)
+                .and_then(|_| Embedding::new(sample.values, dim))
+                .map_err(|e| e.within(&format!("probes[{at}].embedding.values")))?;
+        }
+        Ok(Identification {
+            request_id: identify.request_id,
+            search_id: self.next_search_id(),
+            decision: gate::decide(policy, list_from, &[]).decision,
+            candidates: Vec::new(),
+            threshold: policy.threshold,
+            gallery_size: 0,
+            certificate: identify.certificate.unwrap_or(self.parts.certificate),
+            times: StageTimes { total: identify.arrived.elapsed(), ..StageTimes::default() },
+        })
+    }
+
     /// 1:1.
     ///
     /// # Errors
@@ -210,8 +236,9 @@ impl Service {
             return Err(ServiceError::Draining);
         }
         self.check_venue(&verify.venue)?;
+        let Some(core) = self.core() else { return Err(ServiceError::NoSuchSubject(verify.subject)) };
         let probes = self.rotated(verify.samples).await?;
-        let (gallery, wanted) = (Arc::clone(&self.parts.gallery), verify.subject.clone());
+        let (gallery, wanted) = (Arc::clone(&core.gallery), verify.subject.clone());
         let compared = self
             .read(move |registry| {
                 let Some(subject) = registry.subject(&wanted)? else { return Ok(None) };
@@ -242,19 +269,20 @@ impl Service {
 
     fn rotate(&self, samples: Vec<Sample>) -> Result<Vec<Probe>, Invalid> {
         checked_count(&samples)?;
+        let rotation = &self.opened().rotation;
         let rotated = samples.into_iter().enumerate().map(|(at, sample)| {
-            let embedding = Embedding::new(sample.values, self.dim())
+            let embedding = Embedding::new(sample.values, rotation.dim())
                 .map_err(|e| e.within(&format!("probes[{at}].embedding.values")))?;
-            Ok(Probe { hand: sample.hand, vector: self.parts.rotation.rotate(embedding.values()).into() })
+            Ok(Probe { hand: sample.hand, vector: rotation.rotate(embedding.values()).into() })
         });
         rotated.collect()
     }
 
     /// The numbers of those who are enrolled now. A number is never given out twice, so that whoever
     /// is forgotten before the search is simply not found, and nobody else in their stead.
-    async fn numbers_of(&self, only: SubjectFilter) -> Result<Arc<RoaringBitmap>, ServiceError> {
+    async fn numbers_of(&self, core: &Core, only: SubjectFilter) -> Result<Arc<RoaringBitmap>, ServiceError> {
         // Before the registry is asked, so that it can only know more.
-        let lsn = self.parts.gallery.lsn();
+        let lsn = core.gallery.lsn();
         if let Some(numbers) = self.filters.recall(&only, lsn) {
             return Ok(numbers);
         }
@@ -318,6 +346,7 @@ fn refusal(error: &ServiceError) -> Refusal {
         | ServiceError::InDoubt(_)
         | ServiceError::ReadOnly(_)
         | ServiceError::NotYetInForce(_)
+        | ServiceError::NoGallery(_)
         | ServiceError::SearchFailed(_) => Refusal::Failed,
     }
 }

@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
+use tokio::sync::{OnceCell, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 pub use enrol::{BulkItem, BulkOutcome, Enrol, Enrolled, Forget, Forgotten, Prepared, Update};
@@ -25,7 +25,7 @@ pub use identify::{Candidate, Identification, Identify, Sample, Verification, Ve
 
 use crate::batch::{BatchSearcher, Batcher};
 use crate::certificate::Certificate;
-use crate::engine::Survivors;
+use crate::engine::{EngineDescription, Survivors};
 use crate::gallery::{Gallery, GalleryStatus};
 use crate::gate::{Policies, Policy};
 use crate::palm::{Purpose, SubjectId, VenueId};
@@ -40,20 +40,34 @@ use writer::Writer;
 /// Registry reads under way at once; more are told to come back.
 const READS_MAX: usize = 64;
 
-/// What the use cases are made of.
-pub struct Parts {
-    /// The system of record.
-    pub registry: Arc<dyn Registry>,
+/// What there is once the number of dimensions is known. Cheap to clone.
+#[derive(Clone)]
+pub struct Core {
     /// What is searched.
     pub gallery: Arc<Gallery>,
     /// Admission to the searches.
-    pub batcher: Batcher,
+    pub batcher: Arc<Batcher>,
     /// The one who changes things.
-    pub writer: Writer,
+    pub writer: Arc<Writer>,
     /// The secret rotation.
     pub rotation: Arc<Rotation>,
     /// Seals templates for the registry.
     pub sealer: Arc<Sealer>,
+}
+
+/// Opens the gallery of a folder, with so many dimensions. Blocks.
+pub type OpenCore = Box<dyn Fn(usize) -> Result<Core, ServiceError> + Send + Sync>;
+
+/// What the use cases are made of.
+pub struct Parts {
+    /// The system of record.
+    pub registry: Arc<dyn Registry>,
+    /// The open gallery; none where nobody has been enrolled and no dimension is configured.
+    pub core: Option<Core>,
+    /// Opens it for the first enrolment.
+    pub open: OpenCore,
+    /// What will search, as it is before there is a gallery.
+    pub engine: EngineDescription,
     /// Names requests without saying what is in them.
     pub digester: RequestDigester,
     /// A policy for each purpose.
@@ -69,6 +83,7 @@ pub struct Parts {
 /// The use cases.
 pub struct Service {
     parts: Parts,
+    core: OnceCell<Core>,
     reads: Arc<Semaphore>,
     compute: Compute,
     filters: filters::Filters,
@@ -82,7 +97,7 @@ pub struct Service {
 /// How the server is.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Status {
-    /// Components of an embedding.
+    /// Components of an embedding; 0 before the first enrolment, if that is to decide.
     pub dim: usize,
     /// What the registry holds.
     pub counts: RegistryCounts,
@@ -101,12 +116,13 @@ pub struct Status {
 impl Service {
     /// The use cases over `parts`.
     #[must_use]
-    pub fn new(parts: Parts) -> Self {
+    pub fn new(mut parts: Parts) -> Self {
         let run = std::time::SystemTime::now()
             .duration_since(std::time::UNIX_EPOCH)
             .map_or(0, |since| u32::try_from(since.as_secs() & 0xffff_ffff).unwrap_or_default());
         Self {
             compute: Compute::new(parts.supervisor.clone()),
+            core: OnceCell::new_with(parts.core.take()),
             parts,
             reads: Arc::new(Semaphore::new(READS_MAX)),
             filters: filters::Filters::default(),
@@ -117,10 +133,22 @@ impl Service {
         }
     }
 
-    /// Components of an embedding.
+    /// The open gallery; none before the first enrolment, if that is to decide on the dimension.
     #[must_use]
-    pub fn dim(&self) -> usize {
-        self.parts.rotation.dim()
+    pub fn core(&self) -> Option<&Core> {
+        self.core.get()
+    }
+
+    /// The gallery that the caller has opened or found open before.
+    fn opened(&self) -> &Core {
+        self.core.get().expect("opened before anything is prepared for it")
+    }
+
+    /// Opens the gallery with `dim` dimensions, if none is open.
+    async fn open(self: &Arc<Self>, dim: usize) -> Result<(), ServiceError> {
+        let service = Arc::clone(self);
+        let opening = || async { self.compute.run(Busy::Writes, move || (service.parts.open)(dim)).await? };
+        self.core.get_or_try_init(opening).await.map(|_| ())
     }
 
     /// What rotates and seals.
@@ -141,13 +169,6 @@ impl Service {
         self.parts.supervisor.read_only()
     }
 
-    /// Admits nothing more, whoever still holds this: the threads behind it end once they have
-    /// answered what they have.
-    pub fn close(&self) {
-        self.parts.batcher.close();
-        self.parts.writer.close();
-    }
-
     /// The subject of that name.
     ///
     /// # Errors
@@ -162,11 +183,16 @@ impl Service {
     /// # Errors
     /// [`ServiceError::Registry`] where the registry cannot say.
     pub async fn status(&self) -> Result<Status, ServiceError> {
-        let gallery = Arc::clone(&self.parts.gallery);
-        let (counts, gallery, resident_anonymous_bytes) =
-            self.read(move |registry| Ok((registry.counts()?, gallery.status(), resident_anonymous_bytes()))).await?;
+        let (core, engine) = (self.core().cloned(), self.parts.engine.clone());
+        let dim = core.as_ref().map_or(0, |core| core.rotation.dim());
+        let (counts, gallery, resident_anonymous_bytes) = self
+            .read(move |registry| {
+                let gallery = core.map_or_else(|| GalleryStatus::nothing(engine), |core| core.gallery.status());
+                Ok((registry.counts()?, gallery, resident_anonymous_bytes()))
+            })
+            .await?;
         Ok(Status {
-            dim: self.dim(),
+            dim,
             counts,
             gallery,
             uptime: self.started.elapsed(),

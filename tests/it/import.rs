@@ -651,12 +651,30 @@ async fn another_dimension_is_refused_and_a_new_gallery_takes_that_of_the_array(
     assert_eq!(ended.code, Some(1), "{ended:?}");
     assert!(ended.stderr.contains("64 dimensions") && !site.data().exists(), "{ended:?}");
 
-    // Without one, the array decides, not the default of 512.
+    // Without one, the array decides.
     let ended = narrow.import(&to_folder(&site), &[]);
     assert_eq!((ended.code, ended.counts()), (Some(0), (5, 0, 0)), "{ended:?}");
     site.options.dim = None;
     let server = site.start();
     assert_eq!(server.client().await.status().await.unwrap().dim, 32);
+
+    // So it does where a server serves the empty gallery, and then for good.
+    let server = TestServer::start(Options { dim: None, ..Options::default() });
+    let mut client = server.client().await;
+    assert_eq!(client.status().await.unwrap().dim, 0);
+    let ended = narrow.import(&to_server(&server), &[]);
+    assert_eq!((ended.code, ended.counts()), (Some(0), (5, 0, 0)), "{ended:?}");
+    let ended = Files::of(&wide, Dtype::F32).import(&to_server(&server), &[]);
+    assert!(ended.code == Some(1) && ended.stderr.contains("32 dimensions"), "{ended:?}");
+    drop(client);
+    let server = server.restart();
+    let page = server.client().await.status().await.unwrap();
+    assert_eq!((page.dim, page.templates), (32, 5));
+
+    // What was configured for a gallery that stayed empty binds nobody.
+    let site = TestServer::start(Options::dim(DIM)).terminate();
+    let ended = narrow.import(&to_folder(&site), &[]);
+    assert_eq!((ended.code, ended.counts()), (Some(0), (5, 0, 0)), "{ended:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -73,8 +73,8 @@ fn audit_opened(
     interrupted: &CancellationToken,
 ) -> Result<Outcome, CliError> {
     // Nobody writes: the folder is this process's, and nothing else here asks it for a change.
-    let snapshot = opened.gallery.snapshot().ok_or(AuditError::Gallery(GalleryError::Lost))?;
-    let rotation = &opened.rotation;
+    let snapshot = opened.gallery().snapshot().ok_or(AuditError::Gallery(GalleryError::Lost))?;
+    let rotation = opened.rotation();
     let source = match file {
         Some(file) if file.dim() != snapshot.dim() => {
             let expected = u32::try_from(snapshot.dim()).unwrap_or(u32::MAX);
@@ -92,7 +92,7 @@ fn audit_opened(
     }
     let mut survivors = Survivors::default();
     let mut answer = |searches: &[&crate::search::Search]| {
-        opened.gallery.search(searches, false, &mut survivors).map(|(answers, _)| answers)
+        opened.gallery().search(searches, false, &mut survivors).map(|(answers, _)| answers)
     };
     let mut audit = Audit::new(asked(args, config), &mut answer);
     let pass = audit.probes_a_pass();
@@ -195,7 +195,7 @@ impl Told<'_> {
     fn before(&self, live: u64, probes: usize) -> Vec<(&'static str, String)> {
         let dim = self.snapshot_dim;
         let probes = grouped(probes as u64);
-        let engine = self.opened.gallery.status().engine;
+        let engine = self.opened.gallery().status().engine;
         let rows = exhaustive::chunk_rows(dim);
         let mib = (rows * dim * size_of::<f32>()) >> 20;
         vec![
@@ -292,7 +292,7 @@ impl Told<'_> {
                 "difference": disagreement.difference.to_string(),
             })
         });
-        let engine = self.opened.gallery.status().engine;
+        let engine = self.opened.gallery().status().engine;
         let probes_file = self.args.probes_file.as_ref().map(|path: &PathBuf| path.display().to_string());
         json!({
             "agrees": report.agrees(),

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use clap::{ArgGroup, Args};
 use futures::StreamExt as _;
+use thenar_index::Lsn;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
@@ -40,8 +41,8 @@ use crate::wire::{BulkEnrollProgress, BulkEnrollRequest};
     group = ArgGroup::new("folder").args(["data", "config"]).multiple(true)
 )]
 pub struct FolderArgs {
-    /// Enrol straight into this data folder, which no server may be using. A folder without a
-    /// gallery gets a new one, of the array's dimension.
+    /// Enrol straight into this data folder, which no server may be using. An empty gallery, or a
+    /// new one, takes the array's dimension.
     #[arg(long, value_name = "DIR", conflicts_with_all = CONFLICTS)]
     pub data: Option<PathBuf>,
     /// Configuration file (TOML) of the server that the folder belongs to. Flags lie over it.
@@ -131,7 +132,7 @@ impl Folder {
     }
 }
 
-/// The dimension of the gallery in a data folder; none where there is no gallery.
+/// The dimension of the gallery in a data folder; none where nobody was ever enrolled.
 fn dimension(config: &Config) -> Result<Option<usize>, CliError> {
     let folder = match DataFolder::take_existing(&config.data) {
         Ok(folder) => folder,
@@ -140,8 +141,11 @@ fn dimension(config: &Config) -> Result<Option<usize>, CliError> {
     };
     let key = MasterKey::load(&key_source(config.key_file.as_deref())).map_err(|error| refusal(error.into()))?;
     let keys = Vault::new(key).registry_keys();
-    let identity = SqliteRegistry::open(&folder.registry(), keys).and_then(|registry| registry.identity());
-    Ok(identity.map_err(|error| refusal(error.into()))?.map(|(identity, _)| identity.dim))
+    let used = SqliteRegistry::open(&folder.registry(), keys).and_then(|registry| {
+        let used = registry.last_lsn()? > Lsn(0);
+        Ok(registry.identity()?.filter(|_| used).map(|(identity, _)| identity.dim))
+    });
+    used.map_err(|error| refusal(error.into()))
 }
 
 fn refusal(error: ServerError) -> CliError {

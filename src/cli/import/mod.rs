@@ -530,6 +530,8 @@ fn read_ahead(files: &Files, resumed: Range<u64>, items_max: usize) -> mpsc::Rec
 async fn check_dimension(server: &Server, embeddings: &EmbeddingsFile) -> Result<(), CliError> {
     let channel = server.connect().await?;
     match connect::administration(channel).get_status(GetStatusRequest {}).await {
+        // The first enrolment decides.
+        Ok(status) if status.get_ref().dim == 0 => Ok(()),
         Ok(status) if status.get_ref().dim as usize != embeddings.dim() => Err(CliError::OtherDimension {
             path: embeddings.path().to_owned(),
             found: embeddings.dim(),

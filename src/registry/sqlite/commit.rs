@@ -97,7 +97,10 @@ impl Writer {
         identity: &GalleryIdentity,
     ) -> Result<GalleryId, RegistryError> {
         if let Some((claimed, id)) = read::identity(&self.conn, path)? {
-            return refuse_another(&claimed, identity).map(|()| id);
+            // As long as nothing has happened in it, it may become another gallery.
+            if claimed.key_id != identity.key_id || claimed.dim == identity.dim || self.counters.last_lsn > 0 {
+                return refuse_another(&claimed, identity).map(|()| id);
+            }
         }
         self.refuse_if_stopped(path)?;
         let dim = stored(identity.dim as u64);
@@ -105,7 +108,7 @@ impl Writer {
         getrandom::fill(&mut id).map_err(RegistryError::NoRandomness)?;
         let claim = |writer: &mut Self| -> rusqlite::Result<()> {
             let tx = Transaction::new(&mut writer.conn, TransactionBehavior::Immediate)?;
-            tx.execute("INSERT INTO gallery VALUES (1, ?1, ?2, ?3)", (dim, identity.key_id, id))?;
+            tx.execute("INSERT OR REPLACE INTO gallery VALUES (1, ?1, ?2, ?3)", (dim, identity.key_id, id))?;
             sums::store(&tx, &writer.keys, &writer.counters)?;
             tx.commit()
         };

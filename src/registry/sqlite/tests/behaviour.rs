@@ -198,6 +198,14 @@ fn an_identity_is_claimed_once() {
     assert_ne!(Home::new().claim_identity(&identity).unwrap(), id, "no two galleries have one id");
     home.reopen();
     assert_eq!(home.identity().unwrap(), Some((identity.clone(), id)));
+    // As long as nobody was enrolled, it can become another gallery of the same key.
+    let other = home.claim_identity(&GalleryIdentity { dim: 64, key_id: identity.key_id }).unwrap();
+    assert_ne!(other, id);
+    let id = home.claim_identity(&identity).unwrap();
+    assert_ne!(other, id);
+    assert_eq!(home.identity().unwrap(), Some((identity.clone(), id)));
+    commit_one(&home, enrol("r", "ann", &[1]));
+    commit_one(&home, change("f", 2, Action::Forget { subject: name("ann") }));
     let key: String = identity.key_id.iter().map(|b| format!("{b:02x}")).collect();
     let error = home.claim_identity(&GalleryIdentity { dim: 256, key_id: identity.key_id }).unwrap_err().to_string();
     assert_eq!(
