@@ -9,7 +9,7 @@ use thenar_index::codes::{BLOCK_ROWS, Codes, OwnedCodes};
 
 use super::sieve::Level;
 use super::*;
-use crate::certificate::Certificate;
+use crate::certificate::{Certificate, LOOKS};
 use crate::engine::BlockView;
 use crate::search::score::exact;
 use crate::standard::StandardGallery;
@@ -495,7 +495,7 @@ impl Mated {
         // One block, so that all rows have codes.
         let rows: Vec<f16> = gallery.blocks.iter().flat_map(|block| &block.rows).copied().collect();
         let codes = OwnedCodes::of(&rows, dim);
-        let live = (0..4).map(|_| u64::MAX.into()).collect();
+        let live = vec![u64::MAX; 4];
         gallery.blocks = vec![Block { first_row: 0, rows, live, codes }];
         let (mut probes, mut mates, mut floors) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..pairs {
@@ -535,7 +535,7 @@ impl Mated {
     }
 }
 
-/// A quarter of the miss probability belongs to each of four codes. Mates that one first look misses, and
+/// Each code has one of [`LOOKS`] parts of the miss probability. Mates that one first look misses, and
 /// not every first look does, are counted as its own; what all of them miss is the second look's, the
 /// fine code's.
 ///
@@ -549,9 +549,9 @@ impl Mated {
 fn each_code_misses_its_share_of_mates_and_deterministic_codes_miss_none() {
     const BATCHES: u64 = 160;
     const PAIRS: usize = 256;
-    const MISS_PROBABILITY: f64 = 8e-2;
+    const MISS_PROBABILITY: f64 = 2e-2 * LOOKS as f64;
     let batches: Vec<Mated> = (0..BATCHES).map(|seed| Mated::new(seed, 128, 0.55, PAIRS)).collect();
-    let share = MISS_PROBABILITY / 4.0 * BATCHES as f64 * PAIRS as f64;
+    let share = MISS_PROBABILITY / LOOKS as f64 * BATCHES as f64 * PAIRS as f64;
     // Paths of one width of index have the same tables.
     let mut widths = Vec::new();
     for path in paths() {
