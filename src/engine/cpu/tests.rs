@@ -185,7 +185,7 @@ fn check_held(scores: &[(f64, u32)], asked: f32, keep: u32, held: f32, survivors
     assert_eq!(missing, None, "held to {held}: {what}");
     match scores.get((keep as usize).wrapping_sub(1)) {
         Some((kth, _)) => {
-            assert!(held >= asked && f64::from(held) <= kth.max(asked.into()), "{held} for {kth}: {what}")
+            assert!(held >= asked && f64::from(held) <= kth.max(asked.into()), "{held} for {kth}: {what}");
         }
         None => assert_eq!(held.to_bits(), asked.to_bits(), "nothing raises it: {what}"),
     }
