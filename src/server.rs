@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use thenar_index::storage::Files;
-use thenar_index::{KeyId, Lsn, Origin};
+use thenar_index::{Index, KeyId, Lsn, Origin};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -167,6 +167,10 @@ impl Opening {
     /// Rotation, index, engine, and the threads over them.
     fn open(&self, dim: usize) -> Result<Threads, ServerError> {
         let Self { vault, registry, supervisor, .. } = self;
+        if registry.identity()?.is_some_and(|(claimed, _)| claimed.dim != dim) && Index::exists(&self.index) {
+            // Nobody is enrolled; see `open_taken`.
+            Index::wipe(&self.index).map_err(GalleryError::from)?;
+        }
         let gallery_id = registry.claim_identity(&GalleryIdentity { dim, key_id: vault.key_id() })?;
         let sealer = Arc::new(vault.sealer(dim));
         let setup = Setup {
@@ -267,6 +271,10 @@ fn open_taken(
     // An empty gallery has the dimension that is configured, or that of whoever comes first.
     let used = registry.last_lsn()? > Lsn(0);
     let dim = config.dim.or(claimed.filter(|_| used));
+    if !used && dim.is_some() && claimed.is_some() && dim != claimed && Index::exists(&folder.index()) {
+        // It becomes another gallery, and what there is of an index has no rows.
+        Index::wipe(&folder.index()).map_err(GalleryError::from)?;
+    }
     if let Some(dim) = dim.or(claimed) {
         // Another key or dimension is found out before anything is opened.
         registry.claim_identity(&GalleryIdentity { dim, key_id: vault.key_id() })?;
