@@ -10,7 +10,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::convert;
 use super::messages::stream_of;
 use super::status::{retry_after, status};
-use crate::service::Service;
+use crate::service::{Driven, Service, ServiceError};
 use crate::wire;
 use crate::wire::identify_stream_response::Outcome;
 
@@ -52,10 +52,15 @@ impl wire::identification_server::Identification for Api {
             .take_until(draining)
             .map(move |request| {
                 let service = Arc::clone(&service);
-                async move {
-                    let (request, _charge) = request?;
-                    Ok(answer(&service, request).await)
-                }
+                // Each by itself: this stream is polled only while its client reads, and a search that has a
+                // place in a queue must not keep it until then.
+                let answered = request.map(|(request, charge)| {
+                    Driven::new(async move {
+                        let _charge = charge;
+                        answer(&service, request).await
+                    })
+                });
+                async move { answered?.done().await.ok_or_else(|| status(&ServiceError::Draining)) }
             })
             .buffer_unordered(STREAM_IN_FLIGHT_MAX);
         Ok(Response::new(Box::pin(answers)))

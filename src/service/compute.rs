@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::task::JoinHandle;
 
 use super::{Busy, ServiceError};
 use crate::supervisor::Supervisor;
@@ -80,16 +81,41 @@ impl Compute {
         places: &Arc<Semaphore>,
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, ServiceError> {
-        let place = Arc::clone(places).acquire_owned().await.map_err(|_| ServiceError::Draining)?;
-        let supervisor = self.supervisor.clone();
-        let done = tokio::task::spawn_blocking(move || {
-            // Held for as long as the work takes, also where nobody waits for it any more.
-            let _place = place;
-            let done = supervisor.watch("compute", work);
-            wipe::stack();
-            done
+        let (places, supervisor) = (Arc::clone(places), self.supervisor.clone());
+        // A task of its own: whoever asks is not polled while its client does not read, and would keep the
+        // place that it was given from everybody else.
+        let work = Driven::new(async move {
+            let place = places.acquire_owned().await.ok()?;
+            let done = tokio::task::spawn_blocking(move || {
+                // Held for as long as the work takes, also where nobody waits for it any more.
+                let _place = place;
+                let done = supervisor.watch("compute", work);
+                wipe::stack();
+                done
+            });
+            done.await.ok()?.ok()
         });
-        done.await.ok().and_then(Result::ok).ok_or(ServiceError::Draining)
+        work.done().await.flatten().ok_or(ServiceError::Draining)
+    }
+}
+
+/// Something that is done whether or not anybody looks, until this is dropped.
+pub(crate) struct Driven<T>(JoinHandle<T>);
+
+impl<T: Send + 'static> Driven<T> {
+    pub(crate) fn new(future: impl Future<Output = T> + Send + 'static) -> Self {
+        Self(tokio::spawn(future))
+    }
+
+    /// What came of it; nothing where it panicked, or the runtime ends.
+    pub(crate) async fn done(mut self) -> Option<T> {
+        (&mut self.0).await.ok()
+    }
+}
+
+impl<T> Drop for Driven<T> {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 
@@ -119,6 +145,26 @@ mod tests {
             assert_eq!(work.await.unwrap().unwrap(), 7);
         }
         assert_eq!(compute.admitted.available_permits(), ADMITTED_MAX);
+    }
+
+    /// A stream polls its calls only while its client reads.
+    #[tokio::test]
+    async fn a_caller_that_is_not_polled_keeps_no_place() {
+        let compute = Compute::new(Supervisor::default());
+        let count = compute.running.available_permits();
+        let places = compute.take_all().await;
+        let mut stuck: Vec<_> = (0..count).map(|_| Box::pin(compute.run(Busy::Searches, || 7))).collect();
+        for call in &mut stuck {
+            assert!(futures::poll!(call).is_pending());
+        }
+        // They get in line before anybody else.
+        tokio::task::yield_now().await;
+        drop(places);
+        let other = tokio::time::timeout(Duration::from_secs(60), compute.run(Busy::Searches, || 8));
+        assert_eq!(other.await.expect("the places are free").unwrap(), 8);
+        for call in stuck {
+            assert_eq!(call.await.unwrap(), 7, "it was done meanwhile");
+        }
     }
 
     #[tokio::test]
