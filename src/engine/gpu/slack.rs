@@ -194,7 +194,7 @@ mod tests {
                     if level == Level::Sign || rng.random_bool(0.5) { randomised } else { Certificate::Deterministic };
                 let each = match certificate {
                     Certificate::Randomised { miss_probability } => {
-                        Certificate::Randomised { miss_probability: miss_probability / 2.0 }
+                        Certificate::Randomised { miss_probability: miss_probability / LOOKS as f64 }
                     }
                     Certificate::Deterministic => certificate,
                 };
@@ -245,7 +245,7 @@ mod tests {
     #[test]
     fn mates_are_passed_over_as_often_as_the_share_of_a_level_allows_and_no_more() {
         const DIM: usize = 128;
-        const MISS: f64 = 0.02;
+        const MISS: f64 = 0.01 * LOOKS as f64;
         const BLOCKS: usize = 1500;
         let bars = Bars::new(Certificate::Randomised { miss_probability: MISS }, DIM);
         let mut rng = ChaCha8Rng::seed_from_u64(9);
@@ -291,7 +291,7 @@ mod tests {
                 }
             }
         }
-        let share = MISS / 2.0;
+        let share = MISS / LOOKS as f64;
         let most = share + 4.0 * (share / f64::from(pairs)).sqrt();
         let rates = missed.map(|missed| f64::from(missed) / f64::from(pairs));
         assert!(rates.iter().all(|rate| *rate <= most), "{rates:?} of {pairs} pairs, where {share} are allowed");
