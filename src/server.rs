@@ -112,7 +112,8 @@ struct Threads {
     core: Core,
     search: SearchThreads,
     writer: WriterThread,
-    mender: std::thread::JoinHandle<()>,
+    /// Mends the engine, compacts the index.
+    keepers: [std::thread::JoinHandle<()>; 2],
 }
 
 impl Opened {
@@ -139,15 +140,17 @@ impl Opened {
         // service, for as long as its client likes.
         let stage = std::mem::replace(&mut *stage.lock(), Stage::Closed);
         drop(service);
-        let Stage::Open(Threads { core, search, writer, mender }) = stage else { return };
+        let Stage::Open(Threads { core, search, writer, keepers }) = stage else { return };
         core.batcher.close();
         core.writer.close();
         search.join();
         writer.join();
         core.gallery.close();
-        mender.thread().unpark();
-        // A panic is the supervisor's to report.
-        let _ = mender.join();
+        for keeper in keepers {
+            keeper.thread().unpark();
+            // A panic is the supervisor's to report.
+            let _ = keeper.join();
+        }
     }
 }
 
@@ -205,6 +208,12 @@ impl Opening {
                 move || gallery::mend_forever(&gallery)
             })
             .map_err(ServerError::Thread)?;
+        let compactor = supervisor
+            .spawn("compactor", {
+                let (gallery, reserve_bytes) = (Arc::clone(&gallery), self.reserve_bytes);
+                move || gallery::compact_forever(&gallery, reserve_bytes)
+            })
+            .map_err(ServerError::Thread)?;
         let status = gallery.status();
         tracing::info!(
             templates = status.templates,
@@ -217,7 +226,7 @@ impl Opening {
         );
         let (batcher, writer) = (Arc::new(batcher), Arc::new(writer));
         let core = Core { gallery, batcher, writer, rotation: Arc::new(rotation), sealer };
-        Ok(Threads { core, search, writer: writer_thread, mender })
+        Ok(Threads { core, search, writer: writer_thread, keepers: [mender, compactor] })
     }
 }
 

@@ -20,9 +20,10 @@ use crate::manifest::Manifest;
 use crate::nouns::{Contents, Geometry, Lsn, Origin};
 use crate::open::Unrepaired;
 use crate::segment::{destroy, file_name};
-use crate::snapshot::{Reader, Shared};
+use crate::slots::Slots;
+use crate::snapshot::{Reader, Shared, View};
 use crate::storage::{Files, Storage};
-use crate::writer::{Index, READER_WAIT_DEFAULT, Slot, view_of};
+use crate::writer::{Index, READER_WAIT_DEFAULT};
 
 impl Index {
     /// Makes an empty index in `dir`, which is made if it is not there.
@@ -66,7 +67,7 @@ impl Index {
             writer,
             manifest,
             chains,
-            slots: Vec::new(),
+            slots: Slots::new(geometry.segment_rows),
             contents: Contents::default(),
             dead: 0,
         }))
@@ -156,11 +157,12 @@ impl Index {
 
     pub(crate) fn opened(from: Unrepaired) -> Self {
         let Unrepaired { lock, storage, dir, manifest, gate, mut writer, parts, left_over, .. } = from;
-        let mut chains = Chains::new(manifest.geometry.segment_rows);
-        let (mut slots, mut contents, mut dead) = (Vec::new(), Contents::default(), 0);
-        for (slot, scan) in Unrepaired::into_slots(parts) {
-            chains.add_segment();
-            let first_row = slots.len() as u32 * manifest.geometry.segment_rows;
+        let segment_rows = manifest.geometry.segment_rows;
+        let (mut chains, mut slots) = (Chains::new(segment_rows), Slots::new(segment_rows));
+        let (mut contents, mut dead) = (Contents::default(), 0);
+        for (number, slot, scan) in Unrepaired::into_slots(parts) {
+            chains.add_segment(number);
+            let first_row = number * segment_rows;
             let records = slot.segment.pages.records(&writer);
             let mut from = 0;
             while let Some(offset) = slot.live.next(from, slot.rows) {
@@ -171,7 +173,8 @@ impl Index {
             }
             slot.segment.pages.show(slot.rows, &mut writer);
             dead += scan.erased;
-            slots.push(slot);
+            slots.put(number, slot);
+            slots.list(number);
         }
         let index = Self::assemble(Parts { storage, dir, lock, gate, writer, manifest, chains, slots, contents, dead });
         Self { left_over, ..index }
@@ -179,17 +182,25 @@ impl Index {
 
     fn assemble(parts: Parts) -> Self {
         let Parts { storage, dir, lock, gate, writer, manifest, chains, slots, contents, dead } = parts;
-        let view = Arc::new(view_of(&slots, manifest.lsn, contents.rows, dead));
-        let shared =
-            Shared { gate, current: Mutex::new(view), chains: RwLock::new(chains), geometry: manifest.geometry, lock };
-        Self {
+        let last_template = slots.listed().filter_map(|(_, slot)| slot.range).next_back().map(|(_, last)| last);
+        let shared = Shared {
+            gate,
+            // Nothing yet: the rows follow below.
+            current: Mutex::new(Arc::new(View::new(manifest.lsn, Vec::new(), 0, 0))),
+            chains: RwLock::new(chains),
+            geometry: manifest.geometry,
+            lock,
+        };
+        let index = Self {
             dir,
             storage,
             origin: manifest.origin,
             shared: Arc::new(shared),
             writer,
             slots,
+            compaction: None,
             forgotten: BTreeMap::new(),
+            last_template,
             contents,
             dead,
             next_file: manifest.next_file,
@@ -197,7 +208,9 @@ impl Index {
             stopped: false,
             left_over: Vec::new(),
             reader_wait: READER_WAIT_DEFAULT,
-        }
+        };
+        *index.shared.current.lock() = Arc::new(index.view(manifest.lsn));
+        index
     }
 }
 
@@ -210,7 +223,7 @@ struct Parts {
     writer: Writer,
     manifest: Manifest,
     chains: Chains,
-    slots: Vec<Slot>,
+    slots: Slots,
     contents: Contents,
     dead: u64,
 }

@@ -16,11 +16,20 @@ const NONE: u32 = u32::MAX;
 /// Heads in one page.
 const PAGE: usize = 4096;
 
+/// The first rows of subjects whose numbers follow each other.
+#[derive(Debug, Clone)]
+struct Page {
+    heads: [u32; PAGE],
+    /// How many of them are rows.
+    used: usize,
+}
+
 #[derive(Debug)]
 pub(crate) struct Chains {
-    heads: Vec<Option<Box<[u32; PAGE]>>>,
-    /// By segment, by offset.
-    next: Vec<Box<[u32]>>,
+    /// None where no subject has a row, so that subjects who went cost nothing.
+    heads: Vec<Option<Box<Page>>>,
+    /// By slot of a segment, by offset.
+    next: Vec<Option<Box<[u32]>>>,
     segment_rows: u32,
 }
 
@@ -29,34 +38,51 @@ impl Chains {
         Self { heads: Vec::new(), next: Vec::new(), segment_rows }
     }
 
-    /// Makes room for one more segment.
-    pub(crate) fn add_segment(&mut self) {
-        self.next.push(vec![NONE; self.segment_rows as usize].into_boxed_slice());
+    /// Makes room for the rows of a slot.
+    pub(crate) fn add_segment(&mut self, slot: u32) {
+        let slot = slot as usize;
+        if self.next.len() <= slot {
+            self.next.resize(slot + 1, None);
+        }
+        assert!(self.next[slot].is_none());
+        self.next[slot] = Some(vec![NONE; self.segment_rows as usize].into_boxed_slice());
+    }
+
+    /// Gives up the room of a slot, none of whose rows is in a list.
+    pub(crate) fn drop_segment(&mut self, slot: u32) {
+        self.next[slot as usize] = None;
     }
 
     fn next(&self, row: u32) -> u32 {
-        self.next[(row / self.segment_rows) as usize][(row % self.segment_rows) as usize]
+        let rows = self.next[(row / self.segment_rows) as usize].as_ref().expect("the slot has a segment");
+        rows[(row % self.segment_rows) as usize]
     }
 
     fn set_next(&mut self, row: u32, next: u32) {
-        self.next[(row / self.segment_rows) as usize][(row % self.segment_rows) as usize] = next;
+        let rows = self.next[(row / self.segment_rows) as usize].as_mut().expect("the slot has a segment");
+        rows[(row % self.segment_rows) as usize] = next;
     }
 
     fn head(&self, subject: u64) -> u32 {
         let subject = usize::try_from(subject).unwrap_or(usize::MAX);
         match self.heads.get(subject / PAGE) {
-            Some(Some(page)) => page[subject % PAGE],
+            Some(Some(page)) => page.heads[subject % PAGE],
             _ => NONE,
         }
     }
 
     fn set_head(&mut self, subject: u64, row: u32) {
         let subject = usize::try_from(subject).expect("subject numbers were checked against SUBJECT_NUMBER_MAX");
-        let page = subject / PAGE;
-        if self.heads.len() <= page {
-            self.heads.resize(page + 1, None);
+        let number = subject / PAGE;
+        if self.heads.len() <= number {
+            self.heads.resize(number + 1, None);
         }
-        self.heads[page].get_or_insert_with(|| Box::new([NONE; PAGE]))[subject % PAGE] = row;
+        let page = self.heads[number].get_or_insert_with(|| Box::new(Page { heads: [NONE; PAGE], used: 0 }));
+        let before = std::mem::replace(&mut page.heads[subject % PAGE], row);
+        page.used = page.used + usize::from(row != NONE) - usize::from(before != NONE);
+        if page.used == 0 {
+            self.heads[number] = None;
+        }
     }
 
     /// Adds `row` to the rows of `subject`.
@@ -102,10 +128,10 @@ impl Chains {
 
     /// Bytes of heap memory held.
     pub(crate) fn host_bytes(&self) -> u64 {
-        let pages = self.heads.iter().flatten().count() * PAGE * 4;
-        let bytes = pages
-            + self.heads.capacity() * size_of::<Option<Box<[u32; PAGE]>>>()
-            + self.next.len() * (self.segment_rows as usize * 4 + size_of::<Box<[u32]>>());
+        let bytes = self.heads.iter().flatten().count() * size_of::<Page>()
+            + self.heads.capacity() * size_of::<Option<Box<Page>>>()
+            + self.next.iter().flatten().count() * self.segment_rows as usize * 4
+            + self.next.capacity() * size_of::<Option<Box<[u32]>>>();
         bytes as u64
     }
 }
@@ -122,7 +148,7 @@ mod tests {
         #[test]
         fn chains_hold_what_a_map_of_sets_holds(steps in prop::collection::vec((0u8..3, 0u64..6, 0u32..192), 0..300)) {
             let mut chains = Chains::new(64);
-            (0..3).for_each(|_| chains.add_segment());
+            (0..3).for_each(|slot| chains.add_segment(slot));
             let mut model: BTreeMap<u64, BTreeSet<u32>> = BTreeMap::new();
             let mut owner = BTreeMap::new();
             for (what, near, row) in steps {
@@ -152,7 +178,7 @@ mod tests {
     #[test]
     fn a_leap_in_the_numbers_costs_little() {
         let mut chains = Chains::new(64);
-        chains.add_segment();
+        chains.add_segment(0);
         chains.link(u64::from(u32::MAX), 5);
         assert_eq!(chains.rows_of(u64::from(u32::MAX)), [5]);
         assert_eq!(chains.rows_of(u64::MAX), []);
@@ -160,10 +186,26 @@ mod tests {
     }
 
     #[test]
+    fn subjects_and_segments_that_went_cost_next_to_nothing() {
+        let mut chains = Chains::new(64);
+        chains.add_segment(0);
+        chains.link(1, 5);
+        let before = chains.host_bytes();
+        for round in 1..100 {
+            chains.add_segment(1);
+            (0..64).for_each(|row| chains.link(round * 64 * 64 + u64::from(row), 64 + row));
+            (0..64).for_each(|row| chains.unlink(round * 64 * 64 + u64::from(row), 64 + row));
+            chains.drop_segment(1);
+        }
+        assert!(chains.host_bytes() < before + 4096, "{before}, now {}", chains.host_bytes());
+        assert_eq!(chains.rows_of(1), [5]);
+    }
+
+    #[test]
     #[should_panic(expected = "not in its subject's list")]
     fn a_row_of_another_subject_is_not_unlinked() {
         let mut chains = Chains::new(64);
-        chains.add_segment();
+        chains.add_segment(0);
         chains.link(1, 5);
         chains.link(2, 6);
         chains.unlink(2, 5);

@@ -21,9 +21,9 @@ use crate::writer::Index;
 /// Rows overwritten while readers wait, before the gate opens to them again.
 const ERASE_ROWS_PER_PAUSE: usize = 1024;
 
-/// The block of a row, by its segment and its place in there.
-fn block_of(&(place, offset): &(usize, u32)) -> (usize, u32) {
-    (place, offset / BLOCK_ROWS as u32)
+/// The block of a row, by its slot and its offset.
+fn block_of(&(slot, offset): &(u32, u32)) -> (u32, u32) {
+    (slot, offset / BLOCK_ROWS as u32)
 }
 
 impl Index {
@@ -44,13 +44,13 @@ impl Index {
         let mut doomed = BTreeSet::new();
         let view = Arc::clone(&self.shared.current.lock());
         for &row in rows {
-            let (place, offset) = self.place_of(row.0);
-            let slot = self.slots.get(place).filter(|slot| offset < slot.rows).ok_or(Error::NoSuchRow { row })?;
+            let (number, offset) = self.place_of(row.0);
+            let slot = self.slots.get(number).filter(|slot| offset < slot.rows).ok_or(Error::NoSuchRow { row })?;
             if slot.live.has(offset) {
                 return Err(Error::StillLive { row });
             }
             // Snapshots of a view that has the row as live are still handed out.
-            if view.segments.get(place).is_some_and(|part| part.live.has(offset)) {
+            if view.part(number).is_some_and(|part| part.live.has(offset)) {
                 return Err(Error::Unpublished);
             }
             if self.forgotten.contains_key(&row.0) {
@@ -63,24 +63,24 @@ impl Index {
     }
 
     fn erase_checked(&mut self, rows: &BTreeSet<u32>) -> Result<(), Error> {
-        let places: Vec<(usize, u32)> = rows.iter().map(|&row| self.place_of(row)).collect();
-        let touched: BTreeSet<usize> = places.iter().map(|&(place, _)| place).collect();
+        let places: Vec<(u32, u32)> = rows.iter().map(|&row| self.place_of(row)).collect();
+        let touched: BTreeSet<u32> = places.iter().map(|&(number, _)| number).collect();
         // First the disk learns that these rows are going, then they go: a row half overwritten
         // by a crash would otherwise look damaged.
-        for &(place, offset) in &places {
-            self.slots[place].segment.pages.mark_gone(offset, &mut self.writer)?;
+        for &(number, offset) in &places {
+            self.slots[number].segment.pages.mark_gone(offset, &mut self.writer)?;
         }
-        for &place in &touched {
-            self.slots[place].segment.pages.sync()?;
+        for &number in &touched {
+            self.slots[number].segment.pages.sync()?;
         }
         for pause in places.chunks(ERASE_ROWS_PER_PAUSE) {
             let mut quiet = self.writer.quiet(self.reader_wait)?;
-            for &(place, offset) in pause {
-                self.slots[place].segment.pages.scrub(offset, &MetaRecord::gone(), &mut quiet)?;
+            for &(number, offset) in pause {
+                self.slots[number].segment.pages.scrub(offset, &MetaRecord::gone(), &mut quiet)?;
             }
             for same in pause.chunk_by(|a, b| block_of(a) == block_of(b)) {
-                let (place, block) = block_of(&same[0]);
-                let slot = &self.slots[place];
+                let (number, block) = block_of(&same[0]);
+                let slot = &self.slots[number];
                 // A block that is not full has no codes yet.
                 if (block + 1) * BLOCK_ROWS as u32 <= slot.rows {
                     let offsets = same.iter().map(|&(_, offset)| offset);
@@ -88,9 +88,11 @@ impl Index {
                 }
             }
         }
-        for &place in &touched {
-            self.slots[place].segment.pages.sync()?;
-            self.slots[place].dirty = false;
+        // A row may have been overwritten already, in a segment that was compacted.
+        let wiped = self.wiped_and_not_synced();
+        for &number in touched.iter().chain(&wiped) {
+            self.slots[number].segment.pages.sync()?;
+            self.slots[number].dirty = false;
         }
         let mut chains = self.shared.chains.write();
         for &row in rows {
@@ -116,7 +118,8 @@ impl Index {
     }
 
     pub(crate) fn checkpoint_now(&mut self) -> Result<(), Error> {
-        for slot in &mut self.slots {
+        for number in self.slots.order().to_vec() {
+            let slot = &mut self.slots[number];
             if slot.dirty {
                 slot.segment.pages.sync()?;
                 slot.dirty = false;
@@ -127,9 +130,9 @@ impl Index {
             self.dir_dirty = false;
         }
         let view = Arc::clone(&self.shared.current.lock());
-        let segment_rows = self.shared.geometry.segment_rows;
         let counted = |row: u32| {
-            view.segments.get((row / segment_rows) as usize).is_some_and(|part| row % segment_rows < part.rows)
+            let (number, offset) = self.place_of(row);
+            view.part(number).is_some_and(|part| offset < part.rows)
         };
         let entry = |part: &ViewSegment| SegmentEntry {
             identity: part.segment.identity,
@@ -137,6 +140,8 @@ impl Index {
             last_template: part.last_template.0,
             file: part.segment.file,
             rows: part.rows,
+            slot: part.slot,
+            reserved: 0,
         };
         let manifest = Manifest {
             geometry: self.shared.geometry,

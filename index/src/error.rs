@@ -220,7 +220,7 @@ impl Error {
 pub struct Damage {
     /// The segment's file.
     pub path: PathBuf,
-    /// The segment's place in the index.
+    /// The segment's place in the order of the index.
     pub segment: usize,
     /// The smallest template number that belongs into it.
     pub first_template: TemplateId,

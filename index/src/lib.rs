@@ -6,7 +6,7 @@
 //! Whatever is lost here can be rebuilt from there, so the index has one duty above all: a row
 //! it serves is the row that was appended, and a row that was erased is gone from its files.
 //!
-//! - [`Index`] is the one writer of a folder: append, forget, publish, erase, checkpoint.
+//! - [`Index`] is the one writer of a folder: append, forget, publish, erase, checkpoint, compact.
 //! - [`Reader`] gives searches a [`Snapshot`]: rows, their [`codes`], live bits and metadata,
 //!   straight from the map.
 //! - [`Index::open`] yields an [`Unrepaired`] index that says what is damaged and becomes an
@@ -33,6 +33,7 @@ mod birth;
 mod chains;
 pub mod codes;
 mod coding;
+mod compact;
 mod erase;
 mod error;
 mod fill;
@@ -46,15 +47,16 @@ mod map;
 mod nouns;
 mod open;
 mod readable;
-mod replace;
 mod scan;
 mod segment;
 pub mod sketch;
+mod slots;
 mod snapshot;
 pub mod storage;
 mod verify;
 mod writer;
 
+pub use compact::Compacting;
 pub use error::{Damage, DamageKind, Error};
 pub use format::VERSION;
 pub use map::Map;

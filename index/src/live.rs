@@ -25,6 +25,11 @@ impl LiveBits {
         &self.0
     }
 
+    /// Whether nothing was changed since one was cloned from the other.
+    pub(crate) fn is_unchanged_since(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// Whether the row is live.
     pub(crate) fn has(&self, offset: u32) -> bool {
         self.0[offset as usize / 64] >> (offset % 64) & 1 == 1

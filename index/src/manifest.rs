@@ -5,6 +5,7 @@
 //!
 //! Invariants: every byte is covered by the checksum at the end, of every version to come too.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use bytemuck::{Pod, Zeroable};
@@ -13,6 +14,7 @@ use xxhash_rust::xxh3::xxh3_64;
 use crate::error::Error;
 use crate::format::{Layout, VERSION, u64_at};
 use crate::nouns::{GalleryId, Geometry, KeyId, Lsn, Origin};
+use crate::slots::slots_max;
 
 /// Name of the manifest in its folder.
 pub(crate) const MANIFEST_NAME: &str = "MANIFEST";
@@ -54,11 +56,14 @@ pub(crate) struct SegmentEntry {
     pub(crate) file: u32,
     /// Rows that count.
     pub(crate) rows: u32,
+    /// Which row numbers it has.
+    pub(crate) slot: u32,
+    pub(crate) reserved: u32,
 }
 
 const HEAD_BYTES: usize = size_of::<Head>();
 const ENTRY_BYTES: usize = size_of::<SegmentEntry>();
-const _: () = assert!(HEAD_BYTES == 80 && ENTRY_BYTES == 32);
+const _: () = assert!(HEAD_BYTES == 80 && ENTRY_BYTES == 40);
 
 /// The manifest of a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,7 +73,7 @@ pub(crate) struct Manifest {
     pub(crate) lsn: Lsn,
     /// The number the next segment file gets.
     pub(crate) next_file: u32,
-    /// Segments in the order of their rows.
+    /// Segments in the order of their templates.
     pub(crate) segments: Vec<SegmentEntry>,
     /// Rows that are forgotten and not erased yet, ascending.
     pub(crate) forgotten: Vec<u32>,
@@ -140,8 +145,16 @@ impl Manifest {
             .chunks_exact(4)
             .map(bytemuck::pod_read_unaligned)
             .collect();
+        let mut rows_by_slot: BTreeMap<u32, u32> = BTreeMap::new();
         for (place, entry) in segments.iter().enumerate() {
             let at = HEAD_BYTES + place * ENTRY_BYTES;
+            let slots = slots_max(geometry.segment_rows);
+            if entry.slot >= slots || rows_by_slot.insert(entry.slot, entry.rows).is_some() {
+                return Err(corrupt(at + 32, u64::from(slots), u64::from(entry.slot)));
+            }
+            if entry.reserved != 0 {
+                return Err(corrupt(at + 36, 0, u64::from(entry.reserved)));
+            }
             if entry.rows > geometry.segment_rows {
                 return Err(corrupt(at + 28, u64::from(geometry.segment_rows), u64::from(entry.rows)));
             }
@@ -156,13 +169,8 @@ impl Manifest {
                 return Err(corrupt(at + 16, entry.first_template, entry.last_template));
             }
         }
-        if segments.len() as u64 * u64::from(geometry.segment_rows) > u64::from(u32::MAX) {
-            return Err(corrupt(64, u64::from(u32::MAX) / u64::from(geometry.segment_rows), segments.len() as u64));
-        }
         let counted = |row: u32| {
-            segments
-                .get((row / geometry.segment_rows) as usize)
-                .is_some_and(|entry| row % geometry.segment_rows < entry.rows)
+            rows_by_slot.get(&(row / geometry.segment_rows)).is_some_and(|&rows| row % geometry.segment_rows < rows)
         };
         if let Some(place) = forgotten.iter().position(|&row| !counted(row)) {
             return Err(corrupt(forgotten_at + place * 4, 0, u64::from(forgotten[place])));
@@ -194,14 +202,17 @@ mod tests {
             last_template: u64::from(file) * 1000 + 900,
             file,
             rows,
+            slot: 10 - file,
+            reserved: 0,
         };
         Manifest {
             geometry: Geometry { dim: 64, segment_rows: 128 },
             origin: Origin { gallery: GalleryId([4; 16]), key: KeyId([3; 16]) },
             lsn: Lsn(5),
             next_file: 9,
+            // In the slots 8 and 2.
             segments: vec![entry(2, 128), entry(8, 100)],
-            forgotten: vec![0, 127, 128 + 99],
+            forgotten: vec![2 * 128, 2 * 128 + 99, 8 * 128 + 127],
         }
     }
 
@@ -236,14 +247,18 @@ mod tests {
 
     #[test]
     fn a_manifest_that_cannot_be_is_refused_though_its_checksum_is_right() {
-        assert_eq!(refused(|m| m.segments[1].rows = 129), 80 + 32 + 28);
-        assert_eq!(refused(|m| m.segments[1].file = 9), 80 + 32 + 24);
-        assert_eq!(refused(|m| m.forgotten[2] = 128 + 100), 80 + 2 * 32 + 8);
-        assert_eq!(refused(|m| m.forgotten[2] = 256), 80 + 2 * 32 + 8);
-        assert_eq!(refused(|m| m.forgotten[1] = 0), 80 + 2 * 32 + 4);
-        assert_eq!(refused(|m| m.forgotten.swap(0, 1)), 80 + 2 * 32 + 4);
-        assert_eq!(refused(|m| m.segments[1].first_template = 2900), 80 + 32 + 8);
-        assert_eq!(refused(|m| m.segments[1].last_template = 8000), 80 + 32 + 16);
+        assert_eq!(refused(|m| m.segments[1].rows = 129), 80 + 40 + 28);
+        assert_eq!(refused(|m| m.segments[1].file = 9), 80 + 40 + 24);
+        assert_eq!(refused(|m| m.segments[1].slot = 8), 80 + 40 + 32);
+        assert_eq!(refused(|m| m.segments[1].slot = u32::MAX / 128), 80 + 40 + 32);
+        assert_eq!(refused(|m| m.segments[1].reserved = 1), 80 + 40 + 36);
+        assert_eq!(refused(|m| m.forgotten[1] = 2 * 128 + 100), 80 + 2 * 40 + 4);
+        assert_eq!(refused(|m| m.forgotten[2] = 9 * 128), 80 + 2 * 40 + 8);
+        assert_eq!(refused(|m| m.forgotten[0] = 0), 80 + 2 * 40);
+        assert_eq!(refused(|m| m.forgotten[1] = 2 * 128), 80 + 2 * 40 + 4);
+        assert_eq!(refused(|m| m.forgotten.swap(0, 1)), 80 + 2 * 40 + 4);
+        assert_eq!(refused(|m| m.segments[1].first_template = 2900), 80 + 40 + 8);
+        assert_eq!(refused(|m| m.segments[1].last_template = 8000), 80 + 40 + 16);
         assert_eq!(refused(|m| m.geometry.dim = 65), 12);
         assert_eq!(refused(|m| m.geometry.segment_rows = 0), 12);
     }
@@ -261,7 +276,7 @@ mod tests {
                 bytes[end..].copy_from_slice(&checksum.to_le_bytes());
             }
             if let Ok(decoded) = Manifest::decode(&bytes, Path::new("m")) {
-                prop_assert!(decoded.segments.len() * 32 + HEAD_BYTES < bytes.len());
+                prop_assert!(decoded.segments.len() * ENTRY_BYTES + HEAD_BYTES < bytes.len());
             }
         }
     }

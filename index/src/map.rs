@@ -13,6 +13,8 @@
 //! - [`Pages::mark_gone`] needs the `&mut Writer` and touches state words only.
 //! - [`Pages::scrub`], [`Pages::rewrite_codes`] and [`Pages::scrub_codes`] may touch every row and
 //!   block, and need a `&mut Quiet`: no ticket is held then.
+//! - [`Pages::wipe_block`] may touch every block, and needs the pages for itself alone: whoever has
+//!   a slice borrows them.
 //! - The writer's own slices borrow the `Writer`, and every write borrows it mutably.
 //!
 //! What remains is what no program can rule out alone: another process that writes to the files
@@ -257,17 +259,36 @@ impl Pages {
     /// # Errors
     /// [`Error::Io`]; part of it may be done then.
     pub(crate) fn scrub_codes(&self, block: u32, _quiet: &mut Quiet<'_>) -> Result<(), Error> {
+        self.zero_codes(block)
+    }
+
+    /// Overwrites with zeros the rows of a block, their records and codes: of a segment that nobody
+    /// else has. What is zero already is not written.
+    ///
+    /// # Errors
+    /// [`Error::Io`]; part of it may be done then.
+    pub(crate) fn wipe_block(&mut self, block: u32) -> Result<(), Error> {
+        let (first, end) = (block * BLOCK_ROWS as u32, (block + 1) * BLOCK_ROWS as u32);
+        self.zero(self.layout.row_at(first), self.layout.row_at(end))?;
+        self.zero(self.layout.meta_at(first), self.layout.meta_at(end))?;
+        self.zero_codes(block)
+    }
+
+    fn zero_codes(&self, block: u32) -> Result<(), Error> {
         assert!(block < self.layout.blocks());
         let areas =
             [Layout::sign_at, Layout::two_at, Layout::fine_at, Layout::terms_at, Layout::sketch_at, Layout::sum_at];
-        for at in areas {
-            let (start, end) = (at(self.layout, block), at(self.layout, block + 1));
-            // SAFETY: nothing is written before the slice is gone, since `_quiet` is borrowed.
-            if !is_zero(unsafe { self.bytes(start, end - start) }) {
-                self.write(&vec![0; end - start], start)?;
-            }
+        areas.into_iter().try_for_each(|at| self.zero(at(self.layout, block), at(self.layout, block + 1)))
+    }
+
+    /// Overwrites with zeros the bytes from `start` to `end`, unless they are. Private: the callers
+    /// above hold the proofs that nobody has a slice of them.
+    fn zero(&self, start: usize, end: usize) -> Result<(), Error> {
+        // SAFETY: nothing is written before the slice is gone, since the caller is alone with it.
+        if is_zero(unsafe { self.bytes(start, end - start) }) {
+            return Ok(());
         }
-        Ok(())
+        self.write(&vec![0; end - start], start)
     }
 
     fn write_codes(&self, block: u32, codes: &OwnedCodes, sum: u64) -> Result<(), Error> {

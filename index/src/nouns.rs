@@ -34,7 +34,8 @@ pub struct SubjectNumber(pub u64);
 #[derive(Copy, Clone, Eq, PartialEq, Ord, PartialOrd, Hash, Debug)]
 pub struct Lsn(pub u64);
 
-/// Number of a row: segment times rows a segment, plus the place in the segment.
+/// Number of a row: the slot of its segment times rows a segment, plus the place in the segment. A
+/// row that is compacted gets another number.
 #[derive(Copy, Clone, Eq, PartialEq, Ord, PartialOrd, Hash, Debug)]
 pub struct Row(pub u32);
 

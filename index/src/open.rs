@@ -32,9 +32,10 @@ use crate::nouns::{Geometry, Lsn, Origin, OwnedRow, TemplateId};
 use crate::readable::{PAGE_BYTES, first_unreadable, is_unreadable};
 use crate::scan::{Scan, scan};
 use crate::segment::{Segment, destroy, file_name};
+use crate::slots::Slot;
 use crate::snapshot::Reader;
 use crate::storage::Storage;
-use crate::writer::{Index, READER_WAIT_DEFAULT, Slot};
+use crate::writer::{Index, READER_WAIT_DEFAULT};
 
 /// An index that was read and checked, and serves nobody yet.
 pub struct Unrepaired {
@@ -201,7 +202,7 @@ impl Unrepaired {
         let old = std::mem::replace(&mut self.parts[segment], Part { entry, found: Some((new, scan)) });
         self.manifest.segments[segment] = entry;
         let rows = self.manifest.geometry.segment_rows;
-        self.manifest.forgotten.retain(|row| (row / rows) as usize != segment);
+        self.manifest.forgotten.retain(|row| row / rows != entry.slot);
         self.damage.retain(|damage| damage.segment != segment);
         self.codes_damage.retain(|damage| damage.segment != segment);
         self.doomed.push(self.dir.join(file_name(old.entry.file)));
@@ -262,13 +263,13 @@ impl Unrepaired {
     /// follow their rows.
     fn finish_erasures(&mut self) -> Result<(), Error> {
         let segment_rows = self.manifest.geometry.segment_rows;
-        for (place, part) in self.parts.iter_mut().enumerate() {
+        for part in &mut self.parts {
             let (segment, scan) = part.found.as_mut().expect("no segment is damaged");
             let forgotten: Vec<u32> = self
                 .manifest
                 .forgotten
                 .iter()
-                .filter(|&row| (row / segment_rows) as usize == place)
+                .filter(|&row| row / segment_rows == part.entry.slot)
                 .map(|row| row % segment_rows)
                 .collect();
             let mut gone = std::mem::take(&mut scan.half_gone);
@@ -318,19 +319,22 @@ impl Unrepaired {
     pub(crate) fn forgotten_live(&self) -> u64 {
         let rows = self.manifest.geometry.segment_rows;
         let is_live = |&&row: &&u32| {
-            let part = &self.parts[(row / rows) as usize];
-            part.found.as_ref().is_some_and(|(_, scan)| scan.is_live(row % rows))
+            let part = self.parts.iter().find(|part| part.entry.slot == row / rows);
+            let found = part.and_then(|part| part.found.as_ref());
+            found.is_some_and(|(_, scan)| scan.is_live(row % rows))
         };
         self.manifest.forgotten.iter().filter(is_live).count() as u64
     }
 
-    /// The segments with their counts, for the writer.
-    pub(crate) fn into_slots(parts: Vec<Part>) -> Vec<(Slot, Scan)> {
+    /// The segments with the numbers of their slots and their counts, for the writer.
+    pub(crate) fn into_slots(parts: Vec<Part>) -> Vec<(u32, Slot, Scan)> {
         let slot = |part: Part| {
             let (segment, mut scan) = part.found.expect("no segment is damaged");
             let range = Some((TemplateId(part.entry.first_template), TemplateId(part.entry.last_template)));
             let live = LiveBits::of(std::mem::take(&mut scan.live));
-            (Slot { segment: Arc::new(segment), live, rows: part.entry.rows, range, dirty: false }, scan)
+            let segment = Arc::new(segment);
+            let slot = Slot { segment, live, rows: part.entry.rows, range, dirty: false, listed: false };
+            (part.entry.slot, slot, scan)
         };
         parts.into_iter().map(slot).collect()
     }

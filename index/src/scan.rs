@@ -232,6 +232,8 @@ mod tests {
                 last_template: 5000,
                 file: 0,
                 rows: written,
+                slot: 0,
+                reserved: 0,
             };
             let (found, said) = (
                 scan(&segment.pages, &entry, Depth::Bytes, &writer, &mut |_| true).unwrap(),
@@ -250,8 +252,15 @@ mod tests {
         let (_, mut writer) = gate();
         let range = (TemplateId(1), TemplateId(5000));
         let (segment, _) = write_segment(&Files, dir.path(), 0, layout, &mut writer, range, rows(1..=1030)).unwrap();
-        let mut entry =
-            SegmentEntry { identity: segment.identity, first_template: 1, last_template: 1029, file: 0, rows: 1030 };
+        let mut entry = SegmentEntry {
+            identity: segment.identity,
+            first_template: 1,
+            last_template: 1029,
+            file: 0,
+            rows: 1030,
+            slot: 0,
+            reserved: 0,
+        };
         let found = scan(&segment.pages, &entry, Depth::Bytes, &writer, &mut |_| true).unwrap();
         assert_eq!((found.bad_rows, found.first_fault.unwrap().kind), (1, DamageKind::Order));
         // The same records, counted twice over by a task that comes later.

@@ -39,15 +39,43 @@ pub(crate) struct Shared {
 #[derive(Debug, Clone)]
 pub(crate) struct View {
     pub(crate) lsn: Lsn,
+    /// By ascending templates.
     pub(crate) segments: Vec<ViewSegment>,
     pub(crate) live: u64,
     pub(crate) erased: u64,
+    /// By slot: the place among `segments`, or none.
+    places: Vec<Option<u32>>,
+}
+
+impl View {
+    pub(crate) fn new(lsn: Lsn, segments: Vec<ViewSegment>, live: u64, erased: u64) -> Self {
+        let mut places = Vec::new();
+        for (place, part) in (0..).zip(&segments) {
+            let slot = part.slot as usize;
+            if places.len() <= slot {
+                places.resize(slot + 1, None);
+            }
+            assert_eq!(places[slot].replace(place), None);
+        }
+        Self { lsn, segments, live, erased, places }
+    }
+
+    /// The place among the segments of the one in a slot.
+    fn place(&self, slot: u32) -> Option<usize> {
+        Some((*self.places.get(slot as usize)?)? as usize)
+    }
+
+    /// What is shown of the segment in a slot, if it is.
+    pub(crate) fn part(&self, slot: u32) -> Option<&ViewSegment> {
+        Some(&self.segments[self.place(slot)?])
+    }
 }
 
 #[derive(Debug, Clone)]
 pub(crate) struct ViewSegment {
     pub(crate) segment: Arc<Segment>,
     pub(crate) live: LiveBits,
+    pub(crate) slot: u32,
     pub(crate) rows: u32,
     pub(crate) first_template: TemplateId,
     pub(crate) last_template: TemplateId,
@@ -141,11 +169,12 @@ impl Snapshot {
         self.view.lsn
     }
 
-    /// One past the last row's number. Numbers may have gaps: a segment need not be full.
+    /// One past the largest row number. Numbers have gaps: a segment need not be full, and not every
+    /// slot has one.
     #[must_use]
     pub fn rows_end(&self) -> u32 {
-        let before = self.view.segments.len().saturating_sub(1) as u32 * self.shared.geometry.segment_rows;
-        before + self.view.segments.last().map_or(0, |last| last.rows)
+        let segment_rows = self.shared.geometry.segment_rows;
+        self.view.segments.iter().map(|part| part.slot * segment_rows + part.rows).max().unwrap_or(0)
     }
 
     /// Rows that are live in this snapshot.
@@ -160,12 +189,13 @@ impl Snapshot {
         self.view.erased
     }
 
-    /// The rows, a segment at a time, by ascending row number.
+    /// The rows, a segment at a time, by ascending templates: the last one may get more rows. Numbers
+    /// of rows do not overlap, and need not ascend from one to the next.
     pub fn blocks(&self) -> impl Iterator<Item = Block<'_>> {
         let segment_rows = self.shared.geometry.segment_rows;
-        self.view.segments.iter().enumerate().filter(|(_, part)| part.rows > 0).map(move |(place, part)| Block {
+        self.view.segments.iter().filter(|part| part.rows > 0).map(move |part| Block {
             identity: part.segment.identity,
-            first_row: place as u32 * segment_rows,
+            first_row: part.slot * segment_rows,
             rows: part.segment.pages.rows(part.rows, &self.ticket),
             live: &part.live.words()[..(part.rows as usize).div_ceil(64)],
             codes: part.segment.pages.codes(part.rows, &self.ticket),
@@ -175,7 +205,7 @@ impl Snapshot {
     /// The part of a row, and its place in there, if this snapshot has it.
     fn locate(&self, row: Row) -> Option<(&ViewSegment, u32)> {
         let segment_rows = self.shared.geometry.segment_rows;
-        let part = self.view.segments.get((row.0 / segment_rows) as usize)?;
+        let part = &self.view.segments[self.view.place(row.0 / segment_rows)?];
         let offset = row.0 % segment_rows;
         (offset < part.rows).then_some((part, offset))
     }
@@ -208,7 +238,10 @@ impl Snapshot {
     #[must_use]
     pub fn rows_of(&self, subject: SubjectNumber) -> RowsOf {
         let mut rows = self.shared.chains.read().rows_of(subject.0);
+        // Of a row that is being compacted, the one of its numbers that this snapshot has.
         rows.retain(|&row| self.is_live(Row(row)));
+        let segment_rows = self.shared.geometry.segment_rows;
+        rows.sort_unstable_by_key(|row| (self.view.place(row / segment_rows), row % segment_rows));
         RowsOf(rows.into_iter().map(Row).collect())
     }
 
@@ -233,7 +266,7 @@ impl fmt::Debug for Snapshot {
     }
 }
 
-/// The live rows of one subject, ascending. Reads as a slice of [`Row`].
+/// The live rows of one subject, by ascending templates. Reads as a slice of [`Row`].
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct RowsOf(Vec<Row>);
 

@@ -3,7 +3,7 @@
 //! Knows rows and files. Does not know what a change means or who reads.
 //!
 //! Invariants:
-//! - Template numbers ascend with row numbers.
+//! - Template numbers ascend from segment to segment and inside of each.
 //! - A row is live, or forgotten and awaiting erasure, or erased. The live bits of a view do not
 //!   change: a row forgotten since stays live in it, and in its subject's list, until it is erased,
 //!   which waits for the view's readers.
@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::compact::Compaction;
 use crate::error::Error;
 use crate::fill::{Piece, check_new};
 use crate::format::Layout;
@@ -25,6 +26,7 @@ use crate::live::LiveBits;
 use crate::nouns::{Contents, Geometry, Lsn, NewRow, Origin, Row, SubjectNumber, TemplateId};
 use crate::open::file_numbers_spent;
 use crate::segment::Segment;
+use crate::slots::{Slot, Slots, slots_max};
 use crate::snapshot::{Reader, Shared, Snapshot, View, ViewSegment};
 use crate::storage::Storage;
 
@@ -38,11 +40,14 @@ pub struct Index {
     pub(crate) origin: Origin,
     pub(crate) shared: Arc<Shared>,
     pub(crate) writer: Writer,
-    pub(crate) slots: Vec<Slot>,
-    /// Rows that are no longer live and still have their bytes, each with its subject, whose list has it.
+    pub(crate) slots: Slots,
+    pub(crate) compaction: Option<Compaction>,
+    /// Rows that are no longer live and still have their bytes, each with its subject, whose list has it;
+    /// of a row that was copied, the copy too.
     pub(crate) forgotten: BTreeMap<u32, u64>,
-    /// The live rows, published or not.
+    /// The live rows that count, published or not.
     pub(crate) contents: Contents,
+    pub(crate) last_template: Option<TemplateId>,
     /// Rows no longer live, erased or awaiting it.
     pub(crate) dead: u64,
     pub(crate) next_file: u32,
@@ -51,19 +56,6 @@ pub struct Index {
     pub(crate) stopped: bool,
     pub(crate) left_over: Vec<PathBuf>,
     pub(crate) reader_wait: Duration,
-}
-
-/// A segment as the writer keeps it.
-pub(crate) struct Slot {
-    pub(crate) segment: Arc<Segment>,
-    /// Which rows are live, published or not.
-    pub(crate) live: LiveBits,
-    /// Rows appended, published or not.
-    pub(crate) rows: u32,
-    /// The smallest and largest template number that belong here; none before the first row.
-    pub(crate) range: Option<(TemplateId, TemplateId)>,
-    /// Whether rows were written since the file was synced.
-    pub(crate) dirty: bool,
 }
 
 /// What a segment is, for status pages and repairs.
@@ -90,7 +82,7 @@ impl Index {
         self.shared.geometry
     }
 
-    /// How long [`Index::erase`] and [`Index::replace_segment`] wait for readers: 10 s unless set.
+    /// How long [`Index::erase`] waits for readers: 10 s unless set.
     pub fn set_reader_wait(&mut self, wait: Duration) {
         self.reader_wait = wait;
     }
@@ -126,10 +118,11 @@ impl Index {
         self.forgotten.keys().map(|&row| Row(row)).collect()
     }
 
-    /// The largest template number ever appended.
+    /// The largest template number ever appended, as far as the index knows: one that was erased
+    /// and compacted before the index was opened is not known any more.
     #[must_use]
     pub fn last_template(&self) -> Option<TemplateId> {
-        self.slots.iter().rev().find_map(|slot| slot.range).map(|(_, last)| last)
+        self.last_template
     }
 
     /// What the live rows are, published or not: to compare with what the registry has.
@@ -138,18 +131,25 @@ impl Index {
         self.contents
     }
 
-    /// The segments, in the order of their rows.
+    /// The segments that count, in the order of their templates.
     #[must_use]
     pub fn segments(&self) -> Vec<SegmentInfo> {
-        let info = |(place, slot): (usize, &Slot)| SegmentInfo {
+        let info = |(number, slot): (u32, &Slot)| SegmentInfo {
             path: slot.segment.path.clone(),
             identity: slot.segment.identity,
-            first_row: Row(place as u32 * self.shared.geometry.segment_rows),
+            first_row: Row(number * self.shared.geometry.segment_rows),
             rows: slot.rows,
             live: slot.live.count(slot.rows),
             templates: slot.range,
         };
-        self.slots.iter().enumerate().map(info).collect()
+        self.slots.listed().map(info).collect()
+    }
+
+    /// The slot of the segment that rows are appended to: the last one, unless it is being compacted.
+    pub(crate) fn growing(&self) -> Option<u32> {
+        let last = *self.slots.order().last()?;
+        let sealed = self.compaction.as_ref().is_some_and(|compaction| compaction.sources.contains(&last));
+        (!sealed).then_some(last)
     }
 
     /// Writes rows behind the last one. They are not visible before [`Index::publish`].
@@ -168,11 +168,10 @@ impl Index {
             }
             last = Some(row.template);
         }
-        // Row numbers stay under u32::MAX, which stands for no row.
         let segment_rows = self.shared.geometry.segment_rows;
-        let limit = u64::from(u32::MAX / segment_rows) * u64::from(segment_rows);
-        let taken = self.slots.len() as u64 * u64::from(segment_rows)
-            - self.slots.last().map_or(0, |slot| u64::from(segment_rows - slot.rows));
+        let limit = u64::from(slots_max(segment_rows)) * u64::from(segment_rows);
+        let taken = u64::from(self.slots.taken()) * u64::from(segment_rows)
+            - self.growing().map_or(0, |number| u64::from(segment_rows - self.slots[number].rows));
         let found = taken + rows.len() as u64;
         if found > limit {
             return Err(Error::RowLimit { found, limit });
@@ -184,32 +183,35 @@ impl Index {
 
     fn append_checked(&mut self, rows: &[NewRow<'_>], fresh: Vec<Segment>) -> Result<(), Error> {
         let segment_rows = self.shared.geometry.segment_rows;
-        let mut tail = self.slots.last().map_or(segment_rows, |slot| slot.rows);
+        let (mut number, mut tail) = match self.growing() {
+            Some(number) => (number, self.slots[number].rows),
+            None => (0, segment_rows),
+        };
         let (mut rest, mut fresh) = (rows, fresh.into_iter());
         let mut pieces = Vec::new();
         let mut piece = Piece::new(Layout::of(self.shared.geometry));
         while !rest.is_empty() {
             if tail == segment_rows {
-                self.add_segment(fresh.next().expect("segments were made for all of the rows"));
+                number = self.add_segment(fresh.next().expect("segments were made for all of the rows"));
+                self.slots.list(number);
                 tail = 0;
             }
             let count = rest.len().min((segment_rows - tail) as usize).min(piece.rows_max());
             let (now, later) = rest.split_at(count);
-            let place = self.slots.len() - 1;
-            let slot = &mut self.slots[place];
+            let slot = &mut self.slots[number];
             slot.dirty = true;
             piece.write(&slot.segment, tail, now, &mut self.writer)?;
-            pieces.push((place, tail, now));
+            pieces.push((number, tail, now));
             tail += count as u32;
             rest = later;
         }
         // Only now that every row is written does any of them count.
         let mut chains = self.shared.chains.write();
-        for (place, offset, now) in pieces {
-            let slot = &mut self.slots[place];
+        for (number, offset, now) in pieces {
+            let slot = &mut self.slots[number];
             assert_eq!(slot.rows, offset);
             for (offset, row) in (offset..).zip(now) {
-                chains.link(row.subject.0, place as u32 * segment_rows + offset);
+                chains.link(row.subject.0, number * segment_rows + offset);
                 slot.live.set(offset);
                 self.contents.add(&row.meta());
             }
@@ -217,6 +219,7 @@ impl Index {
             let first = slot.range.map_or(now[0].template, |(first, _)| first);
             slot.range = Some((first, now[now.len() - 1].template));
         }
+        self.last_template = rows.last().map(|row| row.template).or(self.last_template);
         Ok(())
     }
 
@@ -225,7 +228,7 @@ impl Index {
     fn new_segments(&mut self, rows: usize) -> Result<Vec<Segment>, Error> {
         let layout = Layout::of(self.shared.geometry);
         let segment_rows = layout.capacity as usize;
-        let room = self.slots.last().map_or(0, |slot| segment_rows - slot.rows as usize);
+        let room = self.growing().map_or(0, |number| segment_rows - self.slots[number].rows as usize);
         let mut made: Vec<Segment> = Vec::new();
         for _ in 0..rows.saturating_sub(room).div_ceil(segment_rows) {
             let segment =
@@ -244,11 +247,15 @@ impl Index {
         Ok(made)
     }
 
-    fn add_segment(&mut self, segment: Segment) {
+    /// Gives a slot to a segment that does not count yet. There must be one that is free.
+    pub(crate) fn add_segment(&mut self, segment: Segment) -> u32 {
+        let number = self.slots.free().expect("rows were checked against the slots there are");
         self.dir_dirty = true;
-        self.shared.chains.write().add_segment();
+        self.shared.chains.write().add_segment(number);
         let live = LiveBits::none(self.shared.geometry.segment_rows);
-        self.slots.push(Slot { segment: Arc::new(segment), live, rows: 0, range: None, dirty: true });
+        let slot = Slot { segment: Arc::new(segment), live, rows: 0, range: None, dirty: true, listed: false };
+        self.slots.put(number, slot);
+        number
     }
 
     pub(crate) fn take_file_number(&mut self) -> Result<u32, Error> {
@@ -257,8 +264,8 @@ impl Index {
         Ok(file)
     }
 
-    /// Takes a subject out of the next publication and all after it, and returns its rows: publish,
-    /// then erase them. Empty where the subject has none.
+    /// Takes a subject out of the next publication and all after it, and returns its rows, and the copies
+    /// that a compaction has made of them: publish, then erase them. Empty where the subject has none.
     pub fn forget(&mut self, subject: SubjectNumber) -> Vec<Row> {
         let mut rows = self.shared.chains.read().rows_of(subject.0);
         rows.retain(|row| !self.forgotten.contains_key(row));
@@ -268,16 +275,27 @@ impl Index {
         rows.into_iter().map(Row).collect()
     }
 
-    /// Takes one template out of the next publication and all after it, and returns its row.
-    pub fn forget_template(&mut self, template: TemplateId) -> Option<Row> {
-        let place = self.slots.partition_point(|slot| slot.range.is_some_and(|(_, last)| last < template));
-        let slot = self.slots.get(place)?;
+    /// Takes one template out of the next publication and all after it, and returns its row, and the
+    /// copy that a compaction has made of it. Empty where the index has no such template.
+    pub fn forget_template(&mut self, template: TemplateId) -> Vec<Row> {
+        let in_range = |slot: &Slot| slot.range.is_some_and(|(first, last)| (first..=last).contains(&template));
+        let held = self.slots.all().filter(|(_, slot)| in_range(slot));
+        let found: Vec<(u32, u32)> =
+            held.filter_map(|(number, slot)| Some((number, self.live_offset(slot, template)?))).collect();
+        let mut rows = Vec::new();
+        for (number, offset) in found {
+            let row = number * self.shared.geometry.segment_rows + offset;
+            self.retire(row);
+            rows.push(Row(row));
+        }
+        rows
+    }
+
+    /// Where in a segment the live row of a template is.
+    fn live_offset(&self, slot: &Slot, template: TemplateId) -> Option<u32> {
         let records = slot.segment.pages.records(&self.writer);
         let (mut from, mut end) = (0, slot.rows);
-        let found = loop {
-            if from >= end {
-                return None;
-            }
+        while from < end {
             let middle = from + (end - from) / 2;
             // Erased rows have lost their number, so the search steps from live row to live row.
             let Some(at) = slot.live.next(middle, end) else {
@@ -287,27 +305,28 @@ impl Index {
             match records[at as usize].template.cmp(&template.0) {
                 std::cmp::Ordering::Less => from = at + 1,
                 std::cmp::Ordering::Greater => end = middle,
-                std::cmp::Ordering::Equal => break at,
+                std::cmp::Ordering::Equal => return Some(at),
             }
-        };
-        let row = place as u32 * self.shared.geometry.segment_rows + found;
-        self.retire(row);
-        Some(Row(row))
+        }
+        None
     }
 
     fn retire(&mut self, row: u32) {
-        let (place, offset) = self.place_of(row);
-        let slot = &mut self.slots[place];
+        let (number, offset) = self.place_of(row);
+        let slot = &mut self.slots[number];
         slot.live.clear(offset);
         let record = &slot.segment.pages.records(&self.writer)[offset as usize];
-        self.contents.remove(&record.meta());
         assert!(self.forgotten.insert(row, record.subject).is_none());
-        self.dead += 1;
+        if slot.listed {
+            self.contents.remove(&record.meta());
+            self.dead += 1;
+        }
     }
 
-    pub(crate) fn place_of(&self, row: u32) -> (usize, u32) {
+    /// The slot of a row, and its offset in the segment there.
+    pub(crate) fn place_of(&self, row: u32) -> (u32, u32) {
         let segment_rows = self.shared.geometry.segment_rows;
-        ((row / segment_rows) as usize, row % segment_rows)
+        (row / segment_rows, row % segment_rows)
     }
 
     /// Makes everything appended so far visible to readers, as of `lsn`, and returns it. Drop the
@@ -316,27 +335,39 @@ impl Index {
     /// # Panics
     /// Where `lsn` is less than the one published before.
     pub fn publish(&mut self, lsn: Lsn) -> Arc<Snapshot> {
-        let view = self.staged_view(lsn);
+        self.show_listed(lsn);
+        let view = Arc::new(self.view(lsn));
         *self.shared.current.lock() = Arc::clone(&view);
         self.shared.enter(|_| view)
     }
 
     /// What [`Index::publish`] would make visible now, without making it so: for an engine that
-    /// must have its copy of the rows before searches may see them.
+    /// must have its copy of the rows before searches may see them. While a compaction runs it has
+    /// more segments: those of which searches may be told next, and those that searches which run may
+    /// still be reading. So rows may be in it twice, and it is not for searching.
     ///
     /// # Panics
     /// Where `lsn` is less than the one published last.
     pub fn stage(&mut self, lsn: Lsn) -> Arc<Snapshot> {
-        let view = self.staged_view(lsn);
+        self.show_listed(lsn);
+        let mut segments = self.segments_beside();
+        let view = self.view(lsn);
+        segments.extend(view.segments);
+        let view = Arc::new(View::new(lsn, segments, view.live, view.erased));
         self.shared.enter(|_| view)
     }
 
-    fn staged_view(&mut self, lsn: Lsn) -> Arc<View> {
+    fn show_listed(&mut self, lsn: Lsn) {
         assert!(lsn >= self.shared.current.lock().lsn, "changes are published in their order");
-        for slot in &self.slots {
+        for (_, slot) in self.slots.listed() {
             slot.segment.pages.show(slot.rows, &mut self.writer);
         }
-        Arc::new(view_of(&self.slots, lsn, self.contents.rows, self.dead))
+    }
+
+    /// The rows that count, as readers are to see them.
+    pub(crate) fn view(&self, lsn: Lsn) -> View {
+        let segments = self.slots.listed().map_while(|(number, slot)| view_segment(number, slot));
+        View::new(lsn, segments.collect(), self.contents.rows, self.dead)
     }
 
     pub(crate) fn running(&self) -> Result<(), Error> {
@@ -355,16 +386,19 @@ impl Index {
 
 impl fmt::Debug for Index {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Index({}, {} segments, {} live)", self.dir.display(), self.slots.len(), self.contents.rows)
+        write!(f, "Index({}, {} segments, {} live)", self.dir.display(), self.slots.order().len(), self.contents.rows)
     }
 }
 
-/// The rows of `slots` as readers are to see them.
-pub(crate) fn view_of(slots: &[Slot], lsn: Lsn, live: u64, erased: u64) -> View {
-    let segments = slots.iter().map_while(|slot| {
-        let (first_template, last_template) = slot.range?;
-        let (segment, live) = (Arc::clone(&slot.segment), slot.live.clone());
-        Some(ViewSegment { segment, live, rows: slot.rows, first_template, last_template })
-    });
-    View { lsn, segments: segments.collect(), live, erased }
+/// The rows of a slot as readers are to see them; none before there are any.
+pub(crate) fn view_segment(number: u32, slot: &Slot) -> Option<ViewSegment> {
+    let (first_template, last_template) = slot.range?;
+    Some(ViewSegment {
+        segment: Arc::clone(&slot.segment),
+        live: slot.live.clone(),
+        slot: number,
+        rows: slot.rows,
+        first_template,
+        last_template,
+    })
 }

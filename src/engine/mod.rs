@@ -22,7 +22,8 @@ use crate::certificate::Certificate;
 pub struct GalleryView<'a> {
     /// Components of a row.
     pub dim: usize,
-    /// The blocks, by ascending `first_row`, not overlapping. Row numbers may have gaps between blocks.
+    /// The blocks. Row numbers do not overlap; they have gaps, and need not ascend from one to the next.
+    /// The last block may get more rows.
     pub blocks: Vec<BlockView<'a>>,
 }
 
@@ -187,7 +188,8 @@ pub trait Engine: Send + Sync {
     fn describe(&self) -> EngineDescription;
 
     /// Brings the engine's own copy of the rows, if it keeps one, up to `view`. The gallery calls
-    /// this before it shows `view` to searches, and the rows in it stay as they are until then.
+    /// this before it shows `view` to searches, and the rows in it stay as they are until then. While
+    /// it compacts, `view` has blocks beside those that searches see now or will see next.
     ///
     /// # Errors
     /// [`EngineError`] where the device cannot take them; the engine then refuses to sift.

@@ -23,13 +23,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 use thenar_index::storage::Storage;
 use thenar_index::{
-    Error as IndexError, GalleryId, Index, Lsn, NewRow, Origin, Reader, Row, Snapshot, SubjectNumber, TemplateId,
-    source_of,
+    Compacting, Error as IndexError, GalleryId, Index, Lsn, NewRow, Origin, Reader, Row, Snapshot, SubjectNumber,
+    TemplateId, source_of,
 };
 
 use crate::engine::standby::WithStandby;
@@ -44,6 +44,8 @@ use crate::vault::Sealer;
 const CHECKPOINT_ROWS: u64 = 65_536;
 /// Room a reopened index needs to be sure of getting through.
 const REOPEN_FREE_BYTES: u64 = 4 << 20;
+/// Between looks at whether there is something to compact.
+const COMPACTION_IDLE: Duration = Duration::from_secs(1);
 /// Log records read at once while catching up.
 pub(crate) const REPLAY_CHUNK: usize = 4096;
 
@@ -148,8 +150,6 @@ pub(crate) type LeftOut = BTreeMap<TemplateId, SubjectNumber>;
 pub(crate) struct Progress {
     /// The last change that it has whole, whether searches see it or not.
     pub(crate) given: Lsn,
-    /// Rows forgotten whose bytes could not be erased yet.
-    pub(crate) to_erase: Vec<Row>,
     /// What is left out of it for that.
     pub(crate) left_out: LeftOut,
 }
@@ -304,19 +304,16 @@ impl Gallery {
         self.left_out.store(progress.left_out.len() as u64, Ordering::Release);
         if last > self.lsn() {
             // The engine has its copy before any search sees the rows.
-            let staged = index.stage(last);
-            if let Err(error) = self.engine.follow(&plan::view(&staged)) {
-                tracing::error!(%error, "the engine could not follow the gallery");
-            }
-            drop(staged);
+            self.follow_staged(index, last);
             drop(index.publish(last));
             self.lsn.store(last.0, Ordering::Release);
         }
-        if !progress.to_erase.is_empty() {
+        // Those of before too, where they could not be erased; and copies that a compaction made.
+        let to_erase = index.forgotten();
+        if !to_erase.is_empty() {
             // Waits for the searches that began before these rows went, which may still find them.
-            index.erase(&progress.to_erase)?;
-            self.erase_in_engine(&progress.to_erase);
-            progress.to_erase.clear();
+            index.erase(&to_erase)?;
+            self.erase_in_engine(&to_erase);
         }
         if *since_checkpoint >= CHECKPOINT_ROWS
             && let Err(error) = writer.checkpoint()
@@ -332,6 +329,59 @@ impl Gallery {
         let rows: Vec<u32> = rows.iter().map(|row| row.0).collect();
         if let Err(error) = self.engine.erase(&rows) {
             tracing::error!(%error, "the engine could not erase rows; its memory is given up");
+        }
+    }
+
+    fn follow_staged(&self, index: &mut Index, lsn: Lsn) {
+        let staged = index.stage(lsn);
+        if let Err(error) = self.engine.follow(&plan::view(&staged)) {
+            tracing::error!(%error, "the engine could not follow the gallery");
+        }
+    }
+
+    /// Does a piece of compaction, of some milliseconds, leaving `reserve_bytes` of the disk free. The
+    /// engine has its copy of a new segment before searches see it. Returns whether there is more to do.
+    ///
+    /// # Errors
+    /// [`GalleryError::Index`] where the index could not be written, or a row of it is damaged. Nothing
+    /// is lost: searches go on, and the compaction begins anew later.
+    pub fn compact_some(&self, reserve_bytes: u64) -> Result<bool, GalleryError> {
+        let mut writer = self.writer.lock();
+        let Some(index) = writer.index.as_mut() else { return Ok(false) };
+        let room_bytes = free_bytes(&self.setup.dir)?.saturating_sub(reserve_bytes);
+        match index.compact(room_bytes) {
+            Ok(Compacting::Nothing) => return Ok(false),
+            Ok(Compacting::More) => {}
+            Ok(Compacting::Staged) => self.follow_staged(index, self.lsn()),
+            // A change that could not be applied whole comes first.
+            Err(IndexError::Unpublished) => return Ok(false),
+            Err(error) => {
+                // A damaged segment is found and made anew when the index is opened again.
+                if index.is_stopped() || matches!(error, IndexError::Damaged { .. }) {
+                    writer.index = None;
+                }
+                return Err(error.into());
+            }
+        }
+        drop(writer);
+        self.report();
+        Ok(true)
+    }
+
+    /// [`Gallery::compact_some`], and how long to leave the machine to others after that.
+    fn compact_and_pause(&self, reserve_bytes: u64) -> Duration {
+        const AGAIN: Duration = Duration::from_secs(60);
+        const PAUSES: u32 = 4;
+        const PAUSE_MIN: Duration = Duration::from_millis(2);
+        const PAUSE_MAX: Duration = Duration::from_millis(50);
+        let began = Instant::now();
+        match self.compact_some(reserve_bytes) {
+            Ok(true) => (began.elapsed() * PAUSES).clamp(PAUSE_MIN, PAUSE_MAX),
+            Ok(false) => COMPACTION_IDLE,
+            Err(error) => {
+                tracing::warn!(%error, "the index could not be compacted; it is tried again in a minute");
+                AGAIN
+            }
         }
     }
 
@@ -379,7 +429,7 @@ impl Gallery {
     /// Whether rows that are forgotten could not be erased yet. [`Gallery::catch_up`] tries again.
     #[must_use]
     pub fn has_rows_to_erase(&self) -> bool {
-        !self.writer.lock().progress.to_erase.is_empty()
+        self.writer.lock().index.as_ref().is_some_and(|index| !index.forgotten().is_empty())
     }
 
     /// Checkpoints if anything changed since the last time. Opens a failed index again, unless a write
@@ -423,7 +473,7 @@ impl Gallery {
         }
     }
 
-    /// Lets [`mend_forever`] end.
+    /// Lets [`mend_forever`] and [`compact_forever`] end.
     pub fn close(&self) {
         self.closing.store(true, Ordering::Release);
     }
@@ -504,10 +554,27 @@ pub fn mend_forever(gallery: &Gallery) {
     }
 }
 
+/// The thread that takes the room of erased rows back. At a low priority, and with pauses four times as
+/// long as its work, so that searches and writes have the machine to themselves nearly all the time.
+pub fn compact_forever(gallery: &Gallery, reserve_bytes: u64) {
+    yield_to_others();
+    while !gallery.closing.load(Ordering::Acquire) {
+        std::thread::park_timeout(gallery.compact_and_pause(reserve_bytes));
+    }
+}
+
+/// Gives this thread a low priority.
+fn yield_to_others() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::setpriority_process(None, 10) {
+        tracing::debug!(%error, "compaction runs at the priority of searches");
+    }
+}
+
 impl Progress {
     /// Of an index that has everything up to `given`.
     pub(crate) fn new(given: Lsn) -> Self {
-        Self { given, to_erase: Vec::new(), left_out: LeftOut::new() }
+        Self { given, left_out: LeftOut::new() }
     }
 
     /// Gives records to the index without publishing them. Some may be given even if this fails.
@@ -528,12 +595,12 @@ impl Progress {
                 },
                 Event::Removed { id, .. } => {
                     append(index, &mut added)?;
-                    self.to_erase.extend(index.forget_template(*id));
+                    index.forget_template(*id);
                     self.left_out.remove(id);
                 }
                 Event::Forgotten { subject } => {
                     append(index, &mut added)?;
-                    self.to_erase.extend(index.forget(*subject));
+                    index.forget(*subject);
                     self.left_out.retain(|_, of| of != subject);
                 }
             }

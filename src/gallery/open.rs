@@ -203,7 +203,7 @@ fn replay(setup: &Setup, index: &mut Index, report: &mut OpenReport) -> Result<(
         }
         progress.give(index, &setup.sealer, &records)?;
         drop(index.publish(progress.given));
-        index.erase(&std::mem::take(&mut progress.to_erase))?;
+        index.erase(&index.forgotten())?;
         report.replayed += records.len() as u64;
         since_checkpoint += records.len() as u64;
         if since_checkpoint >= REPLAY_CHECKPOINT {

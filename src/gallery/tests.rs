@@ -1,18 +1,24 @@
 //! What the gallery promises the engine, watched by an engine.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{OnceLock, Weak};
 
 use half::f16;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use thenar_index::{GalleryId, KeyId, SubjectNumber};
 
 use super::*;
+use crate::certificate::Certificate;
+use crate::engine::cpu::CpuEngine;
 use crate::engine::{EngineError, GalleryView, SiftRequest};
 use crate::palm::{Hand, RequestId, SubjectId};
 use crate::registry::sqlite::SqliteRegistry;
 use crate::registry::{Action, Change, SealedTemplate, Source};
+use crate::search::{NO_FLOOR, Probe, score};
 use crate::vault::{MasterKey, Vault};
 
+mod beside;
 mod damaged;
 mod reopening;
 
@@ -26,9 +32,15 @@ struct Watching {
     followed: Mutex<BTreeMap<u64, (u32, Vec<f16>)>>,
     erased: Mutex<Vec<u32>>,
     complaints: Mutex<Vec<String>>,
+    /// Answers searches.
+    cpu: OnceLock<CpuEngine>,
 }
 
 impl Watching {
+    fn cpu(&self) -> &CpuEngine {
+        self.cpu.get_or_init(|| CpuEngine::new(1).unwrap())
+    }
+
     /// Compares what searches see with what was followed.
     fn check(&self, when: &str, view: &GalleryView<'_>) {
         let followed = self.followed.lock();
@@ -71,7 +83,7 @@ impl Engine for Watching {
             self.followed.lock().insert(block.identity, (block.first_row, copy));
         }
         self.check_shown("after it followed");
-        Ok(())
+        self.cpu().follow(view)
     }
 
     fn erase(&self, rows: &[u32]) -> Result<(), EngineError> {
@@ -81,19 +93,36 @@ impl Engine for Watching {
             && let Some(reader) = gallery.reader.try_read()
         {
             let shown = reader.as_ref().expect("the index is not lost").snapshot();
-            let seen = |row: &&u32| shown.row(Row(**row)).iter().any(|x| *x != f16::ZERO);
+            let has = |row: u32| {
+                shown.blocks().any(|block| (block.first_row..).zip(block.rows.chunks(DIM)).any(|(n, _)| n == row))
+            };
+            // Of a row that is being compacted, searches see one number.
+            let seen = |row: &&u32| has(**row) && shown.row(Row(**row)).iter().any(|x| *x != f16::ZERO);
             if let Some(row) = rows.iter().find(seen) {
                 self.complaints.lock().push(format!("row {row} may still be searched"));
             }
         }
         self.erased.lock().extend(rows);
-        Ok(())
+        self.cpu().erase(rows)
     }
 
-    fn sift(&self, view: &GalleryView<'_>, _: &SiftRequest<'_>, _: &mut Survivors) -> Result<(), EngineError> {
+    fn sift(
+        &self,
+        view: &GalleryView<'_>,
+        request: &SiftRequest<'_>,
+        survivors: &mut Survivors,
+    ) -> Result<(), EngineError> {
         self.check("in a search", view);
-        Ok(())
+        self.cpu().sift(view, request, survivors)
     }
+}
+
+/// The template of a person: of unit length, and like nobody else's.
+fn values(person: u32) -> Vec<f16> {
+    let mut rng = ChaCha8Rng::seed_from_u64(u64::from(person));
+    let values: Vec<f32> = (0..DIM).map(|_| rng.random_range(-1.0..1.0)).collect();
+    let length = values.iter().map(|x| x * x).sum::<f32>().sqrt();
+    values.iter().map(|x| f16::from_f32(x / length)).collect()
 }
 
 /// A gallery over a registry, with an engine that watches.
@@ -160,8 +189,7 @@ impl Home {
 
     fn try_enrol(&mut self, people: std::ops::Range<u32>) -> Result<(), GalleryError> {
         let enrol = |person: u32| {
-            let values = (0..DIM).map(|i| f16::from_f32(((person as usize * 31 + i * 7) % 97) as f32 / 97.0 - 0.5));
-            let row = TemplateRow(values.collect());
+            let row = TemplateRow(values(person).into());
             let id = format!("p{person}");
             let sealed = self.sealer.seal(&id, Hand::Left, &row);
             let templates = vec![SealedTemplate { hand: Hand::Left, sealed }];
@@ -190,6 +218,26 @@ impl Home {
         rows
     }
 
+    /// Compares a search of each kind with a brute force over the people there are.
+    fn assert_exact(&self, people: &BTreeSet<u32>, context: &str) {
+        for (number, floor) in [(5, NO_FLOOR), (17, 0.2), (2400, 0.3), (3999, 0.99)] {
+            let vector: Box<[f32]> = values(number).iter().map(|x| x.to_f32()).collect();
+            let mut expected: Vec<(f64, String)> = people
+                .iter()
+                .map(|person| (score::exact(&values(*person), &vector), format!("p{person}")))
+                .filter(|(score, _)| *score >= floor)
+                .collect();
+            expected.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)));
+            expected.truncate(7);
+            let probes = vec![Probe { hand: Hand::Left, vector }];
+            let search = Search { probes, floor, k: 7, certificate: Certificate::default(), allowed: None };
+            let (answers, _) = self.gallery.search(&[&search], false, &mut Survivors::default()).unwrap();
+            let found: Vec<(f64, String)> =
+                answers[0].found.iter().map(|found| (found.score, found.subject_id.to_string())).collect();
+            assert_eq!(found, expected, "{context}, person {number}");
+        }
+    }
+
     fn assert_content(&self) {
         let complaints = self.engine.complaints.lock();
         assert!(complaints.is_empty(), "{complaints:?}");
@@ -208,4 +256,69 @@ fn no_search_sees_rows_before_the_engine_has_them() {
     home.forget(20..90);
     assert_eq!(*home.engine.erased.lock(), gone);
     home.assert_content();
+}
+
+#[test]
+fn a_gallery_that_is_compacted_answers_as_before_and_the_engine_is_never_behind() {
+    let mut home = Home::new();
+    home.enrol(0..4000);
+    let mut people: BTreeSet<u32> = (0..4000).collect();
+    home.forget(600..3700);
+    people.retain(|person| !(600..3700).contains(person));
+    let bytes = |home: &Home| home.gallery.status().index_bytes;
+    let (before, rows) = (home.gallery.status(), home.rows_of(0..600));
+    assert_eq!((before.templates, before.tombstones), (900, 3100));
+    assert!(!home.gallery.compact_some(u64::MAX).unwrap(), "the disk has no such room");
+
+    // Nine hundred rows are copied in some fifteen pieces. Between them people come and go.
+    let mut erased_twice = 0;
+    for piece in 0_u32.. {
+        let more = home.gallery.compact_some(0).unwrap();
+        home.engine.check_shown("after a piece");
+        home.assert_content();
+        if piece % 5 == 3 {
+            home.assert_exact(&people, &format!("after piece {piece}"));
+        }
+        if !more {
+            assert!(piece > 20, "{piece} pieces prove little");
+            break;
+        }
+        let (gone, comes) = (piece * 9 % 600, 4000 + piece);
+        if piece < 40 && people.remove(&gone) {
+            home.engine.erased.lock().clear();
+            home.forget(gone..gone + 1);
+            erased_twice += usize::from(home.engine.erased.lock().len() == 2);
+            home.enrol(comes..comes + 1);
+            people.insert(comes);
+        }
+    }
+    assert!(erased_twice > 0, "nobody was forgotten whose row was copied");
+    home.assert_exact(&people, "at the end");
+    let after = home.gallery.status();
+    assert_eq!(after.templates, people.len() as u64);
+    assert!(after.tombstones < 100, "{} rows of the old segment are left", after.tombstones);
+    assert!(bytes(&home) <= 2 * before.index_bytes);
+    // The engine has what searches see and no more, under other numbers.
+    let shown = home.gallery.snapshot().unwrap();
+    let identities: Vec<u64> = shown.blocks().map(|block| block.identity).collect();
+    assert!(home.engine.followed.lock().keys().copied().eq(identities.into_iter().collect::<BTreeSet<_>>()));
+    drop(shown);
+    assert_ne!(home.rows_of(599..600), rows[599..]);
+
+    // Opened again it is the same.
+    let Home { registry, sealer, gallery, .. } = &home;
+    gallery.checkpoint().unwrap();
+    let setup = Setup {
+        dir: gallery.setup.dir.clone(),
+        storage: Arc::clone(&gallery.setup.storage),
+        dim: DIM,
+        origin: gallery.setup.origin,
+        registry: Arc::clone(registry) as _,
+        sealer: Arc::clone(sealer),
+    };
+    let writer = gallery.writer.lock().index.take();
+    *gallery.reader.write() = None;
+    drop(writer);
+    let again = Gallery::open(setup, Arc::new(Watching::default()), None);
+    assert_eq!(again.unwrap().status().templates, people.len() as u64);
 }

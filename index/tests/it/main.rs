@@ -1,6 +1,7 @@
 //! What the index promises, tested from the outside: against a model, against crashes, against
 //! damage, and with threads.
 
+mod compact;
 mod crash;
 mod damage;
 mod format;

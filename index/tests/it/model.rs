@@ -9,7 +9,8 @@ use half::f16;
 use proptest::prelude::*;
 use thenar_index::codes::{BLOCK_ROWS, OwnedCodes};
 use thenar_index::{
-    Block, Contents, Error, Geometry, Index, Lsn, OwnedRow, Row, RowMeta, Snapshot, SubjectNumber, TemplateId, verify,
+    Block, Compacting, Contents, Error, Geometry, Index, Lsn, OwnedRow, Row, RowMeta, Snapshot, SubjectNumber,
+    TemplateId, verify,
 };
 
 use crate::palms::{Dice, KEY, SMALL, borrowed, row};
@@ -28,7 +29,7 @@ enum Step {
     Stage,
     Erase { some: u8 },
     Checkpoint,
-    Replace { segment: u8 },
+    Compact { pieces: u8 },
     Reopen,
 }
 
@@ -41,7 +42,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Stage),
         3 => any::<u8>().prop_map(|some| Step::Erase { some }),
         2 => Just(Step::Checkpoint),
-        1 => any::<u8>().prop_map(|segment| Step::Replace { segment }),
+        5 => (1u8..12).prop_map(|pieces| Step::Compact { pieces }),
         1 => Just(Step::Reopen),
     ]
 }
@@ -66,6 +67,8 @@ struct Pair {
     model: Model,
     /// The model when the manifest was written last.
     durable: Model,
+    /// Whether the next piece of compaction writes a manifest.
+    to_be_written: bool,
     index: Index,
     /// Real files, but no real syncs: those are what takes long.
     disk: Disk,
@@ -78,7 +81,7 @@ impl Pair {
         let disk = Disk::default();
         let index = Index::create_on(Arc::new(disk.clone()), dir.path(), shape, KEY).unwrap();
         let model = Model { next_template: 1, ..Model::default() };
-        Self { durable: model.clone(), model, index, disk, dir }
+        Self { durable: model.clone(), to_be_written: false, model, index, disk, dir }
     }
 
     fn take(&mut self, step: &Step) {
@@ -101,13 +104,16 @@ impl Pair {
                 let rows = self.index.forget(SubjectNumber(u64::from(subject)));
                 let before = self.model.rows.len();
                 self.model.rows.retain(|_, row| row.subject.0 != u64::from(subject));
-                assert_eq!(rows.len(), before - self.model.rows.len());
+                // A row that is being compacted has a copy.
+                let gone = before - self.model.rows.len();
+                assert!((gone..=2 * gone).contains(&rows.len()));
                 assert!(rows.is_sorted());
             }
             Step::ForgetTemplate { back } => {
                 let template = self.model.next_template.saturating_sub(u64::from(back));
-                let row = self.index.forget_template(TemplateId(template));
-                assert_eq!(row.is_some(), self.model.rows.remove(&template).is_some());
+                let rows = self.index.forget_template(TemplateId(template));
+                assert_eq!(!rows.is_empty(), self.model.rows.remove(&template).is_some());
+                assert!(rows.len() <= 2);
             }
             Step::Publish => {
                 self.model.lsn += 1;
@@ -119,7 +125,7 @@ impl Pair {
             }
             Step::Stage => {
                 let staged = self.index.stage(Lsn(self.model.lsn));
-                assert_eq!(live_rows(&staged), self.model.rows);
+                assert_eq!(staged_rows(&staged), self.model.rows);
             }
             Step::Erase { some } => {
                 let mut dice = Dice(u64::from(some));
@@ -131,15 +137,18 @@ impl Pair {
                 self.index.erase(&rows).unwrap();
                 assert!(rows.iter().all(|row| !self.index.forgotten().contains(row)));
                 let snapshot = self.index.snapshot();
-                for row in rows.into_iter().filter(|row| row.0 < snapshot.rows_end()) {
-                    assert!(snapshot.row(row).iter().all(|x| *x == f16::from_bits(0)));
+                for block in snapshot.blocks() {
+                    let end = block.first_row + (block.rows.len() / snapshot.dim()) as u32;
+                    for row in rows.iter().filter(|row| (block.first_row..end).contains(&row.0)) {
+                        assert!(snapshot.row(*row).iter().all(|x| *x == f16::from_bits(0)));
+                    }
                 }
             }
             Step::Checkpoint => {
                 self.index.checkpoint().unwrap();
                 self.settle_durable();
             }
-            Step::Replace { segment } => self.replace(usize::from(segment)),
+            Step::Compact { pieces } => self.compact(usize::from(pieces)),
             Step::Reopen => self.reopen(),
         }
         self.compare();
@@ -154,32 +163,48 @@ impl Pair {
         self.durable.next_template = self.model.published_to;
     }
 
-    fn replace(&mut self, segment: usize) {
-        let infos = self.index.segments();
-        if infos.is_empty() {
-            return;
-        }
-        let segment = segment % infos.len();
-        let Some((first, last)) = infos[segment].templates else {
-            return;
-        };
-        let rows: Vec<OwnedRow> = self.model.rows.range(first.0..=last.0).map(|(_, row)| row.clone()).collect();
-        match self.index.replace_segment(segment, rows.into_iter()) {
-            Ok(()) => {
-                assert_ne!(self.index.segments()[segment].identity, infos[segment].identity);
-                assert!(!infos[segment].path.exists());
-                // What was forgotten since the last publication is out of it now.
-                self.model.shown = self.model.rows.clone();
+    fn compact(&mut self, pieces: usize) {
+        for _ in 0..pieces {
+            let identities = |index: &Index| -> Vec<u64> { index.segments().iter().map(|s| s.identity).collect() };
+            let before = identities(&self.index);
+            match self.index.compact(u64::MAX) {
+                Ok(Compacting::Nothing) => return,
+                Ok(Compacting::More) => {}
+                Ok(Compacting::Staged) => {
+                    let staged = self.index.stage(Lsn(self.model.lsn));
+                    assert_eq!(staged_rows(&staged), self.model.rows);
+                }
+                Err(Error::Unpublished) => {
+                    let appended = self.model.published_to != self.model.next_template;
+                    assert!(appended || self.model.shown != self.model.rows);
+                    return;
+                }
+                Err(other) => panic!("{other}"),
+            }
+            // Searches see it with one piece, a manifest names it with the next.
+            if std::mem::replace(&mut self.to_be_written, identities(&self.index) != before) {
                 self.settle_durable();
             }
-            Err(Error::Unpublished) => {
-                assert_ne!(self.model.published_to, self.model.next_template);
-            }
-            Err(other) => panic!("{other}"),
+        }
+    }
+
+    /// After enough compaction files are those that count, and hold little that is dead.
+    fn compact_all(&mut self) {
+        self.take(&Step::Publish);
+        self.take(&Step::Compact { pieces: u8::MAX });
+        assert_eq!(self.index.compact(u64::MAX).unwrap(), Compacting::Nothing);
+        let segments = self.index.segments();
+        assert_eq!(segment_files(self.dir.path()), segments.len());
+        for (place, segment) in segments.iter().enumerate() {
+            let dead = u64::from(segment.rows) - segment.live;
+            let little = u64::from(self.index.geometry().segment_rows) / 64;
+            assert!(dead < segment.live.max(little), "{dead} dead rows, {} live ones", segment.live);
+            assert!(segment.live > 0 || place + 1 == segments.len());
         }
     }
 
     fn reopen(&mut self) {
+        self.to_be_written = false;
         let spare = tempfile::tempdir().unwrap();
         let other = Index::create_on(Arc::new(Disk::default()), spare.path(), SMALL, KEY).unwrap();
         drop(std::mem::replace(&mut self.index, other));
@@ -201,6 +226,7 @@ impl Pair {
         self.model = self.durable.clone();
         self.model.published_to = self.model.next_template;
         assert_eq!(verify_clean(self.dir.path()), Err(()));
+        assert_eq!(segment_files(self.dir.path()), self.index.segments().len());
     }
 
     fn compare(&self) {
@@ -255,6 +281,11 @@ fn contents_tell_sets_apart_that_differ_in_anything() {
     assert_ne!(whole, contents(other.iter()));
 }
 
+fn segment_files(dir: &Path) -> usize {
+    let names = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name());
+    names.filter(|name| name.to_str().unwrap().starts_with("seg-")).count()
+}
+
 /// A verify while a writer has the folder is refused.
 fn verify_clean(dir: &Path) -> Result<(), ()> {
     match verify(dir, KEY, &|_, _| std::ops::ControlFlow::Continue(())) {
@@ -295,19 +326,24 @@ fn assert_codes(block: &Block<'_>, dim: usize, cut_short: bool) {
 /// The live rows of a snapshot, read by its blocks, each checked against the ways to read one row,
 /// and their codes against the rows.
 pub(crate) fn live_rows(snapshot: &Snapshot) -> BTreeMap<u64, OwnedRow> {
-    rows_and_codes(snapshot, false)
+    rows_and_codes(snapshot, false, false)
+}
+
+/// [`live_rows`] of a snapshot for engines, which has rows that are being compacted twice.
+pub(crate) fn staged_rows(snapshot: &Snapshot) -> BTreeMap<u64, OwnedRow> {
+    rows_and_codes(snapshot, false, true)
 }
 
 /// [`live_rows`] of an index whose writer stopped, maybe within an erasure.
 pub(crate) fn live_rows_of_a_stopped(snapshot: &Snapshot) -> BTreeMap<u64, OwnedRow> {
-    rows_and_codes(snapshot, true)
+    rows_and_codes(snapshot, true, false)
 }
 
-fn rows_and_codes(snapshot: &Snapshot, cut_short: bool) -> BTreeMap<u64, OwnedRow> {
-    let (dim, mut rows, mut end) = (snapshot.dim(), BTreeMap::new(), 0);
+fn rows_and_codes(snapshot: &Snapshot, cut_short: bool, staged: bool) -> BTreeMap<u64, OwnedRow> {
+    let (dim, mut rows, mut numbers) = (snapshot.dim(), BTreeMap::new(), BTreeSet::new());
     for block in snapshot.blocks() {
         assert_codes(&block, dim, cut_short);
-        assert!(block.first_row >= end && block.first_row.is_multiple_of(64));
+        assert!(block.first_row.is_multiple_of(64));
         assert!(block.rows.as_ptr().addr().is_multiple_of(64));
         for (offset, vector) in block.rows.chunks_exact(dim).enumerate() {
             let number = Row(block.first_row + offset as u32);
@@ -315,7 +351,7 @@ fn rows_and_codes(snapshot: &Snapshot, cut_short: bool) -> BTreeMap<u64, OwnedRo
             assert_eq!(live, snapshot.is_live(number));
             assert_eq!(live, snapshot.meta(number).is_some());
             assert_eq!(vector, snapshot.row(number));
-            end = number.0 + 1;
+            assert!(numbers.insert(number.0), "a number is that of two rows");
             if let Some(meta) = snapshot.meta(number) {
                 let row = OwnedRow {
                     template: meta.template,
@@ -325,12 +361,14 @@ fn rows_and_codes(snapshot: &Snapshot, cut_short: bool) -> BTreeMap<u64, OwnedRo
                     source: meta.source,
                     vector: vector.to_vec(),
                 };
-                assert!(rows.last_key_value().is_none_or(|(before, _)| *before < row.template.0));
-                rows.insert(row.template.0, row);
+                assert!(staged || rows.last_key_value().is_none_or(|(before, _)| *before < row.template.0));
+                if let Some(copy) = rows.insert(row.template.0, row.clone()) {
+                    assert_eq!(copy, row);
+                }
             }
         }
     }
-    assert!(end <= snapshot.rows_end());
+    assert!(numbers.last().is_none_or(|last| last + 1 == snapshot.rows_end()));
     assert!(!snapshot.is_live(Row(snapshot.rows_end())) && snapshot.meta(Row(u32::MAX)).is_none());
     rows
 }
@@ -345,6 +383,8 @@ proptest! {
         for step in &steps {
             pair.take(step);
         }
+        pair.take(&Step::Reopen);
+        pair.compact_all();
         pair.take(&Step::Reopen);
     }
 }

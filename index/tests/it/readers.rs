@@ -1,7 +1,6 @@
 //! Readers and the writer at once: snapshots stay as they are, erasures get their turn, and the
 //! folder has one writer.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -273,41 +272,4 @@ fn a_folder_has_one_writer_until_the_last_snapshot_is_gone() {
     assert!(matches!(Index::create(&nested, SMALL, KEY), Err(Error::Exists { .. })));
     Index::wipe(&nested).unwrap();
     Index::create(&nested, SMALL, KEY).unwrap();
-}
-
-#[test]
-fn a_replaced_segment_waits_for_readers_and_leaves_no_trace_of_the_old() {
-    let dir = tempfile::tempdir().unwrap();
-    let mut index = Index::create(dir.path(), SMALL, KEY).unwrap();
-    index.set_reader_wait(Duration::from_millis(30));
-    let rows: Vec<_> = (1..=150).map(|n| row(n, n, SMALL.dim)).collect();
-    index.append(&borrowed(&rows)).unwrap();
-    let kept = |n: u64| n.is_multiple_of(3);
-    let belongs: Vec<_> = rows[64..128].iter().filter(|row| kept(row.template.0)).cloned().collect();
-    assert!(matches!(index.replace_segment(1, belongs.clone().into_iter()), Err(Error::Unpublished)));
-    drop(index.publish(Lsn(1)));
-    for row in rows[64..128].iter().filter(|row| !kept(row.template.0)) {
-        index.forget(row.subject);
-    }
-    let held = index.publish(Lsn(2));
-    let files = || std::fs::read_dir(dir.path()).unwrap().count();
-    let before = (files(), index.segments());
-    assert!(matches!(index.replace_segment(1, belongs.clone().into_iter()), Err(Error::Readers { held: 1, .. })));
-    assert_eq!((files(), index.segments()), before);
-    assert_eq!(held.live(), 150 - 64 + belongs.len() as u64);
-    drop(held);
-    index.replace_segment(1, belongs.clone().into_iter()).unwrap();
-    assert_eq!(index.forgotten(), []);
-    let snapshot = index.snapshot();
-    assert_eq!((snapshot.lsn(), snapshot.live(), snapshot.erased()), (Lsn(2), 150 - 64 + belongs.len() as u64, 0));
-    assert_eq!(snapshot.rows_end(), 150);
-    for (place, row) in belongs.iter().enumerate() {
-        let number = Row(64 + place as u32);
-        assert_eq!(*snapshot.rows_of(row.subject), [number]);
-        assert_eq!(snapshot.row(number), row.vector);
-    }
-    let held = Arc::downgrade(&snapshot);
-    drop(snapshot);
-    assert!(held.upgrade().is_none());
-    assert_eq!(index.forget_template(belongs[5].template), Some(Row(69)));
 }

@@ -13,6 +13,7 @@
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::ops::Range;
 
 use memmap2::MmapMut;
 use thenar_index::codes::{BLOCK_ROWS, clear_lane};
@@ -38,10 +39,8 @@ struct Place {
 pub(super) struct Sketches {
     /// Zero where no copy is.
     slabs: Vec<MmapMut>,
-    /// Bytes used of the last slab.
-    used: usize,
-    /// Places of segments that went, to be used again.
-    free: Vec<Place>,
+    /// What of the slabs has no copy: slab and bytes, ascending, none touching the next.
+    free: Vec<(usize, Range<usize>)>,
     /// By the identity of a segment.
     places: HashMap<u64, Place>,
 }
@@ -67,10 +66,10 @@ impl Sketches {
         Self::whole(view).all(is_here) && self.places.len() == Self::whole(view).count()
     }
 
-    /// Gives up the copies of segments that are not in `view`, and copies those that are new in it.
+    /// Gives up the copies of segments that are not whole in `view`, and copies those that are new in it.
     pub(super) fn follow(&mut self, view: &GalleryView<'_>) {
         let mut gone: Vec<u64> = self.places.keys().copied().collect();
-        gone.retain(|identity| !view.blocks.iter().any(|block| block.identity == *identity));
+        gone.retain(|identity| !Self::whole(view).any(|block| block.identity == *identity));
         gone.into_iter().for_each(|identity| self.give_up(identity));
         for block in Self::whole(view) {
             match self.places.entry(block.identity) {
@@ -95,27 +94,41 @@ impl Sketches {
     }
 
     fn give_up(&mut self, identity: u64) {
-        if let Some(place) = self.places.remove(&identity) {
-            self.slabs[place.slab][place.at..][..place.bytes].zeroize();
-            self.free.push(place);
+        let Some(place) = self.places.remove(&identity) else { return };
+        let mut room = place.at..place.at + place.bytes;
+        self.slabs[place.slab][room.clone()].zeroize();
+        let at = self.free.partition_point(|(slab, hole)| (*slab, hole.start) < (place.slab, room.start));
+        if self.free.get(at).is_some_and(|(slab, next)| *slab == place.slab && next.start == room.end) {
+            room.end = self.free.remove(at).1.end;
+        }
+        match self.free[..at].last_mut() {
+            Some((slab, before)) if *slab == place.slab && before.end == room.start => before.end = room.end,
+            _ => self.free.insert(at, (place.slab, room)),
         }
     }
 
-    /// A place of so many bytes, all zero.
+    /// A place of so many bytes, all zero: in the smallest hole that has them, so that segments of all
+    /// sizes may come and go.
     fn room(&mut self, bytes: usize) -> Option<Place> {
-        if let Some(at) = self.free.iter().position(|place| place.bytes == bytes) {
-            return Some(self.free.swap_remove(at));
+        let fits = self.free.iter().enumerate().filter(|(_, (_, hole))| hole.len() >= bytes);
+        let at = match fits.min_by_key(|(_, (_, hole))| hole.len()) {
+            Some((at, _)) => at,
+            None => {
+                let slab = MmapMut::map_anon(SLAB_BYTES.max(bytes)).ok()?;
+                // Where there are no large pages, small ones are slower and no less right.
+                #[cfg(target_os = "linux")]
+                let _ = slab.advise(memmap2::Advice::HugePage);
+                self.free.push((self.slabs.len(), 0..slab.len()));
+                self.slabs.push(slab);
+                self.free.len() - 1
+            }
+        };
+        let (slab, hole) = &mut self.free[at];
+        let place = Place { slab: *slab, at: hole.start, bytes, block_bytes: 0, first_row: 0 };
+        hole.start += bytes;
+        if hole.start == hole.end {
+            self.free.remove(at);
         }
-        if self.slabs.last().is_none_or(|slab| slab.len() - self.used < bytes) {
-            let slab = MmapMut::map_anon(SLAB_BYTES.max(bytes)).ok()?;
-            // Where there are no large pages, small ones are slower and no less right.
-            #[cfg(target_os = "linux")]
-            let _ = slab.advise(memmap2::Advice::HugePage);
-            self.slabs.push(slab);
-            self.used = 0;
-        }
-        let place = Place { slab: self.slabs.len() - 1, at: self.used, bytes, block_bytes: 0, first_row: 0 };
-        self.used += bytes;
         Some(place)
     }
 
@@ -217,7 +230,11 @@ mod tests {
         assert!(!sketches.is_up_to(&view(&segments)));
         sketches.follow(&view(&segments));
         assert_eq!(copied(&sketches, &view(&segments)), [true, true, true, false]);
-        assert_eq!((sketches.slabs.len(), sketches.used), (1, 3 * 4 * sketch_bytes(DIM)), "the place was used again");
+        assert_eq!(
+            (sketches.slabs.len(), &*sketches.free),
+            (1, &[(0, 3 * 4 * sketch_bytes(DIM)..SLAB_BYTES)][..]),
+            "the place was used again"
+        );
         // A view of before has fewer rows of a segment.
         segments[2].2 = codes(3, 4);
         let older = [(9, 512, codes(3, 2)), (11, 768, codes(5, 1))];
@@ -238,6 +255,33 @@ mod tests {
         copied(&sketches, &view(&expected));
         sketches.follow(&view(&segments));
         copied(&sketches, &view(&expected));
+    }
+
+    #[test]
+    fn segments_of_all_sizes_come_and_go_in_the_same_memory() {
+        let mut sketches = Sketches::default();
+        let mut segments: Vec<(u64, u32, OwnedCodes)> = Vec::new();
+        for round in 0..200_u64 {
+            // Four are there at a time, of 1 to 8 blocks, and leave out of order.
+            if segments.len() > 4 {
+                segments.remove((round * 7 % 4) as usize);
+            }
+            segments.insert(
+                0,
+                (1000 + round, (round % 5 * 1024) as u32, codes(round as usize, 1 + (round * 5 % 8) as usize)),
+            );
+            sketches.follow(&view(&segments));
+            copied(&sketches, &view(&segments));
+        }
+        let held: usize = sketches.places.values().map(|place| place.bytes).sum();
+        let free: usize = sketches.free.iter().map(|(_, hole)| hole.len()).sum();
+        assert_eq!((sketches.slabs.len(), held + free), (1, SLAB_BYTES));
+        // The holes are as few as they can be: what follows them is held.
+        for (slab, hole) in &sketches.free {
+            let next = sketches.places.values().any(|place| (place.slab, place.at) == (*slab, hole.end));
+            assert!(next || hole.end == SLAB_BYTES);
+            assert!(sketches.slabs[*slab][hole.clone()].iter().all(|byte| *byte == 0));
+        }
     }
 
     #[test]

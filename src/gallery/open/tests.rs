@@ -84,7 +84,7 @@ impl Running {
         let mut progress = Progress::new(self.index.snapshot().lsn());
         progress.give(&mut self.index, &self.setup.sealer, &committed.records).unwrap();
         drop(self.index.publish(progress.given));
-        self.index.erase(&progress.to_erase).unwrap();
+        self.index.erase(&self.index.forgotten()).unwrap();
     }
 
     /// Enrols these people; `draw` says which palms they have.
