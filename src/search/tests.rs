@@ -136,13 +136,15 @@ struct Round {
 /// The rounds of each probe, by the bits of its first component.
 type Rounds = Mutex<BTreeMap<u32, Vec<Round>>>;
 
+/// What happens after a sift: takes its number, from 1, and what it left.
+type After<'a> = Box<dyn Fn(usize, &mut Survivors) -> Result<(), EngineError> + Send + Sync + 'a>;
+
 /// An engine that is watched, with something that happens after each of its sifts.
 struct Watched<'a> {
     inner: CpuEngine,
     name: &'static str,
     rounds: &'a Rounds,
-    /// Takes the number of the sift, from 1, and what it left.
-    after: Box<dyn Fn(usize, &mut Survivors) -> Result<(), EngineError> + Send + Sync + 'a>,
+    after: After<'a>,
     sifts: AtomicUsize,
 }
 
