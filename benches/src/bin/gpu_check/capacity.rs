@@ -46,7 +46,7 @@ pub(crate) fn run(arguments: &Arguments, report: &mut Report) -> anyhow::Result<
     let started = Instant::now();
     let held = fill(&engine, segment, common.dim, rows, millions_max, report)?;
     let took = started.elapsed().as_secs_f64();
-    let held_rows = held as f64 * rows as f64;
+    let held_rows = f64::from(held) * rows as f64;
     report.figure("held", held_rows / 1e6, "million rows");
     report.figure("on the card", engine.describe().device_bytes as f64 / 1e9, "GB");
     report.figure("uploaded in", took, "s");
