@@ -1,7 +1,7 @@
 //! Bounded admission and micro-batches.
 //!
 //! A batch forms while the engine is busy: the search thread takes whatever waits, up to a limit of
-//! probes, the moment the batch before it is done, and never waits when it is idle. [`schedule`]
+//! probes, the moment the batch before it is done, and never waits when it is idle. `schedule`
 //! decides which searches those are, by their [`Class`], and whether one more would wait too long.
 //! A caller is told that at once, before any work is done for it, with a time after which trying
 //! again makes sense. A search whose deadline has passed, or whose caller has gone, is dropped before

@@ -78,7 +78,7 @@
 //! ```
 //!
 //! and T - G step / (2 k) stays where ln F is concave. So T is the quantile of the miss probability
-//! divided by f, [`DITHER_FACTOR`]; with 64 entries and 512 components a step may be a 27th of <w, v>'s
+//! divided by f, `DITHER_FACTOR`; with 64 entries and 512 components a step may be a 27th of <w, v>'s
 //! deviation.
 //!
 //! What is not exact is carried as slack, each term rounded to the safe side:

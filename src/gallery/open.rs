@@ -6,7 +6,7 @@
 //! What the index holds then is compared with what the registry has: where they differ, the
 //! registry was rolled back or replaced under the index, and the index is made anew. An index of
 //! another gallery is refused. Each of these is reported, none is silent. Whatever can fail without
-//! a file of the index being changed comes first, in [`check`]: an index that is opened again serves
+//! a file of the index being changed comes first, in `check`: an index that is opened again serves
 //! until then. Templates
 //! that do not open are left out of all that.
 

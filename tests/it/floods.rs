@@ -15,7 +15,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
 use crate::client::{Client, bulk_messages, enroll_request, identify_request};
-use crate::harness::{Options, Site, TestServer};
+use crate::harness::{Options, Site, TestServer, soon};
 use crate::palms::{Palm, Palms};
 
 const SEED: u64 = 141;
@@ -144,16 +144,6 @@ async fn all_are_found(client: &mut Client, people: &[(String, Palm)]) -> Durati
 
 fn options(server: &str) -> Options {
     Options { server: format!("drain_seconds = 20\n{server}"), ..Options::dim(DIM) }
-}
-
-async fn soon(what: &str, is: impl Fn() -> bool) {
-    for _ in 0..600 {
-        if is() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("never: {what}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

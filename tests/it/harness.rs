@@ -452,3 +452,14 @@ pub(crate) fn files_under(folder: &Path) -> Vec<PathBuf> {
     }
     files
 }
+
+/// Waits until `is` holds, 30 s at most.
+pub(crate) async fn soon(what: &str, is: impl Fn() -> bool) {
+    for _ in 0..600 {
+        if is() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    panic!("never: {what}");
+}

@@ -11,7 +11,7 @@ use tonic::{Code, Request};
 use tonic_types::StatusExt as _;
 
 use crate::client::{Client, bulk_messages, enroll_request, identify_request};
-use crate::harness::{Options, TestServer};
+use crate::harness::{Options, TestServer, soon};
 use crate::palms::{Palm, Palms};
 
 const SEED: u64 = 121;
@@ -55,17 +55,6 @@ fn anonymous_bytes(server: &TestServer) -> u64 {
     let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
     let line = status.lines().find_map(|l| l.strip_prefix("RssAnon:")).expect("Linux says it");
     line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() << 10
-}
-
-/// Waits until `is` holds; what a client has left behind is cleared away within moments.
-async fn soon(what: &str, is: impl Fn() -> bool) {
-    for _ in 0..600 {
-        if is() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("never: {what}");
 }
 
 fn crowd(seed: u64, count: usize) -> Vec<(String, Palm)> {

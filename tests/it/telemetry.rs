@@ -13,7 +13,7 @@ use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
 use crate::client::{enroll_request, identify_request};
-use crate::harness::{Options, Site, TestServer};
+use crate::harness::{Options, Site, TestServer, soon};
 use crate::palms::{Palm, Palms};
 
 const SEED: u64 = 131;
@@ -84,6 +84,8 @@ fn options(level: &'static str) -> Options {
 async fn after_real_traffic_every_metric_has_moved_that_should() {
     let server = TestServer::start(options("info"));
     traffic(&server).await;
+    // The last call gives its bytes back a moment after its answer has arrived.
+    soon("the calls have ended", || server.metric("thenar_message_bytes") == Some(0.0)).await;
     let page = server.metrics_text();
     for metric in CATALOGUE {
         let moved = match metric.kind {
