@@ -5,11 +5,11 @@ use std::process::ExitCode;
 use clap::Parser as _;
 use thenar::cli::{self, Cli, Command};
 use thenar::process;
-use thenar::wipe::{self, Wiping};
+use thenar::process::zeroing_alloc::{self, ZeroingAllocator};
 
 /// No palm is left in freed memory, nor on the stacks of threads that wait.
 #[global_allocator]
-static ALLOCATOR: Wiping = Wiping;
+static ALLOCATOR: ZeroingAllocator = ZeroingAllocator;
 
 /// Threads that may block at once on the registry or on preparing enrolments.
 const BLOCKING_THREADS_MAX: usize = 128;
@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .max_blocking_threads(BLOCKING_THREADS_MAX)
-        .on_thread_park(wipe::stack)
+        .on_thread_park(zeroing_alloc::clear_stack)
         .build();
     let runtime = match runtime {
         Ok(runtime) => runtime,

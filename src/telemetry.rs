@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use metrics::Unit;
 
-use crate::gate::Decision;
-use crate::palm::Purpose;
+use crate::model::Purpose;
+use crate::policy::Decision;
 
 /// What kind of series a metric is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,7 +39,7 @@ pub struct Metric {
 const PURPOSES: &[&str] = &["payment", "entry", "workplace", "loyalty"];
 const OUTCOMES: &[&str] = &["match", "no_match", "inconclusive"];
 const REFUSALS: &[&str] = &["invalid", "unknown_venue", "overloaded", "deadline", "draining", "failed"];
-const STAGES: &[&str] = &["queue", "sift", "verify", "total"];
+const STAGES: &[&str] = &["queue", "prefilter", "refine", "total"];
 const WRITES: &[&str] = &["enrol", "update", "forget"];
 const WRITE_RESULTS: &[&str] = &["done", "replayed", "refused", "failed"];
 const LIMITS: &[&str] = &["total", "address"];
@@ -224,9 +224,9 @@ pub struct StageTimes {
     /// Waiting for a batch.
     pub queue: Duration,
     /// In the engine.
-    pub sift: Duration,
+    pub prefilter: Duration,
     /// In exact scores and ranking.
-    pub verify: Duration,
+    pub refine: Duration,
     /// From arrival to answer.
     pub total: Duration,
 }
@@ -246,7 +246,7 @@ pub fn describe() {
 pub fn search_answered(purpose: Purpose, decision: Decision, times: StageTimes) {
     metrics::counter!("thenar_searches_total", "purpose" => purpose.as_str(), "outcome" => decision.as_str())
         .increment(1);
-    for (stage, time) in STAGES.iter().zip([times.queue, times.sift, times.verify, times.total]) {
+    for (stage, time) in STAGES.iter().zip([times.queue, times.prefilter, times.refine, times.total]) {
         metrics::histogram!("thenar_search_seconds", "stage" => *stage).record(time);
     }
 }

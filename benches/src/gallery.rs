@@ -13,7 +13,7 @@ use half::f16;
 use half::slice::HalfFloatSliceExt as _;
 use rayon::prelude::*;
 use serde::Serialize;
-use thenar::standard::StandardGallery;
+use thenar::model::synthetic::SyntheticGallery;
 use thenar::vault::{MasterKey, Rotation, Vault};
 
 /// The key of the rotation: figures are for one.
@@ -35,7 +35,7 @@ const NOISE: f32 = 0.85;
 /// What is wrong with it, for a person.
 pub fn dimension(text: &str) -> Result<usize, String> {
     let dim = text.replace('_', "").parse().map_err(|_| format!("{text:?} is not a number"))?;
-    thenar::palm::checked_dim(dim).map_err(|invalid| invalid.to_string())
+    thenar::model::checked_dim(dim).map_err(|invalid| invalid.to_string())
 }
 
 /// Which gallery.
@@ -65,16 +65,16 @@ impl GalleryKind {
 /// Where rows and probes come from.
 struct Source {
     kind: GalleryKind,
-    draws: StandardGallery,
+    draws: SyntheticGallery,
     /// What tells rows of a family apart, and captures of a row.
-    others: StandardGallery,
+    others: SyntheticGallery,
 }
 
 impl Source {
     fn new(kind: GalleryKind, seed: u64, dim: usize) -> Self {
         let of = |seed| match kind {
-            GalleryKind::Heavy => StandardGallery::with_decay(seed, dim, HEAVY_DECAY),
-            GalleryKind::Standard | GalleryKind::Clustered => StandardGallery::new(seed, dim),
+            GalleryKind::Heavy => SyntheticGallery::with_decay(seed, dim, HEAVY_DECAY),
+            GalleryKind::Standard | GalleryKind::Clustered => SyntheticGallery::new(seed, dim),
         };
         Self { kind, draws: of(seed), others: of(!seed) }
     }

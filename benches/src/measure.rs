@@ -105,8 +105,10 @@ pub fn interleaved(
     }
     for (figures, stages) in figures.iter_mut().zip(stages) {
         let median_of = |part: fn(&Stages) -> f64| median(&stages.iter().map(part).collect::<Vec<_>>());
-        figures.stages = (!stages.is_empty())
-            .then(|| Stages { sift: median_of(|stages| stages.sift), verify: median_of(|stages| stages.verify) });
+        figures.stages = (!stages.is_empty()).then(|| Stages {
+            prefilter: median_of(|stages| stages.prefilter),
+            refine: median_of(|stages| stages.refine),
+        });
     }
     Ok(figures)
 }

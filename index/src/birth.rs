@@ -14,11 +14,11 @@ use crate::chains::Chains;
 use crate::coding::Depth;
 use crate::error::Error;
 use crate::folder;
-use crate::gate::{Gate, Writer, gate};
 use crate::lock::Lock;
 use crate::manifest::Manifest;
 use crate::nouns::{Contents, Geometry, Lsn, Origin};
 use crate::open::Unrepaired;
+use crate::reader_barrier::{ReaderBarrier, Writer, reader_barrier};
 use crate::segment::{destroy, file_name};
 use crate::slots::Slots;
 use crate::snapshot::{Reader, Shared, View};
@@ -57,13 +57,13 @@ impl Index {
         let manifest =
             Manifest { geometry, origin, lsn: Lsn(0), next_file: 0, segments: Vec::new(), forgotten: Vec::new() };
         folder::write_manifest(&*storage, dir, &manifest)?;
-        let (gate, writer) = gate();
+        let (reader_barrier, writer) = reader_barrier();
         let chains = Chains::new(geometry.segment_rows);
         Ok(Self::assemble(Parts {
             storage,
             dir: dir.to_owned(),
             lock,
-            gate,
+            reader_barrier,
             writer,
             manifest,
             chains,
@@ -156,7 +156,7 @@ impl Index {
     }
 
     pub(crate) fn opened(from: Unrepaired) -> Self {
-        let Unrepaired { lock, storage, dir, manifest, gate, mut writer, parts, left_over, .. } = from;
+        let Unrepaired { lock, storage, dir, manifest, reader_barrier, mut writer, parts, left_over, .. } = from;
         let segment_rows = manifest.geometry.segment_rows;
         let (mut chains, mut slots) = (Chains::new(segment_rows), Slots::new(segment_rows));
         let (mut contents, mut dead) = (Contents::default(), 0);
@@ -176,15 +176,26 @@ impl Index {
             slots.put(number, slot);
             slots.list(number);
         }
-        let index = Self::assemble(Parts { storage, dir, lock, gate, writer, manifest, chains, slots, contents, dead });
+        let index = Self::assemble(Parts {
+            storage,
+            dir,
+            lock,
+            reader_barrier,
+            writer,
+            manifest,
+            chains,
+            slots,
+            contents,
+            dead,
+        });
         Self { left_over, ..index }
     }
 
     fn assemble(parts: Parts) -> Self {
-        let Parts { storage, dir, lock, gate, writer, manifest, chains, slots, contents, dead } = parts;
+        let Parts { storage, dir, lock, reader_barrier, writer, manifest, chains, slots, contents, dead } = parts;
         let last_template = slots.listed().filter_map(|(_, slot)| slot.range).next_back().map(|(_, last)| last);
         let shared = Shared {
-            gate,
+            reader_barrier,
             // Nothing yet: the rows follow below.
             current: Mutex::new(Arc::new(View::new(manifest.lsn, Vec::new(), 0, 0))),
             chains: RwLock::new(chains),
@@ -219,7 +230,7 @@ struct Parts {
     storage: Arc<dyn Storage>,
     dir: PathBuf,
     lock: Arc<Lock>,
-    gate: Arc<Gate>,
+    reader_barrier: Arc<ReaderBarrier>,
     writer: Writer,
     manifest: Manifest,
     chains: Chains,

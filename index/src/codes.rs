@@ -5,16 +5,16 @@
 //!
 //! | code | integers c_i | bytes a row of 512 | usual cosine |
 //! |---|---|---|---|
-//! | sketch | those of one of 64 words for every eight components ([`crate::sketch`]) | 49 | 0.75 |
+//! | codebook code | those of one of 64 words for every eight components ([`crate::codebook`]) | 49 | 0.75 |
 //! | sign | -1, 1 | 64 | 0.80 |
 //! | two | -3, -1, 1, 3 | 64 more: the signs are those of the sign code | 0.94 |
 //! | fine | -15, -13, ..., 15 | 256 | 0.994 |
 //!
 //! Codes are kept for *blocks* of [`BLOCK_ROWS`] rows. The sign and two codes of a block lie in
 //! lines of 64 bytes: byte r of line j holds the bits of components 8j to 8j + 7 of row r, so that
-//! one vector register reads the same components of 64 rows. So do sketches, which are strings of
-//! bits as well, six for each group; one more line at the end has the sketches' cosines, so that a
-//! scan of sketches reads nothing else. The fine codes lie row by row.
+//! one vector register reads the same components of 64 rows. So do codebook codes, which are strings of
+//! bits as well, six for each group; one more line at the end has the codebook codes' cosines, so that a
+//! scan of codebook codes reads nothing else. The fine codes lie row by row.
 //!
 //! A code is a function of its row, to the bit, on every machine. Magnitudes are told apart by
 //! comparing the bits of f16, which ascend with the value. Sums are f64, by operations that
@@ -31,9 +31,9 @@
 use bytemuck::{Pod, Zeroable};
 use half::f16;
 
+use crate::codebook;
 use crate::format::is_zero;
 use crate::nouns::{DIM_MAX, DIM_STEP};
-use crate::sketch;
 
 /// Rows of a block.
 pub const BLOCK_ROWS: usize = 64;
@@ -45,19 +45,19 @@ const LEVELS: usize = 8;
 /// The bits of an f16 without its sign.
 const MAGNITUDE: u16 = 0x7fff;
 const _: () = assert!(DIM_STEP.is_multiple_of(2 * LANES) && DIM_MAX <= u16::MAX as usize);
-/// Words of a sketch whose bits make whole bytes, and those are in every dimension.
+/// Words of a codebook code whose bits make whole bytes, and those are in every dimension.
 const WORDS_TOGETHER: usize = 4;
-const _: () = assert!(sketch::GROUP_DIMS == LANES && DIM_STEP.is_multiple_of(WORDS_TOGETHER * sketch::GROUP_DIMS));
+const _: () = assert!(codebook::GROUP_DIMS == LANES && DIM_STEP.is_multiple_of(WORDS_TOGETHER * codebook::GROUP_DIMS));
 /// Boundary between magnitudes 1 and 3 of the two code, in units of the row's root mean square:
 /// the step of the uniform quantiser of four levels that keeps most of a normal variable (Max,
 /// Quantizing for minimum distortion, 1960, table II).
-const TWO_STEP: f64 = 0.9957;
+const TWO_BIT_STEP: f64 = 0.9957;
 /// Step of the fine code's magnitudes, likewise for sixteen levels.
-const FINE_STEP: f64 = 0.3352;
+const FOUR_BIT_STEP: f64 = 0.3352;
 /// Stored cosines are whole parts of this.
 const COSINE_PARTS: f64 = 65_536.0;
-/// Cosines of sketches are whole parts of this: what a coarser one loses matters less than its byte.
-const SKETCH_PARTS: f64 = 256.0;
+/// Cosines of codebook codes are whole parts of this: what a coarser one loses matters less than its byte.
+const CODEBOOK_PARTS: f64 = 256.0;
 /// Larger than the rounding of a computed cosine in those parts (a few times 2^-53 times
 /// [`COSINE_PARTS`] times the dimension), so that rounding down is down from the true one.
 const COSINE_SLACK: f64 = 1e-5;
@@ -65,64 +65,64 @@ const COSINE_SLACK: f64 = 1e-5;
 /// What is known of a row's codes beside their bits. Kernels may read it as `FORMAT.md` lays it out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C)]
-pub struct Terms {
-    sign_cosine: u16,
-    two_cosine: u16,
-    fine_cosine: u16,
+pub struct Factors {
+    one_bit_cosine: u16,
+    two_bit_cosine: u16,
+    four_bit_cosine: u16,
     /// Components of magnitude 3 in the two code.
     threes: u16,
     /// Squared length of the fine code.
-    fine_square: u32,
+    four_bit_square: u32,
 }
 
-impl Terms {
+impl Factors {
     /// Lower bound of the cosine between the row and its sign code.
     #[must_use]
-    pub fn sign_cosine(self) -> f32 {
-        cosine(self.sign_cosine)
+    pub fn one_bit_cosine(self) -> f32 {
+        cosine(self.one_bit_cosine)
     }
 
     /// Lower bound of the cosine between the row and its two code.
     #[must_use]
-    pub fn two_cosine(self) -> f32 {
-        cosine(self.two_cosine)
+    pub fn two_bit_cosine(self) -> f32 {
+        cosine(self.two_bit_cosine)
     }
 
     /// Lower bound of the cosine between the row and its fine code.
     #[must_use]
-    pub fn fine_cosine(self) -> f32 {
-        cosine(self.fine_cosine)
+    pub fn four_bit_cosine(self) -> f32 {
+        cosine(self.four_bit_cosine)
     }
 
     /// Squared length of the two code of a row of `dim` components.
     #[must_use]
-    pub fn two_square(self, dim: usize) -> u32 {
-        two_square(dim, self.threes)
+    pub fn two_bit_square(self, dim: usize) -> u32 {
+        two_bit_square(dim, self.threes)
     }
 
     /// Squared length of the fine code.
     #[must_use]
-    pub fn fine_square(self) -> u32 {
-        self.fine_square
+    pub fn four_bit_square(self) -> u32 {
+        self.four_bit_square
     }
 }
 
 /// Squared length of a two code of `dim` components of which `threes` have magnitude 3.
 #[must_use]
-pub fn two_square(dim: usize, threes: u16) -> u32 {
+pub fn two_bit_square(dim: usize, threes: u16) -> u32 {
     dim as u32 + 8 * u32::from(threes)
 }
 
-/// The cosine that the parts stored in [`Terms`] stand for.
+/// The cosine that the parts stored in [`Factors`] stand for.
 #[must_use]
 pub fn cosine(parts: u16) -> f32 {
     f32::from(parts) / COSINE_PARTS as f32
 }
 
-/// The cosine that the byte kept of a sketch stands for.
+/// The cosine that the byte kept of a codebook code stands for.
 #[must_use]
-pub fn sketch_cosine(parts: u8) -> f32 {
-    f32::from(parts) / SKETCH_PARTS as f32
+pub fn codebook_cosine(parts: u8) -> f32 {
+    f32::from(parts) / CODEBOOK_PARTS as f32
 }
 
 /// The value of a magnitude's bits. The exponent's bias is put right by a multiplication, which is
@@ -184,34 +184,34 @@ fn parts(cosine: f64) -> u16 {
     (cosine * COSINE_PARTS - COSINE_SLACK).floor() as u16
 }
 
-/// As [`parts`], for a sketch.
-fn sketch_parts(cosine: f64) -> u8 {
-    (cosine * SKETCH_PARTS - COSINE_SLACK).floor() as u8
+/// As [`parts`], for a codebook code.
+fn codebook_parts(cosine: f64) -> u8 {
+    (cosine * CODEBOOK_PARTS - COSINE_SLACK).floor() as u8
 }
 
 /// The codes of whole blocks of consecutive rows.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Codes<'a> {
-    /// Shape: `[blocks, sketch::lines(dim) + 1, 64]`. A row's bits have the number of the word of
+    /// Shape: `[blocks, codebook::lines(dim) + 1, 64]`. A row's bits have the number of the word of
     /// group g at 6g to 6g + 5, the lowest first. The last line is the lower bounds of cosines
-    /// between rows and sketches, see [`sketch_cosine`].
-    pub sketch: &'a [u8],
+    /// between rows and codebook codes, see [`codebook_cosine`].
+    pub codebook: &'a [u8],
     /// Shape: `[blocks, dim / 8, 64]`, bits; a set bit is -1.
-    pub sign: &'a [u8],
+    pub one_bit: &'a [u8],
     /// Shape: `[blocks, dim / 8, 64]`, bits; a set bit is a magnitude of 3.
-    pub two: &'a [u8],
+    pub two_bit: &'a [u8],
     /// Shape: `[rows, dim / 2]`. Byte j holds component j in its low half and component
     /// j + dim / 2 in its high half, as (c + 15) / 2.
-    pub fine: &'a [u8],
+    pub four_bit: &'a [u8],
     /// Shape: `[rows]`, a multiple of [`BLOCK_ROWS`].
-    pub terms: &'a [Terms],
+    pub factors: &'a [Factors],
 }
 
 impl<'a> Codes<'a> {
     /// How many rows have codes: those of whole blocks.
     #[must_use]
     pub fn rows(&self) -> usize {
-        self.terms.len()
+        self.factors.len()
     }
 
     /// Whether the codes of the row at `at` are zero, as those of an erased row are.
@@ -220,21 +220,21 @@ impl<'a> Codes<'a> {
     /// Where there is no such row.
     #[must_use]
     pub fn is_clear(&self, dim: usize, at: usize) -> bool {
-        is_lane_zero(self.sketch, sketch_bytes(dim), at)
-            && self.terms[at] == Terms::zeroed()
-            && is_zero(&self.fine[at * dim / 2..][..dim / 2])
-            && is_lane_zero(self.sign, sign_bytes(dim), at)
-            && is_lane_zero(self.two, sign_bytes(dim), at)
+        is_lane_zero(self.codebook, codebook_bytes(dim), at)
+            && self.factors[at] == Factors::zeroed()
+            && is_zero(&self.four_bit[at * dim / 2..][..dim / 2])
+            && is_lane_zero(self.one_bit, one_bit_bytes(dim), at)
+            && is_lane_zero(self.two_bit, one_bit_bytes(dim), at)
     }
 
-    /// What is known of the cosines between the rows of `block` and their sketches, see
-    /// [`sketch_cosine`].
+    /// What is known of the cosines between the rows of `block` and their codebook codes, see
+    /// [`codebook_cosine`].
     ///
     /// # Panics
     /// Where there is no such block.
     #[must_use]
-    pub fn sketch_cosines(&self, dim: usize, block: usize) -> &'a [u8; BLOCK_ROWS] {
-        self.sketch[..(block + 1) * sketch_bytes(dim)].last_chunk().expect("a block ends with a line of them")
+    pub fn codebook_cosines(&self, dim: usize, block: usize) -> &'a [u8; BLOCK_ROWS] {
+        self.codebook[..(block + 1) * codebook_bytes(dim)].last_chunk().expect("a block ends with a line of them")
     }
 
     /// The codes of `count` blocks from the block `first` on.
@@ -245,11 +245,11 @@ impl<'a> Codes<'a> {
     pub fn blocks(&self, dim: usize, first: usize, count: usize) -> Self {
         let take = |bytes: &'a [u8], each: usize| &bytes[first * each..(first + count) * each];
         Self {
-            sketch: take(self.sketch, sketch_bytes(dim)),
-            sign: take(self.sign, sign_bytes(dim)),
-            two: take(self.two, sign_bytes(dim)),
-            fine: take(self.fine, fine_bytes(dim)),
-            terms: &self.terms[first * BLOCK_ROWS..(first + count) * BLOCK_ROWS],
+            codebook: take(self.codebook, codebook_bytes(dim)),
+            one_bit: take(self.one_bit, one_bit_bytes(dim)),
+            two_bit: take(self.two_bit, one_bit_bytes(dim)),
+            four_bit: take(self.four_bit, four_bit_bytes(dim)),
+            factors: &self.factors[first * BLOCK_ROWS..(first + count) * BLOCK_ROWS],
         }
     }
 }
@@ -269,21 +269,21 @@ pub fn clear_lane(plane: &mut [u8], bytes: usize, at: usize) {
     block.iter_mut().skip(at % BLOCK_ROWS).step_by(BLOCK_ROWS).for_each(|byte| *byte = 0);
 }
 
-/// Bytes of a block's sketches, with their cosines.
+/// Bytes of a block's codebook codes, with their cosines.
 #[must_use]
-pub const fn sketch_bytes(dim: usize) -> usize {
-    (sketch::lines(dim) + 1) * BLOCK_ROWS
+pub const fn codebook_bytes(dim: usize) -> usize {
+    (codebook::lines(dim) + 1) * BLOCK_ROWS
 }
 
 /// Bytes of a block's sign code, and of its two code.
 #[must_use]
-pub const fn sign_bytes(dim: usize) -> usize {
+pub const fn one_bit_bytes(dim: usize) -> usize {
     dim / 8 * BLOCK_ROWS
 }
 
 /// Bytes of a block's fine code.
 #[must_use]
-pub const fn fine_bytes(dim: usize) -> usize {
+pub const fn four_bit_bytes(dim: usize) -> usize {
     dim / 2 * BLOCK_ROWS
 }
 
@@ -291,16 +291,16 @@ pub const fn fine_bytes(dim: usize) -> usize {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OwnedCodes {
     dim: usize,
-    /// As [`Codes::sketch`].
-    pub sketch: Vec<u8>,
+    /// As [`Codes::codebook code`].
+    pub codebook: Vec<u8>,
     /// As [`Codes::sign`].
-    pub sign: Vec<u8>,
+    pub one_bit: Vec<u8>,
     /// As [`Codes::two`].
-    pub two: Vec<u8>,
+    pub two_bit: Vec<u8>,
     /// As [`Codes::fine`].
-    pub fine: Vec<u8>,
-    /// As [`Codes::terms`].
-    pub terms: Vec<Terms>,
+    pub four_bit: Vec<u8>,
+    /// As [`Codes::factors`].
+    pub factors: Vec<Factors>,
 }
 
 impl OwnedCodes {
@@ -314,11 +314,11 @@ impl OwnedCodes {
         let blocks = rows / BLOCK_ROWS;
         Self {
             dim,
-            sketch: vec![0; blocks * sketch_bytes(dim)],
-            sign: vec![0; blocks * sign_bytes(dim)],
-            two: vec![0; blocks * sign_bytes(dim)],
-            fine: vec![0; blocks * fine_bytes(dim)],
-            terms: vec![Terms::zeroed(); rows],
+            codebook: vec![0; blocks * codebook_bytes(dim)],
+            one_bit: vec![0; blocks * one_bit_bytes(dim)],
+            two_bit: vec![0; blocks * one_bit_bytes(dim)],
+            four_bit: vec![0; blocks * four_bit_bytes(dim)],
+            factors: vec![Factors::zeroed(); rows],
         }
     }
 
@@ -338,11 +338,11 @@ impl OwnedCodes {
     pub(crate) fn copied(codes: &Codes<'_>, dim: usize) -> Self {
         Self {
             dim,
-            sketch: codes.sketch.to_vec(),
-            sign: codes.sign.to_vec(),
-            two: codes.two.to_vec(),
-            fine: codes.fine.to_vec(),
-            terms: codes.terms.to_vec(),
+            codebook: codes.codebook.to_vec(),
+            one_bit: codes.one_bit.to_vec(),
+            two_bit: codes.two_bit.to_vec(),
+            four_bit: codes.four_bit.to_vec(),
+            factors: codes.factors.to_vec(),
         }
     }
 
@@ -354,9 +354,9 @@ impl OwnedCodes {
         let dim = self.dim;
         assert_eq!(row.len(), dim);
         let (block, lane) = (at / BLOCK_ROWS, at % BLOCK_ROWS);
-        let sign = &mut self.sign[block * sign_bytes(dim)..][..sign_bytes(dim)];
-        let two = &mut self.two[block * sign_bytes(dim)..][..sign_bytes(dim)];
-        let fine = &mut self.fine[at * dim / 2..][..dim / 2];
+        let sign = &mut self.one_bit[block * one_bit_bytes(dim)..][..one_bit_bytes(dim)];
+        let two = &mut self.two_bit[block * one_bit_bytes(dim)..][..one_bit_bytes(dim)];
+        let fine = &mut self.four_bit[at * dim / 2..][..dim / 2];
 
         let square = square_of(row);
         if square == 0.0 {
@@ -364,8 +364,8 @@ impl OwnedCodes {
         }
         let norm = square.sqrt();
         let rms = (square / dim as f64).sqrt();
-        let above_one = bits_above(rms * TWO_STEP);
-        let above_level: [u16; LEVELS - 1] = std::array::from_fn(|k| bits_from((k + 1) as f64 * (rms * FINE_STEP)));
+        let above_one = bits_above(rms * TWO_BIT_STEP);
+        let above_level: [u16; LEVELS - 1] = std::array::from_fn(|k| bits_from((k + 1) as f64 * (rms * FOUR_BIT_STEP)));
 
         let (mut sign_dot, mut two_dot, mut fine_dot) = ([0.0; LANES], [0.0; LANES], [0.0; LANES]);
         let (mut threes, mut squares) = ([0_u16; LANES], [0_u32; LANES]);
@@ -406,45 +406,45 @@ impl OwnedCodes {
             }
         }
         let threes = threes.iter().map(|&threes| u32::from(threes)).sum::<u32>();
-        let fine_square = squares.iter().sum::<u32>();
+        let four_bit_square = squares.iter().sum::<u32>();
         let [sign_dot, two_dot, fine_dot] = [sign_dot, two_dot, fine_dot].map(fold);
-        let two_square = f64::from(dim as u32 + 8 * threes);
-        self.terms[at] = Terms {
-            sign_cosine: parts(sign_dot / (norm * (dim as f64).sqrt())),
-            two_cosine: parts(two_dot / (norm * two_square.sqrt())),
-            fine_cosine: parts(fine_dot / (norm * f64::from(fine_square).sqrt())),
+        let two_bit_square = f64::from(dim as u32 + 8 * threes);
+        self.factors[at] = Factors {
+            one_bit_cosine: parts(sign_dot / (norm * (dim as f64).sqrt())),
+            two_bit_cosine: parts(two_dot / (norm * two_bit_square.sqrt())),
+            four_bit_cosine: parts(fine_dot / (norm * f64::from(four_bit_square).sqrt())),
             threes: u16::try_from(threes).expect("no more than there are components"),
-            fine_square,
+            four_bit_square,
         };
         self.put_sketch(at, row, norm);
     }
 
-    /// Replaces the sketch of the row at `at`, which has the length `norm`.
+    /// Replaces the codebook code of the row at `at`, which has the length `norm`.
     fn put_sketch(&mut self, at: usize, row: &[f16], norm: f64) {
         let (dim, lane) = (self.dim, at % BLOCK_ROWS);
-        let lines = &mut self.sketch[at / BLOCK_ROWS * sketch_bytes(dim)..][..sketch_bytes(dim)];
+        let lines = &mut self.codebook[at / BLOCK_ROWS * codebook_bytes(dim)..][..codebook_bytes(dim)];
         let lines = lines.as_chunks_mut::<BLOCK_ROWS>().0;
         let (cosines, lines) = lines.split_last_mut().expect("one line at least");
         let mut dots = [0.0; LANES];
         let mut lines = lines.iter_mut();
-        for groups in row.as_chunks::<{ sketch::GROUP_DIMS }>().0.chunks(WORDS_TOGETHER) {
+        for groups in row.as_chunks::<{ codebook::GROUP_DIMS }>().0.chunks(WORDS_TOGETHER) {
             let mut bits = 0_u32;
             for (n, group) in groups.iter().enumerate() {
                 let values = group.map(|component| {
                     let bits = component.to_bits();
                     f32::from_bits(value_of(bits & MAGNITUDE).to_bits() | u32::from(bits >> 15) << 31)
                 });
-                let word = sketch::nearest(&values);
+                let word = codebook::nearest(&values);
                 for i in 0..LANES {
-                    dots[i] += f64::from(values[i]) * f64::from(sketch::WORDS[word][i]);
+                    dots[i] += f64::from(values[i]) * f64::from(codebook::CODEWORDS[word][i]);
                 }
-                bits |= (word as u32) << (n * sketch::WORD_BITS);
+                bits |= (word as u32) << (n * codebook::CODEWORD_BITS);
             }
-            for byte in &bits.to_le_bytes()[..WORDS_TOGETHER * sketch::WORD_BITS / 8] {
+            for byte in &bits.to_le_bytes()[..WORDS_TOGETHER * codebook::CODEWORD_BITS / 8] {
                 lines.next().expect("as many lines as the words' bytes")[lane] = *byte;
             }
         }
-        cosines[lane] = sketch_parts(fold(dots) / (norm * f64::from(sketch::square(dim)).sqrt()));
+        cosines[lane] = codebook_parts(fold(dots) / (norm * f64::from(codebook::square(dim)).sqrt()));
     }
 
     /// Makes the codes of the row at `at` zero, as those of a row of zeros are.
@@ -453,27 +453,27 @@ impl OwnedCodes {
     /// Where there is no such place.
     pub fn clear(&mut self, at: usize) {
         let dim = self.dim;
-        clear_lane(&mut self.sketch, sketch_bytes(dim), at);
-        clear_lane(&mut self.sign, sign_bytes(dim), at);
-        clear_lane(&mut self.two, sign_bytes(dim), at);
-        self.fine[at * dim / 2..][..dim / 2].fill(0);
-        self.terms[at] = Terms::zeroed();
+        clear_lane(&mut self.codebook, codebook_bytes(dim), at);
+        clear_lane(&mut self.one_bit, one_bit_bytes(dim), at);
+        clear_lane(&mut self.two_bit, one_bit_bytes(dim), at);
+        self.four_bit[at * dim / 2..][..dim / 2].fill(0);
+        self.factors[at] = Factors::zeroed();
     }
 
     /// As slices.
     #[must_use]
     pub fn as_codes(&self) -> Codes<'_> {
-        let Self { sketch, sign, two, fine, terms, .. } = self;
-        Codes { sketch, sign, two, fine, terms }
+        let Self { codebook, one_bit, two_bit, four_bit, factors, .. } = self;
+        Codes { codebook, one_bit, two_bit, four_bit, factors }
     }
 
     /// Overwrites everything with zeros.
     pub fn wipe(&mut self) {
-        self.sketch.fill(0);
-        self.sign.fill(0);
-        self.two.fill(0);
-        self.fine.fill(0);
-        self.terms.fill(Terms::zeroed());
+        self.codebook.fill(0);
+        self.one_bit.fill(0);
+        self.two_bit.fill(0);
+        self.four_bit.fill(0);
+        self.factors.fill(Factors::zeroed());
     }
 }
 

@@ -10,8 +10,8 @@ use std::ops::Range;
 use crate::codes::{BLOCK_ROWS, OwnedCodes};
 use crate::error::{DamageKind, Error};
 use crate::format::{Fault, codes_sum};
-use crate::gate::{Quiet, Writer};
 use crate::map::Pages;
+use crate::reader_barrier::{Quiet, Writer};
 
 /// The codes of a block, made from its rows, and their checksum.
 fn made(pages: &Pages, identity: u64, block: u32, writer: &Writer) -> (OwnedCodes, u64) {
@@ -85,8 +85,8 @@ pub(crate) enum Depth {
 /// Whether a block that was never full has no codes.
 pub(crate) fn is_uncoded(pages: &Pages, block: u32, writer: &Writer) -> bool {
     let codes = pages.block_codes(block, writer);
-    let terms: &[u8] = bytemuck::cast_slice(codes.terms);
-    let planes = [codes.sign, codes.two, codes.fine, terms, codes.sketch];
+    let factors: &[u8] = bytemuck::cast_slice(codes.factors);
+    let planes = [codes.one_bit, codes.two_bit, codes.four_bit, factors, codes.codebook];
     planes.into_iter().all(crate::format::is_zero) && pages.block_sum(block, writer) == 0
 }
 
@@ -120,11 +120,11 @@ pub(crate) fn check_codes(
     if depth == Depth::Bytes {
         let mut made = OwnedCodes::of(pages.block_rows(block, writer), layout.dim);
         let areas = [
-            (layout.sign_at(block), &*made.sign, codes.sign),
-            (layout.two_at(block), &*made.two, codes.two),
-            (layout.fine_at(block), &*made.fine, codes.fine),
-            (layout.terms_at(block), bytemuck::cast_slice(&made.terms), bytemuck::cast_slice(codes.terms)),
-            (layout.sketch_at(block), &*made.sketch, codes.sketch),
+            (layout.one_bit_at(block), &*made.one_bit, codes.one_bit),
+            (layout.two_bit_at(block), &*made.two_bit, codes.two_bit),
+            (layout.four_bit_at(block), &*made.four_bit, codes.four_bit),
+            (layout.terms_at(block), bytemuck::cast_slice(&made.factors), bytemuck::cast_slice(codes.factors)),
+            (layout.codebook_at(block), &*made.codebook, codes.codebook),
         ];
         let differs = areas.into_iter().find_map(|(at, expected, found)| {
             let place = expected.iter().zip(found).position(|(expected, found)| expected != found)?;

@@ -18,7 +18,7 @@ use crate::nouns::Row;
 use crate::snapshot::ViewSegment;
 use crate::writer::Index;
 
-/// Rows overwritten while readers wait, before the gate opens to them again.
+/// Rows overwritten while readers wait, before the barrier opens to them again.
 const ERASE_ROWS_PER_PAUSE: usize = 1024;
 
 /// The block of a row, by its slot and its offset.

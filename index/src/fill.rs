@@ -13,8 +13,8 @@ use crate::codes::BLOCK_ROWS;
 use crate::coding::code_blocks;
 use crate::error::Error;
 use crate::format::{Layout, MetaRecord};
-use crate::gate::Writer;
 use crate::nouns::{LABEL_BYTES_MAX, NewRow, OwnedRow, SUBJECT_NUMBER_MAX, TemplateId};
+use crate::reader_barrier::Writer;
 use crate::segment::{Segment, destroy};
 use crate::storage::Storage;
 

@@ -8,7 +8,7 @@
 use bytemuck::{Pod, Zeroable};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::codes::{BLOCK_ROWS, Codes, Terms, fine_bytes, sign_bytes, sketch_bytes};
+use crate::codes::{BLOCK_ROWS, Codes, Factors, codebook_bytes, four_bit_bytes, one_bit_bytes};
 use crate::error::DamageKind;
 use crate::nouns::{Geometry, LABEL_BYTES_MAX, NewRow, RowMeta, SUBJECT_NUMBER_MAX, SubjectNumber, TemplateId};
 
@@ -25,8 +25,8 @@ pub(crate) const STATE_AT: usize = 24;
 /// Where the checksum of a row's source sits in a metadata record.
 pub(crate) const SOURCE_AT: usize = 96;
 
-/// Bytes of the terms of a block.
-const TERMS_BYTES: usize = BLOCK_ROWS * size_of::<Terms>();
+/// Bytes of the factors of a block.
+const TERMS_BYTES: usize = BLOCK_ROWS * size_of::<Factors>();
 
 const SEGMENT_MAGIC: [u8; 8] = *b"THNRSEGM";
 
@@ -71,33 +71,33 @@ impl Layout {
     }
 
     /// Byte where the sign codes of `block` start.
-    pub(crate) fn sign_at(self, block: u32) -> usize {
-        self.row_at(self.capacity).next_multiple_of(PAGE_BYTES) + block as usize * sign_bytes(self.dim)
+    pub(crate) fn one_bit_at(self, block: u32) -> usize {
+        self.row_at(self.capacity).next_multiple_of(PAGE_BYTES) + block as usize * one_bit_bytes(self.dim)
     }
 
     /// Byte where the two codes of `block` start.
-    pub(crate) fn two_at(self, block: u32) -> usize {
-        self.sign_at(self.blocks()).next_multiple_of(PAGE_BYTES) + block as usize * sign_bytes(self.dim)
+    pub(crate) fn two_bit_at(self, block: u32) -> usize {
+        self.one_bit_at(self.blocks()).next_multiple_of(PAGE_BYTES) + block as usize * one_bit_bytes(self.dim)
     }
 
     /// Byte where the fine codes of `block` start.
-    pub(crate) fn fine_at(self, block: u32) -> usize {
-        self.two_at(self.blocks()).next_multiple_of(PAGE_BYTES) + block as usize * fine_bytes(self.dim)
+    pub(crate) fn four_bit_at(self, block: u32) -> usize {
+        self.two_bit_at(self.blocks()).next_multiple_of(PAGE_BYTES) + block as usize * four_bit_bytes(self.dim)
     }
 
-    /// Byte where the terms of `block` start.
+    /// Byte where the factors of `block` start.
     pub(crate) fn terms_at(self, block: u32) -> usize {
-        self.fine_at(self.blocks()).next_multiple_of(PAGE_BYTES) + block as usize * TERMS_BYTES
+        self.four_bit_at(self.blocks()).next_multiple_of(PAGE_BYTES) + block as usize * TERMS_BYTES
     }
 
-    /// Byte where the sketches of `block` start.
-    pub(crate) fn sketch_at(self, block: u32) -> usize {
-        self.terms_at(self.blocks()).next_multiple_of(PAGE_BYTES) + block as usize * sketch_bytes(self.dim)
+    /// Byte where the codebook codes of `block` start.
+    pub(crate) fn codebook_at(self, block: u32) -> usize {
+        self.terms_at(self.blocks()).next_multiple_of(PAGE_BYTES) + block as usize * codebook_bytes(self.dim)
     }
 
     /// Byte where the checksum of the codes of `block` is.
     pub(crate) fn sum_at(self, block: u32) -> usize {
-        self.sketch_at(self.blocks()).next_multiple_of(PAGE_BYTES) + block as usize * 8
+        self.codebook_at(self.blocks()).next_multiple_of(PAGE_BYTES) + block as usize * 8
     }
 
     /// Length of the file.
@@ -176,11 +176,11 @@ pub(crate) fn u64_at(bytes: &[u8], at: usize) -> u64 {
 /// codes written to the wrong place are found out.
 pub(crate) fn codes_sum(identity: u64, block: u32, codes: &Codes<'_>) -> u64 {
     let hashed = [
-        xxh3_64(codes.sign),
-        xxh3_64(codes.two),
-        xxh3_64(codes.fine),
-        xxh3_64(bytemuck::cast_slice(codes.terms)),
-        xxh3_64(codes.sketch),
+        xxh3_64(codes.one_bit),
+        xxh3_64(codes.two_bit),
+        xxh3_64(codes.four_bit),
+        xxh3_64(bytemuck::cast_slice(codes.factors)),
+        xxh3_64(codes.codebook),
         identity,
         u64::from(block),
     ];

@@ -20,7 +20,7 @@
 //!
 //! Invariants:
 //! - What a reader may see is fixed when a snapshot is published, live bits included.
-//! - Bytes under a slice that a reader holds do not change (`map` and `gate` argue why).
+//! - Bytes under a slice that a reader holds do not change (`map` and `reader_barrier` argue why).
 //! - Only rows that the manifest counts survive a restart; the rest is scrubbed.
 //! - After an I/O error the writer stops for good.
 
@@ -31,6 +31,7 @@ compile_error!("the files are little-endian and are read in place; big-endian ma
 
 mod birth;
 mod chains;
+pub mod codebook;
 pub mod codes;
 mod coding;
 mod compact;
@@ -39,7 +40,6 @@ mod error;
 mod fill;
 mod folder;
 mod format;
-mod gate;
 mod live;
 mod lock;
 mod manifest;
@@ -47,9 +47,9 @@ mod map;
 mod nouns;
 mod open;
 mod readable;
+mod reader_barrier;
 mod scan;
 mod segment;
-pub mod sketch;
 mod slots;
 mod snapshot;
 pub mod storage;

@@ -33,11 +33,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use half::f16;
 use memmap2::{Advice, MmapOptions, MmapRaw};
 
-use crate::codes::{BLOCK_ROWS, Codes, OwnedCodes, sign_bytes};
+use crate::codes::{BLOCK_ROWS, Codes, OwnedCodes, one_bit_bytes};
 use crate::error::Error;
 use crate::format::{Layout, META_BYTES, MetaRecord, SOURCE_AT, STATE_AT, STATE_GONE, is_zero};
-use crate::gate::{Quiet, Ticket, Writer};
 use crate::nouns::{RowMeta, SubjectNumber, TemplateId};
+use crate::reader_barrier::{Quiet, Ticket, Writer};
 use crate::storage::StoredFile;
 
 /// A file's first bytes, mapped to read. Made by [`crate::storage::StoredFile::map`].
@@ -123,11 +123,11 @@ impl Pages {
             self.bytes(start, at(self.layout, first + count) - start)
         };
         Codes {
-            sign: slice(Layout::sign_at),
-            two: slice(Layout::two_at),
-            fine: slice(Layout::fine_at),
-            terms: bytemuck::cast_slice(slice(Layout::terms_at)),
-            sketch: slice(Layout::sketch_at),
+            one_bit: slice(Layout::one_bit_at),
+            two_bit: slice(Layout::two_bit_at),
+            four_bit: slice(Layout::four_bit_at),
+            factors: bytemuck::cast_slice(slice(Layout::terms_at)),
+            codebook: slice(Layout::codebook_at),
         }
     }
 
@@ -276,8 +276,14 @@ impl Pages {
 
     fn zero_codes(&self, block: u32) -> Result<(), Error> {
         assert!(block < self.layout.blocks());
-        let areas =
-            [Layout::sign_at, Layout::two_at, Layout::fine_at, Layout::terms_at, Layout::sketch_at, Layout::sum_at];
+        let areas = [
+            Layout::one_bit_at,
+            Layout::two_bit_at,
+            Layout::four_bit_at,
+            Layout::terms_at,
+            Layout::codebook_at,
+            Layout::sum_at,
+        ];
         areas.into_iter().try_for_each(|at| self.zero(at(self.layout, block), at(self.layout, block + 1)))
     }
 
@@ -293,12 +299,12 @@ impl Pages {
 
     fn write_codes(&self, block: u32, codes: &OwnedCodes, sum: u64) -> Result<(), Error> {
         assert!(block < self.layout.blocks());
-        assert_eq!((codes.terms.len(), codes.sign.len()), (BLOCK_ROWS, sign_bytes(self.layout.dim)));
-        self.write(&codes.sign, self.layout.sign_at(block))?;
-        self.write(&codes.two, self.layout.two_at(block))?;
-        self.write(&codes.fine, self.layout.fine_at(block))?;
-        self.write(bytemuck::cast_slice(&codes.terms), self.layout.terms_at(block))?;
-        self.write(&codes.sketch, self.layout.sketch_at(block))?;
+        assert_eq!((codes.factors.len(), codes.one_bit.len()), (BLOCK_ROWS, one_bit_bytes(self.layout.dim)));
+        self.write(&codes.one_bit, self.layout.one_bit_at(block))?;
+        self.write(&codes.two_bit, self.layout.two_bit_at(block))?;
+        self.write(&codes.four_bit, self.layout.four_bit_at(block))?;
+        self.write(bytemuck::cast_slice(&codes.factors), self.layout.terms_at(block))?;
+        self.write(&codes.codebook, self.layout.codebook_at(block))?;
         self.write(&sum.to_le_bytes(), self.layout.sum_at(block))
     }
 

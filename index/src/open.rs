@@ -23,13 +23,13 @@ use crate::error::{Damage, DamageKind, Error};
 use crate::fill::write_segment;
 use crate::folder;
 use crate::format::{Fault, HEADER_BYTES, Layout, MetaRecord, check_header};
-use crate::gate::{Gate, Writer, gate};
 use crate::live::LiveBits;
 use crate::lock::Lock;
 use crate::manifest::{Manifest, SegmentEntry};
 use crate::map::Pages;
 use crate::nouns::{Geometry, Lsn, Origin, OwnedRow, TemplateId};
 use crate::readable::{PAGE_BYTES, first_unreadable, is_unreadable};
+use crate::reader_barrier::{ReaderBarrier, Writer, reader_barrier};
 use crate::scan::{Scan, scan};
 use crate::segment::{Segment, destroy, file_name};
 use crate::slots::Slot;
@@ -46,7 +46,7 @@ pub struct Unrepaired {
     pub(crate) storage: Arc<dyn Storage>,
     pub(crate) dir: PathBuf,
     pub(crate) manifest: Manifest,
-    pub(crate) gate: Arc<Gate>,
+    pub(crate) reader_barrier: Arc<ReaderBarrier>,
     pub(crate) writer: Writer,
     pub(crate) parts: Vec<Part>,
     damage: Vec<Damage>,
@@ -93,7 +93,7 @@ impl Unrepaired {
             let (expected, found) = (origin.gallery, manifest.origin.gallery);
             return Err(Error::WrongGallery { dir: dir.to_owned(), expected, found });
         }
-        let (gate, writer) = gate();
+        let (reader_barrier, writer) = reader_barrier();
         let (mut parts, mut damage, mut codes_damage, mut done_rows) = (Vec::new(), Vec::new(), Vec::new(), 0);
         for (place, entry) in manifest.segments.iter().enumerate() {
             let mut on_step = |rows| {
@@ -144,7 +144,7 @@ impl Unrepaired {
             storage,
             dir: dir.to_owned(),
             manifest,
-            gate,
+            reader_barrier,
             writer,
             parts,
             damage,

@@ -10,9 +10,9 @@ use crate::codes::BLOCK_ROWS;
 use crate::coding::{Depth, check_codes, is_uncoded};
 use crate::error::DamageKind;
 use crate::format::{Fault, Found, HEADER_BYTES, META_BYTES, check_row, is_zero};
-use crate::gate::Writer;
 use crate::manifest::SegmentEntry;
 use crate::map::Pages;
+use crate::reader_barrier::Writer;
 
 /// Rows one task checks: a multiple of 64, so that live words are not shared, and about a
 /// megabyte at 512 components.
@@ -201,8 +201,8 @@ mod tests {
     use super::*;
     use crate::fill::write_segment;
     use crate::format::Layout;
-    use crate::gate::gate;
     use crate::nouns::{Geometry, OwnedRow, SubjectNumber, TemplateId};
+    use crate::reader_barrier::reader_barrier;
     use crate::storage::Files;
 
     fn rows(templates: impl Iterator<Item = u64>) -> impl Iterator<Item = OwnedRow> {
@@ -221,7 +221,7 @@ mod tests {
         let layout = Layout::of(Geometry { dim: 32, segment_rows: 2112 });
         for count in [0, 1, 63, 64, 65, 2111, 2112] {
             let dir = tempfile::tempdir().unwrap();
-            let (_, mut writer) = gate();
+            let (_, mut writer) = reader_barrier();
             let range = (TemplateId(1), TemplateId(5000));
             let (segment, written) =
                 write_segment(&Files, dir.path(), 0, layout, &mut writer, range, rows(1..=count)).unwrap();
@@ -249,7 +249,7 @@ mod tests {
     fn rows_out_of_order_or_range_are_found_across_tasks() {
         let layout = Layout::of(Geometry { dim: 32, segment_rows: 2112 });
         let dir = tempfile::tempdir().unwrap();
-        let (_, mut writer) = gate();
+        let (_, mut writer) = reader_barrier();
         let range = (TemplateId(1), TemplateId(5000));
         let (segment, _) = write_segment(&Files, dir.path(), 0, layout, &mut writer, range, rows(1..=1030)).unwrap();
         let mut entry = SegmentEntry {

@@ -1,7 +1,7 @@
 //! What readers see: snapshots of the rows published so far.
 //!
 //! A snapshot is the gallery at one moment: how many rows there are, and which of them are live. A row
-//! that is forgotten later stays live in it. A snapshot holds a ticket of the gate: as long as it lives,
+//! that is forgotten later stays live in it. A snapshot holds a ticket of the barrier: as long as it lives,
 //! no row that is live in it is erased, and no byte of its rows changes.
 //!
 //! Does not know how rows are written.
@@ -18,17 +18,17 @@ use parking_lot::{Mutex, RwLock};
 use crate::chains::Chains;
 use crate::codes::Codes;
 use crate::error::Error;
-use crate::gate::{Gate, Ticket, Writer};
 use crate::live::LiveBits;
 use crate::lock::Lock;
 use crate::nouns::{Geometry, Lsn, Row, RowMeta, SubjectNumber, TemplateId};
+use crate::reader_barrier::{ReaderBarrier, Ticket, Writer};
 use crate::segment::Segment;
 
 /// What the writer shares with readers. The lock is in here so that it outlives them all; whoever
 /// opens the index again shares it too.
 #[derive(Debug)]
 pub(crate) struct Shared {
-    pub(crate) gate: Arc<Gate>,
+    pub(crate) reader_barrier: Arc<ReaderBarrier>,
     pub(crate) current: Mutex<Arc<View>>,
     pub(crate) chains: RwLock<Chains>,
     pub(crate) geometry: Geometry,
@@ -82,9 +82,9 @@ pub(crate) struct ViewSegment {
 }
 
 impl Shared {
-    /// Enters the gate, then takes a view: `pick` runs with the ticket held.
+    /// Enters the barrier, then takes a view: `pick` runs with the ticket held.
     pub(crate) fn enter(self: &Arc<Self>, pick: impl FnOnce(&Self) -> Arc<View>) -> Arc<Snapshot> {
-        let ticket = self.gate.enter();
+        let ticket = self.reader_barrier.enter();
         let view = pick(self);
         Arc::new(Snapshot { view, ticket, shared: Arc::clone(self) })
     }
@@ -113,7 +113,7 @@ impl Reader {
     /// The lock of the folder and the place of its writer, which must be free.
     pub(crate) fn take_over(&self) -> Result<(Arc<Lock>, Writer), Error> {
         let lock = Arc::clone(&self.shared.lock);
-        let writer = self.shared.gate.writer().ok_or_else(|| Error::Locked { dir: lock.dir.clone() })?;
+        let writer = self.shared.reader_barrier.writer().ok_or_else(|| Error::Locked { dir: lock.dir.clone() })?;
         Ok((lock, writer))
     }
 
@@ -121,7 +121,7 @@ impl Reader {
     /// are no more snapshots to be had here.
     #[must_use]
     pub fn is_retired(&self) -> bool {
-        self.shared.gate.is_retired()
+        self.shared.reader_barrier.is_retired()
     }
 }
 

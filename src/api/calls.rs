@@ -145,12 +145,12 @@ fn late(kind: Kind) -> Status {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::wire;
+    use crate::api::proto;
     use prost::Message as _;
 
     #[test]
     fn every_method_of_the_protocol_is_known_for_what_it_is() {
-        let files = prost_types::FileDescriptorSet::decode(wire::DESCRIPTORS).unwrap();
+        let files = prost_types::FileDescriptorSet::decode(proto::DESCRIPTORS).unwrap();
         let mut seen = 0;
         for file in files.file.iter().filter(|file| file.package() == "thenar.v1") {
             for service in &file.service {

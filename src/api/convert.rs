@@ -4,13 +4,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tonic::metadata::MetadataMap;
 
-use crate::gate::Decision;
-use crate::palm::{Hand, Invalid, Purpose, RequestId, SubjectFilter, SubjectId, VenueId};
+use crate::api::proto;
+use crate::api::proto::palm_sample::Content;
+use crate::model::{Hand, Invalid, Purpose, RequestId, SubjectFilter, SubjectId, VenueId};
+use crate::policy::Decision;
 use crate::registry::{Source, SubjectRecord};
 use crate::search::Certificate;
 use crate::service::{Enrol, Identification, Identify, Sample, ServiceError, Verify};
-use crate::wire;
-use crate::wire::palm_sample::Content;
 
 /// After when nobody waits for the answer, from the `grpc-timeout` header.
 pub(super) fn deadline(metadata: &MetadataMap, arrived: Instant) -> Option<Instant> {
@@ -41,17 +41,17 @@ pub(super) fn wire_hand(hand: Hand) -> i32 {
 }
 
 fn purpose(code: i32) -> Result<Purpose, Invalid> {
-    match wire::Purpose::try_from(code) {
-        Ok(wire::Purpose::Payment) => Ok(Purpose::Payment),
-        Ok(wire::Purpose::Entry) => Ok(Purpose::Entry),
-        Ok(wire::Purpose::Workplace) => Ok(Purpose::Workplace),
-        Ok(wire::Purpose::Loyalty) => Ok(Purpose::Loyalty),
-        Ok(wire::Purpose::Unspecified) => Err(Invalid::new("purpose", "is missing")),
+    match proto::Purpose::try_from(code) {
+        Ok(proto::Purpose::Payment) => Ok(Purpose::Payment),
+        Ok(proto::Purpose::Entry) => Ok(Purpose::Entry),
+        Ok(proto::Purpose::Workplace) => Ok(Purpose::Workplace),
+        Ok(proto::Purpose::Loyalty) => Ok(Purpose::Loyalty),
+        Ok(proto::Purpose::Unspecified) => Err(Invalid::new("purpose", "is missing")),
         Err(_) => Err(Invalid::new("purpose", format!("{code} is not a Purpose"))),
     }
 }
 
-pub(super) fn samples(samples: Vec<wire::PalmSample>, field: &str) -> Result<Vec<Sample>, ServiceError> {
+pub(super) fn samples(samples: Vec<proto::PalmSample>, field: &str) -> Result<Vec<Sample>, ServiceError> {
     let converted = samples.into_iter().enumerate().map(|(at, sample)| {
         let place = |inner: &str| format!("{field}[{at}].{inner}");
         let hand = hand(sample.hand, &place("hand"))?;
@@ -68,7 +68,7 @@ pub(super) fn samples(samples: Vec<wire::PalmSample>, field: &str) -> Result<Vec
 }
 
 pub(super) fn identify(
-    request: wire::IdentifyRequest,
+    request: proto::IdentifyRequest,
     arrived: Instant,
     deadline: Option<Instant>,
 ) -> Result<Identify, ServiceError> {
@@ -89,22 +89,22 @@ pub(super) fn identify(
     })
 }
 
-fn certificate(wanted: wire::Certificate) -> Result<Certificate, Invalid> {
-    match wire::certificate::Kind::try_from(wanted.kind) {
-        Ok(wire::certificate::Kind::Deterministic) if wanted.miss_probability == 0.0 => Ok(Certificate::Deterministic),
-        Ok(wire::certificate::Kind::Deterministic) => {
+fn certificate(wanted: proto::Certificate) -> Result<Certificate, Invalid> {
+    match proto::certificate::Kind::try_from(wanted.kind) {
+        Ok(proto::certificate::Kind::Deterministic) if wanted.miss_probability == 0.0 => Ok(Certificate::Deterministic),
+        Ok(proto::certificate::Kind::Deterministic) => {
             let problem = "is for KIND_RANDOMISED; a deterministic search misses nothing";
             Err(Invalid::new("certificate.miss_probability", problem))
         }
-        Ok(wire::certificate::Kind::Randomised) => {
+        Ok(proto::certificate::Kind::Randomised) => {
             Certificate::randomised(wanted.miss_probability).map_err(|e| e.within("certificate"))
         }
-        Ok(wire::certificate::Kind::Unspecified) => Err(Invalid::new("certificate.kind", "is missing")),
+        Ok(proto::certificate::Kind::Unspecified) => Err(Invalid::new("certificate.kind", "is missing")),
         Err(_) => Err(Invalid::new("certificate.kind", format!("{} is not a Kind", wanted.kind))),
     }
 }
 
-pub(super) fn verify(request: wire::VerifyRequest) -> Result<Verify, ServiceError> {
+pub(super) fn verify(request: proto::VerifyRequest) -> Result<Verify, ServiceError> {
     Ok(Verify {
         request_id: RequestId::new(&request.request_id)?,
         venue: VenueId::new(&request.venue_id)?,
@@ -114,7 +114,7 @@ pub(super) fn verify(request: wire::VerifyRequest) -> Result<Verify, ServiceErro
     })
 }
 
-pub(super) fn enrol(request: wire::EnrollRequest, source: Source) -> Result<Enrol, ServiceError> {
+pub(super) fn enrol(request: proto::EnrollRequest, source: Source) -> Result<Enrol, ServiceError> {
     Ok(Enrol {
         request_id: RequestId::new(&request.request_id)?,
         subject: SubjectId::new(&request.subject_id)?,
@@ -125,34 +125,34 @@ pub(super) fn enrol(request: wire::EnrollRequest, source: Source) -> Result<Enro
 
 pub(super) fn wire_decision(decision: Decision) -> i32 {
     match decision {
-        Decision::Match => wire::Decision::Match.into(),
-        Decision::NoMatch => wire::Decision::NoMatch.into(),
-        Decision::Inconclusive => wire::Decision::Inconclusive.into(),
+        Decision::Match => proto::Decision::Match.into(),
+        Decision::NoMatch => proto::Decision::NoMatch.into(),
+        Decision::Inconclusive => proto::Decision::Inconclusive.into(),
     }
 }
 
 /// A duration on the wire; one beyond 300 years would saturate.
-pub(super) fn wire_duration(duration: Duration) -> prost_types::Duration {
+pub(super) fn proto_duration(duration: Duration) -> prost_types::Duration {
     prost_types::Duration::try_from(duration).unwrap_or(prost_types::Duration { seconds: i64::MAX, nanos: 0 })
 }
 
-pub(super) fn identification(answer: Identification) -> wire::IdentifyResponse {
+pub(super) fn identification(answer: Identification) -> proto::IdentifyResponse {
     let certificate = match answer.certificate {
         Certificate::Deterministic => {
-            wire::Certificate { kind: wire::certificate::Kind::Deterministic.into(), miss_probability: 0.0 }
+            proto::Certificate { kind: proto::certificate::Kind::Deterministic.into(), miss_probability: 0.0 }
         }
         Certificate::Randomised { miss_probability } => {
-            wire::Certificate { kind: wire::certificate::Kind::Randomised.into(), miss_probability }
+            proto::Certificate { kind: proto::certificate::Kind::Randomised.into(), miss_probability }
         }
     };
-    wire::IdentifyResponse {
+    proto::IdentifyResponse {
         request_id: answer.request_id.as_str().into(),
         search_id: answer.search_id,
         decision: wire_decision(answer.decision),
         candidates: answer
             .candidates
             .into_iter()
-            .map(|c| wire::Candidate {
+            .map(|c| proto::Candidate {
                 rank: c.rank,
                 subject_id: c.subject_id.into(),
                 score: c.score,
@@ -164,24 +164,24 @@ pub(super) fn identification(answer: Identification) -> wire::IdentifyResponse {
         threshold: answer.threshold,
         gallery_size: answer.gallery_size,
         certificate: Some(certificate),
-        timing: Some(wire::Timing {
-            queue: Some(wire_duration(answer.times.queue)),
-            sift: Some(wire_duration(answer.times.sift)),
-            verify: Some(wire_duration(answer.times.verify)),
-            total: Some(wire_duration(answer.times.total)),
+        timing: Some(proto::Timing {
+            queue: Some(proto_duration(answer.times.queue)),
+            prefilter: Some(proto_duration(answer.times.prefilter)),
+            refine: Some(proto_duration(answer.times.refine)),
+            total: Some(proto_duration(answer.times.total)),
         }),
     }
 }
 
-pub(super) fn subject(record: SubjectRecord) -> wire::Subject {
+pub(super) fn subject(record: SubjectRecord) -> proto::Subject {
     let at = |time: SystemTime| Some(prost_types::Timestamp::from(time));
-    wire::Subject {
+    proto::Subject {
         subject_id: record.id.as_str().into(),
         enrolled_at: at(record.enrolled_at),
         templates: record
             .templates
             .into_iter()
-            .map(|t| wire::Template { template_id: t.id.0, hand: wire_hand(t.hand), enrolled_at: at(t.enrolled_at) })
+            .map(|t| proto::Template { template_id: t.id.0, hand: wire_hand(t.hand), enrolled_at: at(t.enrolled_at) })
             .collect(),
     }
 }
@@ -211,9 +211,9 @@ mod tests {
     #[test]
     fn wire_enums_and_the_domains_agree() {
         for (hand, wire) in [
-            (Hand::Unspecified, wire::Hand::Unspecified),
-            (Hand::Left, wire::Hand::Left),
-            (Hand::Right, wire::Hand::Right),
+            (Hand::Unspecified, proto::Hand::Unspecified),
+            (Hand::Left, proto::Hand::Left),
+            (Hand::Right, proto::Hand::Right),
         ] {
             assert_eq!(wire_hand(hand), i32::from(wire));
         }

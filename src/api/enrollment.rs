@@ -11,10 +11,10 @@ use tonic::{Request, Response, Status, Streaming};
 use super::convert;
 use super::messages::stream_of;
 use super::status::{invalid, status};
-use crate::palm::{Invalid, RequestId, SubjectId};
+use crate::api::proto;
+use crate::model::{Invalid, RequestId, SubjectId};
 use crate::registry::Source;
 use crate::service::{BulkItem, BulkOutcome, Forget, Prepared, Service, ServiceError, Update};
-use crate::wire;
 
 /// Subjects in one message of a bulk stream.
 const BULK_ITEMS_MAX: usize = 1024;
@@ -42,26 +42,29 @@ fn subject_id(text: &str) -> Result<SubjectId, Status> {
 }
 
 #[tonic::async_trait]
-impl wire::enrollment_server::Enrollment for Api {
-    async fn enroll(&self, request: Request<wire::EnrollRequest>) -> Result<Response<wire::EnrollResponse>, Status> {
+impl proto::enrollment_server::Enrollment for Api {
+    async fn enroll(&self, request: Request<proto::EnrollRequest>) -> Result<Response<proto::EnrollResponse>, Status> {
         let enrol = convert::enrol(request.into_inner(), Source::Person).map_err(|e| status(&e))?;
         let enrolled = self.0.enrol(enrol).await.map_err(|e| status(&e))?;
-        Ok(Response::new(wire::EnrollResponse {
+        Ok(Response::new(proto::EnrollResponse {
             subject: Some(convert::subject(enrolled.subject)),
             lsn: enrolled.lsn.0,
         }))
     }
 
-    type BulkEnrollStream = Pin<Box<dyn Stream<Item = Result<wire::BulkEnrollProgress, Status>> + Send>>;
+    type BulkEnrollStream = Pin<Box<dyn Stream<Item = Result<proto::BulkEnrollProgress, Status>> + Send>>;
 
     async fn bulk_enroll(
         &self,
-        request: Request<Streaming<wire::BulkEnrollRequest>>,
+        request: Request<Streaming<proto::BulkEnrollRequest>>,
     ) -> Result<Response<Self::BulkEnrollStream>, Status> {
         Ok(Response::new(Box::pin(bulk_enroll(Arc::clone(&self.0), stream_of(&request)))))
     }
 
-    async fn get_subject(&self, request: Request<wire::GetSubjectRequest>) -> Result<Response<wire::Subject>, Status> {
+    async fn get_subject(
+        &self,
+        request: Request<proto::GetSubjectRequest>,
+    ) -> Result<Response<proto::Subject>, Status> {
         let id = subject_id(&request.get_ref().subject_id)?;
         let record = self.0.subject(id).await.map_err(|e| status(&e))?;
         Ok(Response::new(convert::subject(record)))
@@ -69,8 +72,8 @@ impl wire::enrollment_server::Enrollment for Api {
 
     async fn update_subject(
         &self,
-        request: Request<wire::UpdateSubjectRequest>,
-    ) -> Result<Response<wire::Subject>, Status> {
+        request: Request<proto::UpdateSubjectRequest>,
+    ) -> Result<Response<proto::Subject>, Status> {
         let request = request.into_inner();
         let update = Update {
             request_id: request_id(&request.request_id)?,
@@ -82,11 +85,11 @@ impl wire::enrollment_server::Enrollment for Api {
         Ok(Response::new(convert::subject(updated.subject)))
     }
 
-    async fn forget(&self, request: Request<wire::ForgetRequest>) -> Result<Response<wire::ForgetResponse>, Status> {
+    async fn forget(&self, request: Request<proto::ForgetRequest>) -> Result<Response<proto::ForgetResponse>, Status> {
         let request = request.into_inner();
         let forget = Forget { request_id: request_id(&request.request_id)?, subject: subject_id(&request.subject_id)? };
         let forgotten = self.0.forget(forget).await.map_err(|e| status(&e))?;
-        Ok(Response::new(wire::ForgetResponse {
+        Ok(Response::new(proto::ForgetResponse {
             subject_id: request.subject_id,
             templates_erased: u32::try_from(forgotten.templates).unwrap_or(u32::MAX),
             lsn: forgotten.lsn.0,
@@ -101,9 +104,9 @@ impl wire::enrollment_server::Enrollment for Api {
 pub(crate) fn bulk_enroll<M, G>(
     service: Arc<Service>,
     messages: M,
-) -> impl Stream<Item = Result<wire::BulkEnrollProgress, Status>> + Send + use<M, G>
+) -> impl Stream<Item = Result<proto::BulkEnrollProgress, Status>> + Send + use<M, G>
 where
-    M: Stream<Item = Result<(wire::BulkEnrollRequest, G), Status>> + Send + 'static,
+    M: Stream<Item = Result<(proto::BulkEnrollRequest, G), Status>> + Send + 'static,
     G: Send + 'static,
 {
     let draining = service.draining().clone();
@@ -154,7 +157,7 @@ struct UnderWay {
     prepared: Prepared,
 }
 
-async fn prepare_message(service: &Arc<Service>, message: wire::BulkEnrollRequest) -> Result<UnderWay, Status> {
+async fn prepare_message(service: &Arc<Service>, message: proto::BulkEnrollRequest) -> Result<UnderWay, Status> {
     let count = message.items.len();
     if count == 0 || count > BULK_ITEMS_MAX {
         return Err(invalid(Invalid::new("items", format!("has {count} items, 1 to {BULK_ITEMS_MAX} are taken"))));
@@ -189,15 +192,15 @@ async fn enrol_message(
 /// Totals of one bulk stream.
 struct Totals {
     since: Instant,
-    so_far: wire::BulkEnrollProgress,
+    so_far: proto::BulkEnrollProgress,
 }
 
 impl Totals {
     fn new() -> Self {
-        Self { since: Instant::now(), so_far: wire::BulkEnrollProgress::default() }
+        Self { since: Instant::now(), so_far: proto::BulkEnrollProgress::default() }
     }
 
-    fn after(&mut self, Ended(items): Ended) -> wire::BulkEnrollProgress {
+    fn after(&mut self, Ended(items): Ended) -> proto::BulkEnrollProgress {
         let so_far = &mut self.so_far;
         so_far.errors.clear();
         for (sequence, subject_id, outcome) in items {
@@ -215,7 +218,7 @@ impl Totals {
                 Err(error) => {
                     so_far.rejected += 1;
                     let status = status(&error);
-                    so_far.errors.push(wire::BulkEnrollError {
+                    so_far.errors.push(proto::BulkEnrollError {
                         sequence,
                         subject_id,
                         code: status.code().into(),
@@ -224,7 +227,7 @@ impl Totals {
                 }
             }
         }
-        so_far.elapsed = Some(convert::wire_duration(self.since.elapsed()));
+        so_far.elapsed = Some(convert::proto_duration(self.since.elapsed()));
         so_far.clone()
     }
 }

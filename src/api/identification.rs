@@ -10,9 +10,9 @@ use tonic::{Request, Response, Status, Streaming};
 use super::convert;
 use super::messages::stream_of;
 use super::status::{retry_after, status};
+use crate::api::proto;
+use crate::api::proto::identify_stream_response::Outcome;
 use crate::service::{Driven, Service, ServiceError};
-use crate::wire;
-use crate::wire::identify_stream_response::Outcome;
 
 /// Requests of one stream that are searched at a time.
 const STREAM_IN_FLIGHT_MAX: usize = 64;
@@ -27,11 +27,11 @@ impl Api {
 }
 
 #[tonic::async_trait]
-impl wire::identification_server::Identification for Api {
+impl proto::identification_server::Identification for Api {
     async fn identify(
         &self,
-        request: Request<wire::IdentifyRequest>,
-    ) -> Result<Response<wire::IdentifyResponse>, Status> {
+        request: Request<proto::IdentifyRequest>,
+    ) -> Result<Response<proto::IdentifyResponse>, Status> {
         let arrived = Instant::now();
         let deadline = convert::deadline(request.metadata(), arrived);
         let identify = convert::identify(request.into_inner(), arrived, deadline).map_err(|e| status(&e))?;
@@ -39,11 +39,11 @@ impl wire::identification_server::Identification for Api {
         Ok(Response::new(convert::identification(answer)))
     }
 
-    type IdentifyStreamStream = Pin<Box<dyn Stream<Item = Result<wire::IdentifyStreamResponse, Status>> + Send>>;
+    type IdentifyStreamStream = Pin<Box<dyn Stream<Item = Result<proto::IdentifyStreamResponse, Status>> + Send>>;
 
     async fn identify_stream(
         &self,
-        request: Request<Streaming<wire::IdentifyRequest>>,
+        request: Request<Streaming<proto::IdentifyRequest>>,
     ) -> Result<Response<Self::IdentifyStreamStream>, Status> {
         let service = Arc::clone(&self.0);
         let draining = service.draining().clone().cancelled_owned();
@@ -66,11 +66,11 @@ impl wire::identification_server::Identification for Api {
         Ok(Response::new(Box::pin(answers)))
     }
 
-    async fn verify(&self, request: Request<wire::VerifyRequest>) -> Result<Response<wire::VerifyResponse>, Status> {
+    async fn verify(&self, request: Request<proto::VerifyRequest>) -> Result<Response<proto::VerifyResponse>, Status> {
         let verify = convert::verify(request.into_inner()).map_err(|e| status(&e))?;
         let request_id = verify.request_id.as_str().into();
         let verification = self.0.verify(verify).await.map_err(|e| status(&e))?;
-        Ok(Response::new(wire::VerifyResponse {
+        Ok(Response::new(proto::VerifyResponse {
             request_id,
             decision: convert::wire_decision(verification.decision),
             score: verification.score,
@@ -79,7 +79,7 @@ impl wire::identification_server::Identification for Api {
     }
 }
 
-async fn answer(service: &Arc<Service>, request: wire::IdentifyRequest) -> wire::IdentifyStreamResponse {
+async fn answer(service: &Arc<Service>, request: proto::IdentifyRequest) -> proto::IdentifyStreamResponse {
     let request_id = request.request_id.clone();
     let identified = match convert::identify(request, Instant::now(), None) {
         Ok(identify) => service.identify(identify).await,
@@ -89,12 +89,12 @@ async fn answer(service: &Arc<Service>, request: wire::IdentifyRequest) -> wire:
         Ok(answer) => Outcome::Response(convert::identification(answer)),
         Err(error) => {
             let status = status(&error);
-            Outcome::Error(wire::StreamError {
+            Outcome::Error(proto::StreamError {
                 code: status.code().into(),
                 message: status.message().into(),
-                retry_after: retry_after(&error).map(convert::wire_duration),
+                retry_after: retry_after(&error).map(convert::proto_duration),
             })
         }
     };
-    wire::IdentifyStreamResponse { request_id, outcome: Some(outcome) }
+    proto::IdentifyStreamResponse { request_id, outcome: Some(outcome) }
 }

@@ -11,6 +11,7 @@ mod convert;
 mod enrollment;
 mod identification;
 mod messages;
+pub mod proto;
 mod status;
 
 use std::sync::Arc;
@@ -23,12 +24,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 
+use crate::api::proto::administration_server::AdministrationServer;
+use crate::api::proto::enrollment_server::EnrollmentServer;
+use crate::api::proto::identification_server::IdentificationServer;
 use crate::net;
 use crate::service::Service;
-use crate::wire;
-use crate::wire::administration_server::AdministrationServer;
-use crate::wire::enrollment_server::EnrollmentServer;
-use crate::wire::identification_server::IdentificationServer;
 
 pub use calls::{CallLimits, SEARCH_MESSAGE_BYTES_MAX};
 pub(crate) use enrollment::bulk_enroll;
@@ -83,7 +83,7 @@ pub(crate) async fn serve(service: Arc<Service>, socket: GrpcSocket) -> Result<(
     health.set_serving::<AdministrationServer<administration::Api>>().await;
     let reflection = || {
         tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(wire::DESCRIPTORS)
+            .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
     // What a message may have is checked as it arrives, see `calls`: tonic's own limit lies over that.

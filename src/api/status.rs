@@ -8,7 +8,7 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 
-use crate::palm::Invalid;
+use crate::model::Invalid;
 use crate::registry::RegistryError;
 use crate::service::ServiceError;
 

@@ -30,11 +30,11 @@ use thenar_index::{Row, Snapshot, SubjectNumber};
 
 use self::compare::{Difference, compare, tolerance};
 use self::faiss::FaissError;
-use crate::certificate::Certificate;
+use crate::engine::certificate::Certificate;
 use crate::gallery::GalleryError;
-use crate::palm::{Embedding, Hand};
+use crate::model::synthetic::SyntheticGallery;
+use crate::model::{Embedding, Hand};
 use crate::search::{Answer, NO_FLOOR, Probe, Search};
-use crate::standard::StandardGallery;
 use crate::vault::Rotation;
 
 /// Probes of one pass over the gallery, at most.
@@ -290,7 +290,7 @@ pub struct Sampler {
     /// Rows, in the order of the probes.
     rows: Vec<Row>,
     noise: f32,
-    draws: StandardGallery,
+    draws: SyntheticGallery,
 }
 
 impl Sampler {
@@ -313,7 +313,7 @@ impl Sampler {
                 rows.push(row);
             }
         }
-        Ok(Self { rows, noise, draws: StandardGallery::new(seed, snapshot.dim()) })
+        Ok(Self { rows, noise, draws: SyntheticGallery::new(seed, snapshot.dim()) })
     }
 
     /// The probes from the `first` to before `end`.

@@ -6,7 +6,7 @@ use thenar_index::{GalleryId, Geometry, Index, KeyId, Lsn, NewRow, Origin, Templ
 use super::exhaustive::{Exhaustive, NamedRow, Ranked};
 use super::*;
 use crate::engine::cpu::CpuEngine;
-use crate::engine::{Engine, EngineDescription, EngineError, GalleryView, SiftRequest, Survivors};
+use crate::engine::{CandidateRequest, CandidateRows, Engine, EngineDescription, EngineError, GalleryView};
 use crate::search::{Found, plan, score};
 use crate::vault::to_row;
 
@@ -52,7 +52,7 @@ impl Fixture {
     }
 
     fn random(subjects: u64) -> Self {
-        let gallery = StandardGallery::new(1, DIM);
+        let gallery = SyntheticGallery::new(1, DIM);
         let mut number = 0;
         Self::new(subjects, move |_| {
             let mut row = vec![0.0; DIM];
@@ -63,7 +63,7 @@ impl Fixture {
     }
 
     fn probes(&self, count: u32) -> Vec<Probe> {
-        let gallery = StandardGallery::new(1, DIM);
+        let gallery = SyntheticGallery::new(1, DIM);
         let probe = |number: u32| {
             let mut vector = vec![0.0; DIM];
             if number.is_multiple_of(4) {
@@ -97,9 +97,9 @@ impl Fixture {
     /// Runs an audit of `engine`.
     fn audit(&self, engine: &dyn Engine, asked: Asked, probes: &[Probe]) -> Report {
         let snapshot = self.index.snapshot();
-        let mut survivors = Survivors::default();
+        let mut candidates = CandidateRows::default();
         let mut answer = |searches: &[&Search]| {
-            Ok(plan::search_batch(engine, &snapshot, searches, &mut survivors).map(|(answers, _)| answers)?)
+            Ok(plan::search_batch(engine, &snapshot, searches, &mut candidates).map(|(answers, _)| answers)?)
         };
         let mut audit = Audit::new(asked, &mut answer);
         audit.pass(&snapshot, probes, &mut |_| ControlFlow::Continue(())).unwrap();
@@ -131,14 +131,14 @@ impl Engine for Blind {
         self.engine.erase(rows)
     }
 
-    fn sift(
+    fn find_candidates(
         &self,
         view: &GalleryView<'_>,
-        request: &SiftRequest<'_>,
-        survivors: &mut Survivors,
+        request: &CandidateRequest<'_>,
+        candidates: &mut CandidateRows,
     ) -> Result<(), EngineError> {
-        self.engine.sift(view, request, survivors)?;
-        survivors.rows.iter_mut().for_each(|rows| rows.retain(|row| *row != self.row));
+        self.engine.find_candidates(view, request, candidates)?;
+        candidates.rows.iter_mut().for_each(|rows| rows.retain(|row| *row != self.row));
         Ok(())
     }
 }
@@ -182,7 +182,7 @@ fn faiss_ranks_the_subjects_that_brute_force_ranks() {
 #[test]
 fn a_right_engine_agrees_also_where_everybody_is_alike_or_has_many_templates() {
     let mut same = vec![0.0; DIM];
-    StandardGallery::new(2, DIM).row(0, &mut same);
+    SyntheticGallery::new(2, DIM).row(0, &mut same);
     let engine = CpuEngine::new(2).unwrap();
     for fixture in [Fixture::random(700), Fixture::new(700, |_| same.clone())] {
         for k in [1, 10, 100] {
@@ -395,7 +395,7 @@ fn what_should_not_be_listed_is_a_difference() {
 #[test]
 fn the_tolerance_is_as_documented_and_holds_for_sums_in_bad_orders() {
     assert!((tolerance(512, 1.0, 1.0) - 3.05e-5).abs() < 0.05e-5, "{}", tolerance(512, 1.0, 1.0));
-    // All terms of one sign and one size: the rounding errors of a plain f32 sum add up.
+    // All factors of one sign and one size: the rounding errors of a plain f32 sum add up.
     for dim in [64, 512, 2048] {
         let value = half::f16::from_f64(0.999 / (dim as f64).sqrt());
         let (row, probe) = (vec![value; dim], vec![(0.7331 / (dim as f64).sqrt()) as f32; dim]);

@@ -10,9 +10,9 @@ use clap::Args;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 
 use super::error::{CliError, innermost};
-use crate::wire::administration_client::AdministrationClient;
-use crate::wire::enrollment_client::EnrollmentClient;
-use crate::wire::identification_client::IdentificationClient;
+use crate::api::proto::administration_client::AdministrationClient;
+use crate::api::proto::enrollment_client::EnrollmentClient;
+use crate::api::proto::identification_client::IdentificationClient;
 
 /// Where a server is expected if nothing else is said.
 pub const SERVER_DEFAULT: &str = "http://127.0.0.1:7600";

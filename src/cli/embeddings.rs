@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use half::f16;
 use npyz::{DType, Endianness, NpyHeader, Order, TypeChar};
 
-use crate::palm::{self, Invalid};
+use crate::model::{self, Invalid};
 
 /// A longer header is not one of a plain array.
 const HEADER_BYTES_MAX: u64 = 1 << 20;
@@ -141,7 +141,7 @@ impl EmbeddingsFile {
         if header.order() == Order::Fortran && rows > 1 && dim > 1 {
             return Err(EmbeddingsError::FortranOrder { path: path.to_owned() });
         }
-        let dim = palm::checked_dim(usize::try_from(dim).unwrap_or(usize::MAX))
+        let dim = model::checked_dim(usize::try_from(dim).unwrap_or(usize::MAX))
             .map_err(|invalid| EmbeddingsError::Dimension { path: path.to_owned(), invalid })?;
         let expected = rows
             .checked_mul((dim * element.bytes()) as u64)
@@ -264,8 +264,8 @@ pub fn problem(values: &[f32]) -> Option<String> {
         return Some(format!("embedding: value {at} is not a finite number"));
     }
     let norm = values.iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>().sqrt();
-    (norm < palm::NORM_MIN).then(|| {
-        format!("embedding: has norm {norm:.1e}, the least is {:.0e}: a zero vector has no direction", palm::NORM_MIN)
+    (norm < model::NORM_MIN).then(|| {
+        format!("embedding: has norm {norm:.1e}, the least is {:.0e}: a zero vector has no direction", model::NORM_MIN)
     })
 }
 

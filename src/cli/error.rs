@@ -7,9 +7,9 @@ use std::path::PathBuf;
 
 use super::embeddings::EmbeddingsError;
 use super::import::roster::RosterError;
-use crate::config::ConfigError;
-use crate::palm::Invalid;
+use crate::model::Invalid;
 use crate::server::ServerError;
+use crate::server::config::ConfigError;
 
 /// A command that could not run or could not go on.
 #[derive(Debug, thiserror::Error)]

@@ -12,8 +12,8 @@ use super::connect::{self, ServerArgs};
 use super::error::{CliError, code_name};
 use super::sample::random_request_id;
 use super::{Outcome, table};
-use crate::palm::{RequestId, SubjectId};
-use crate::wire::ForgetRequest;
+use crate::api::proto::ForgetRequest;
+use crate::model::{RequestId, SubjectId};
 
 /// Subjects named in the question; more are counted.
 const NAMED_MAX: usize = 10;
@@ -188,7 +188,7 @@ fn requests(args: &ForgetArgs) -> Result<Vec<ForgetRequest>, CliError> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::fake::Fake;
+    use crate::cli::mock_server::Fake;
 
     fn args(fake: &Fake, subjects: &[&str]) -> ForgetArgs {
         ForgetArgs {

@@ -21,8 +21,8 @@ use super::forget::listed_in;
 use super::import::roster::RosterError;
 use super::sample::{decision_word, hand_word, milliseconds, sample};
 use super::{Outcome, table};
-use crate::palm::{CANDIDATES_MAX, Hand, Invalid, SubjectFilter, SubjectId, VenueId};
-use crate::wire::{self, IdentifyRequest, IdentifyResponse, certificate, identify_stream_response};
+use crate::api::proto::{self, IdentifyRequest, IdentifyResponse, certificate, identify_stream_response};
+use crate::model::{CANDIDATES_MAX, Hand, Invalid, SubjectFilter, SubjectId, VenueId};
 
 /// Searches under way at a time; the protocol lets a stream have 64.
 const IN_FLIGHT_MAX: usize = 32;
@@ -86,7 +86,7 @@ pub enum PurposeWord {
     Loyalty,
 }
 
-impl From<PurposeWord> for wire::Purpose {
+impl From<PurposeWord> for proto::Purpose {
     fn from(word: PurposeWord) -> Self {
         match word {
             PurposeWord::Payment => Self::Payment,
@@ -289,7 +289,7 @@ async fn search(args: &IdentifyArgs, mut emit: impl FnMut(Answer) -> std::io::Re
             let request = IdentifyRequest {
                 request_id: format!("row-{row}-{asked}"),
                 venue_id: venue.as_str().to_owned(),
-                purpose: wire::Purpose::from(args.purpose).into(),
+                purpose: proto::Purpose::from(args.purpose).into(),
                 probes: vec![sample(probes.read(row)?, hand)],
                 max_candidates: args.max_candidates,
                 threshold: args.threshold,
@@ -343,7 +343,7 @@ async fn search(args: &IdentifyArgs, mut emit: impl FnMut(Answer) -> std::io::Re
 }
 
 /// The subjects that `--only` names, checked here so that a bad one is bad usage.
-fn only(text: &str) -> Result<wire::SubjectFilter, CliError> {
+fn only(text: &str) -> Result<proto::SubjectFilter, CliError> {
     let named = match text.strip_prefix('@') {
         Some(path) => listed_in(Path::new(path))?,
         None => text.split(',').map(|id| ("--only".to_owned(), id.trim().to_owned())).collect(),
@@ -353,7 +353,7 @@ fn only(text: &str) -> Result<wire::SubjectFilter, CliError> {
     }
     let subject_ids: Vec<String> = named.into_iter().map(|(_, id)| id).collect();
     SubjectFilter::new(&subject_ids).map_err(|invalid| CliError::Value { origin: "--only".to_owned(), invalid })?;
-    Ok(wire::SubjectFilter { subject_ids })
+    Ok(proto::SubjectFilter { subject_ids })
 }
 
 /// Rows of an array in any order, cheap where they ascend.
@@ -411,7 +411,7 @@ mod tests {
 
     use super::*;
     use crate::cli::embeddings::tests::npy_f32;
-    use crate::cli::fake::Fake;
+    use crate::cli::mock_server::Fake;
 
     const DIM: usize = 32;
 

@@ -14,13 +14,13 @@ pub mod connect;
 pub mod demo;
 pub mod embeddings;
 pub mod error;
-#[cfg(test)]
-pub(crate) mod fake;
 pub mod forget;
 pub mod identify;
 pub mod import;
 pub mod interrupt;
 pub mod keys;
+#[cfg(test)]
+pub(crate) mod mock_server;
 pub mod progress;
 pub mod sample;
 pub mod serve;

@@ -1,43 +1,43 @@
 //! Embeddings as the protocol carries them.
 
-use crate::palm::Hand;
-use crate::wire::{self, palm_sample};
+use crate::api::proto::{self, palm_sample};
+use crate::model::Hand;
 
 /// One capture from an embedding. Shape of `values`: `[dim]`.
 #[must_use]
-pub fn sample(values: Vec<f32>, hand: Hand) -> wire::PalmSample {
-    wire::PalmSample {
-        content: Some(palm_sample::Content::Embedding(wire::Embedding { values })),
+pub fn sample(values: Vec<f32>, hand: Hand) -> proto::PalmSample {
+    proto::PalmSample {
+        content: Some(palm_sample::Content::Embedding(proto::Embedding { values })),
         hand: wire_hand(hand).into(),
     }
 }
 
-fn wire_hand(hand: Hand) -> wire::Hand {
+fn wire_hand(hand: Hand) -> proto::Hand {
     match hand {
-        Hand::Unspecified => wire::Hand::Unspecified,
-        Hand::Left => wire::Hand::Left,
-        Hand::Right => wire::Hand::Right,
+        Hand::Unspecified => proto::Hand::Unspecified,
+        Hand::Left => proto::Hand::Left,
+        Hand::Right => proto::Hand::Right,
     }
 }
 
 /// The word for a hand of the protocol.
 #[must_use]
 pub fn hand_word(hand: i32) -> &'static str {
-    match wire::Hand::try_from(hand) {
-        Ok(wire::Hand::Left) => Hand::Left.as_str(),
-        Ok(wire::Hand::Right) => Hand::Right.as_str(),
-        Ok(wire::Hand::Unspecified) | Err(_) => Hand::Unspecified.as_str(),
+    match proto::Hand::try_from(hand) {
+        Ok(proto::Hand::Left) => Hand::Left.as_str(),
+        Ok(proto::Hand::Right) => Hand::Right.as_str(),
+        Ok(proto::Hand::Unspecified) | Err(_) => Hand::Unspecified.as_str(),
     }
 }
 
 /// The word for a decision of the protocol.
 #[must_use]
 pub fn decision_word(decision: i32) -> &'static str {
-    match wire::Decision::try_from(decision) {
-        Ok(wire::Decision::Match) => "match",
-        Ok(wire::Decision::NoMatch) => "no_match",
-        Ok(wire::Decision::Inconclusive) => "inconclusive",
-        Ok(wire::Decision::Unspecified) | Err(_) => "unspecified",
+    match proto::Decision::try_from(decision) {
+        Ok(proto::Decision::Match) => "match",
+        Ok(proto::Decision::NoMatch) => "no_match",
+        Ok(proto::Decision::Inconclusive) => "inconclusive",
+        Ok(proto::Decision::Unspecified) | Err(_) => "unspecified",
     }
 }
 
@@ -67,7 +67,7 @@ mod tests {
             assert_eq!(hand_word(sample(vec![], hand).hand), hand.as_str());
         }
         assert_eq!(hand_word(99), "unspecified");
-        assert_eq!(decision_word(wire::Decision::Match.into()), "match");
+        assert_eq!(decision_word(proto::Decision::Match.into()), "match");
         assert_eq!(decision_word(99), "unspecified");
     }
 

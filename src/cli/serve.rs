@@ -7,8 +7,8 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::Outcome;
-use crate::config::{Config, ConfigError, LogConfig, Raw};
 use crate::server;
+use crate::server::config::{Config, ConfigError, LogConfig, Raw};
 
 /// Run a server over a data folder until SIGTERM or Ctrl-C, then answer what is in flight and stop.
 /// A second signal cuts open calls off.

@@ -10,7 +10,7 @@ use super::connect::{self, ServerArgs};
 use super::error::CliError;
 use super::sample::milliseconds;
 use super::table::{self, grouped};
-use crate::wire::{self, GetStatusRequest};
+use crate::api::proto::{self, GetStatusRequest};
 
 /// Show what a running server is and holds.
 #[derive(Debug, Clone, Args)]
@@ -92,7 +92,7 @@ async fn ask(server: &ServerArgs) -> Result<Page, CliError> {
 }
 
 impl Page {
-    fn new(address: &str, status: wire::Status) -> Self {
+    fn new(address: &str, status: proto::Status) -> Self {
         let engine = status.engine.unwrap_or_default();
         let memory = status.memory.unwrap_or_default();
         Self {
@@ -194,7 +194,7 @@ fn span(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::fake::Fake;
+    use crate::cli::mock_server::Fake;
 
     #[tokio::test]
     async fn the_page_tells_what_the_server_told() {

@@ -11,9 +11,9 @@ use thenar_index::{KeyId, Origin};
 use super::progress::Progress;
 use super::serve::Overrides;
 use super::{Outcome, table};
-use crate::data::DataFolder;
 use crate::registry::sqlite::SqliteRegistry;
 use crate::registry::{Registry as _, StoredTemplate};
+use crate::server::data_folder::DataFolder;
 use crate::server::key_source;
 use crate::vault::{MasterKey, Vault};
 

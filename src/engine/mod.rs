@@ -6,9 +6,10 @@
 //!
 //! Knows rows, live bits and numbers. Does not know subjects, policies, files or transports.
 
+pub mod certificate;
 pub mod cpu;
+pub mod failover;
 pub mod gpu;
-pub mod standby;
 
 use std::time::Duration;
 
@@ -16,7 +17,7 @@ use half::f16;
 use roaring::RoaringBitmap;
 use thenar_index::codes::Codes;
 
-use crate::certificate::Certificate;
+use crate::engine::certificate::Certificate;
 
 /// The gallery as an engine sees it at one instant: blocks of rows and which of them are live.
 pub struct GalleryView<'a> {
@@ -69,19 +70,19 @@ pub type Seed = [u8; 32];
 
 /// What to sift for.
 #[derive(Default)]
-pub struct SiftRequest<'a> {
+pub struct CandidateRequest<'a> {
     /// Rotated probes, row-major, each of unit length to rounding. Shape: `[count, dim]`.
     pub probes: &'a [f32],
     /// A floor a probe: every live row whose exact score (`search::score::exact`) is at least
-    /// this must be among the survivors. Shape: `[count]`.
+    /// this must be among the candidates. Shape: `[count]`.
     pub floors: &'a [f32],
     /// If not zero, only the `keep` best rows of the probe (with every row tied with the last of
     /// them) are needed, so the engine may raise that probe's floor as it goes; it says how far in
-    /// [`Survivors::floors`]. Shape: `[count]`.
+    /// [`CandidateRows::floors`]. Shape: `[count]`.
     pub keep: &'a [u32],
-    /// Most survivors a probe may have. Over it the probe is marked as overflowed, its list is
+    /// Most candidates a probe may have. Over it the probe is marked as overflowed, its list is
     /// meaningless and the caller searches it another way. Never dropped silently.
-    pub survivors_max: usize,
+    pub candidates_max: usize,
     /// The weakest certificate that will do: an engine may pass rows over by codes under it, or
     /// give a stronger one.
     pub certificate: Certificate,
@@ -92,7 +93,7 @@ pub struct SiftRequest<'a> {
     pub seeds: &'a [Seed],
 }
 
-impl SiftRequest<'_> {
+impl CandidateRequest<'_> {
     /// The seed of a probe. Zeros if there are none, which only the deterministic certificate allows.
     ///
     /// # Panics
@@ -109,7 +110,7 @@ impl SiftRequest<'_> {
 
 /// What sifting left.
 #[derive(Debug, Default)]
-pub struct Survivors {
+pub struct CandidateRows {
     /// For each probe, row numbers in any order, without repeats.
     pub rows: Vec<Vec<u32>>,
     /// For each probe, the floor that the engine held it to in the end: every row that the view has as
@@ -124,7 +125,7 @@ pub struct Survivors {
     pub certificate: Certificate,
 }
 
-impl Survivors {
+impl CandidateRows {
     /// Empties the lists, makes room for `probes` of them, and promises nothing.
     pub fn reset(&mut self, probes: usize) {
         self.rows.truncate(probes);
@@ -202,37 +203,37 @@ pub trait Engine: Send + Sync {
     /// [`EngineError`] where the device cannot be reached; its memory is then given up whole.
     fn erase(&self, rows: &[u32]) -> Result<(), EngineError>;
 
-    /// Fills `survivors` with a superset of the rows that reach each probe's floor, and says which floors
+    /// Fills `candidates` with a superset of the rows that reach each probe's floor, and says which floors
     /// those were.
     ///
     /// # Errors
-    /// [`EngineError`] where the device fails; `survivors` is then meaningless.
-    fn sift(
+    /// [`EngineError`] where the device fails; `candidates` is then meaningless.
+    fn find_candidates(
         &self,
         view: &GalleryView<'_>,
-        request: &SiftRequest<'_>,
-        survivors: &mut Survivors,
+        request: &CandidateRequest<'_>,
+        candidates: &mut CandidateRows,
     ) -> Result<(), EngineError>;
 
-    /// As [`Engine::sift`], but sifts of other threads go first where the engine can let them, also
+    /// As [`Engine::find_candidates`], but sifts of other threads go first where the engine can let them, also
     /// those that come while this one is under way. For one thread at a time.
     ///
     /// # Errors
-    /// As [`Engine::sift`].
-    fn sift_aside(
+    /// As [`Engine::find_candidates`].
+    fn find_candidates_yielding(
         &self,
         view: &GalleryView<'_>,
-        request: &SiftRequest<'_>,
-        survivors: &mut Survivors,
+        request: &CandidateRequest<'_>,
+        candidates: &mut CandidateRows,
     ) -> Result<(), EngineError> {
-        self.sift(view, request, survivors)
+        self.find_candidates(view, request, candidates)
     }
 }
 
 /// An engine whose sifts let those of other threads go first.
-pub struct Aside<'a>(pub &'a dyn Engine);
+pub struct Yielding<'a>(pub &'a dyn Engine);
 
-impl Engine for Aside<'_> {
+impl Engine for Yielding<'_> {
     fn describe(&self) -> EngineDescription {
         self.0.describe()
     }
@@ -245,12 +246,12 @@ impl Engine for Aside<'_> {
         self.0.erase(rows)
     }
 
-    fn sift(
+    fn find_candidates(
         &self,
         view: &GalleryView<'_>,
-        request: &SiftRequest<'_>,
-        survivors: &mut Survivors,
+        request: &CandidateRequest<'_>,
+        candidates: &mut CandidateRows,
     ) -> Result<(), EngineError> {
-        self.0.sift_aside(view, request, survivors)
+        self.0.find_candidates_yielding(view, request, candidates)
     }
 }

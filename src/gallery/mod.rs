@@ -32,9 +32,9 @@ use thenar_index::{
     TemplateId, source_of,
 };
 
-use crate::engine::standby::WithStandby;
-use crate::engine::{Aside, Engine, EngineDescription, GalleryView, Survivors};
-use crate::palm::TemplateRow;
+use crate::engine::failover::Failover;
+use crate::engine::{CandidateRows, Engine, EngineDescription, GalleryView, Yielding};
+use crate::model::TemplateRow;
 use crate::registry::{Event, LogRecord, Registry, RegistryError, StoredTemplate};
 use crate::search::{Answer, BatchTiming, Search, plan};
 use crate::telemetry;
@@ -123,7 +123,7 @@ pub struct Setup {
 pub struct Gallery {
     setup: Setup,
     engine: Arc<dyn Engine>,
-    standby: Option<Arc<WithStandby>>,
+    standby: Option<Arc<Failover>>,
     /// `None` only if an index that was being opened again could not be finished; nothing is searched
     /// then, since an answer over less than the gallery would be a lie.
     reader: RwLock<Option<Reader>>,
@@ -203,11 +203,7 @@ impl Gallery {
     ///
     /// # Errors
     /// [`GalleryError`] where neither the index nor the registry can give the gallery.
-    pub fn open(
-        setup: Setup,
-        engine: Arc<dyn Engine>,
-        standby: Option<Arc<WithStandby>>,
-    ) -> Result<Self, GalleryError> {
+    pub fn open(setup: Setup, engine: Arc<dyn Engine>, standby: Option<Arc<Failover>>) -> Result<Self, GalleryError> {
         let started = std::time::Instant::now();
         let (index, progress, mut opened) = open::check(&setup, None)?.finish(&setup, None)?;
         let reader = index.reader();
@@ -455,11 +451,11 @@ impl Gallery {
         &self,
         searches: &[&Search],
         aside: bool,
-        survivors: &mut Survivors,
+        candidates: &mut CandidateRows,
     ) -> Result<(Vec<Answer>, BatchTiming), GalleryError> {
         let snapshot = self.snapshot().ok_or(GalleryError::Lost)?;
-        let engine: &dyn Engine = if aside { &Aside(&*self.engine) } else { &*self.engine };
-        Ok(plan::search_batch(engine, &snapshot, searches, survivors)?)
+        let engine: &dyn Engine = if aside { &Yielding(&*self.engine) } else { &*self.engine };
+        Ok(plan::search_batch(engine, &snapshot, searches, candidates)?)
     }
 
     /// Brings a lost engine back, if one is lost. Called from time to time by [`mend_forever`].

@@ -9,10 +9,10 @@ use rand_chacha::ChaCha8Rng;
 use thenar_index::{GalleryId, KeyId, SubjectNumber};
 
 use super::*;
-use crate::certificate::Certificate;
+use crate::engine::certificate::Certificate;
 use crate::engine::cpu::CpuEngine;
-use crate::engine::{EngineError, GalleryView, SiftRequest};
-use crate::palm::{Hand, RequestId, SubjectId};
+use crate::engine::{CandidateRequest, EngineError, GalleryView};
+use crate::model::{Hand, RequestId, SubjectId};
 use crate::registry::sqlite::SqliteRegistry;
 use crate::registry::{Action, Change, SealedTemplate, Source};
 use crate::search::{NO_FLOOR, Probe, score};
@@ -106,14 +106,14 @@ impl Engine for Watching {
         self.cpu().erase(rows)
     }
 
-    fn sift(
+    fn find_candidates(
         &self,
         view: &GalleryView<'_>,
-        request: &SiftRequest<'_>,
-        survivors: &mut Survivors,
+        request: &CandidateRequest<'_>,
+        candidates: &mut CandidateRows,
     ) -> Result<(), EngineError> {
         self.check("in a search", view);
-        self.cpu().sift(view, request, survivors)
+        self.cpu().find_candidates(view, request, candidates)
     }
 }
 
@@ -231,7 +231,7 @@ impl Home {
             expected.truncate(7);
             let probes = vec![Probe { hand: Hand::Left, vector }];
             let search = Search { probes, floor, k: 7, certificate: Certificate::default(), allowed: None };
-            let (answers, _) = self.gallery.search(&[&search], false, &mut Survivors::default()).unwrap();
+            let (answers, _) = self.gallery.search(&[&search], false, &mut CandidateRows::default()).unwrap();
             let found: Vec<(f64, String)> =
                 answers[0].found.iter().map(|found| (found.score, found.subject_id.to_string())).collect();
             assert_eq!(found, expected, "{context}, person {number}");

@@ -6,8 +6,8 @@
 //! Knows bytes, HTTP and clocks. Does not know what a request is about.
 
 pub(crate) mod descriptors;
+mod graceful_close;
 mod life;
-mod linger;
 mod overwrite;
 mod slots;
 pub(crate) mod tls;
@@ -31,8 +31,8 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use graceful_close::Lingering;
 pub(crate) use life::{Guarded, Life};
-use linger::Lingering;
 use overwrite::Overwriting;
 use slots::Slots;
 

@@ -4,7 +4,7 @@
 //! more comes, which may be never. But a reader offers its buffer to whatever it reads from, and that
 //! may write to all it is offered, not only hand on bytes. So, whenever no more has come:
 //!
-//! - rustls decrypts in place, and begins its buffer anew with every read: [`super::linger`] under it
+//! - rustls decrypts in place, and begins its buffer anew with every read: [`super::graceful_close`] under it
 //!   zeroes what it offers.
 //! - h2 goes on behind what it has read, and begins its buffer anew only when that is full. So
 //!   [`Overwriting`] fills the rest of it, with a frame of zeros that ends where the buffer does. Its

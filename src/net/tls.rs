@@ -11,7 +11,7 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
-use crate::config::TlsConfig;
+use crate::server::config::TlsConfig;
 
 /// Why TLS cannot be spoken.
 #[derive(Debug, thiserror::Error)]

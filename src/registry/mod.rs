@@ -16,7 +16,7 @@ use std::time::{Duration, SystemTime};
 
 use thenar_index::{Contents, GalleryId, Lsn, RowMeta, SubjectNumber, TemplateId, source_of};
 
-use crate::palm::{Hand, RequestId, SubjectId};
+use crate::model::{Hand, RequestId, SubjectId};
 
 /// How long a registry must remember requests, so that a client may repeat one and have it happen
 /// once. [`Registry::prune_requests`] may forget older ones. Counted in time that servers have it

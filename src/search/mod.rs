@@ -8,6 +8,7 @@
 //!   scan that answers where an engine cannot.
 //! - [`rank`]: scores of rows to scores of subjects, fused over the probes of a person.
 
+pub mod batch;
 pub mod plan;
 pub mod rank;
 pub mod score;
@@ -20,8 +21,8 @@ use std::time::Duration;
 use roaring::RoaringBitmap;
 use thenar_index::{SubjectNumber, TemplateId};
 
-pub use crate::certificate::Certificate;
-use crate::palm::Hand;
+pub use crate::engine::certificate::Certificate;
+use crate::model::Hand;
 
 /// The floor of a search without a threshold: under every score that can be.
 pub const NO_FLOOR: f64 = -2.0;
@@ -90,9 +91,9 @@ pub struct Answer {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct BatchTiming {
     /// In the engine.
-    pub sift: Duration,
+    pub prefilter: Duration,
     /// In exact scores and ranking.
-    pub verify: Duration,
+    pub refine: Duration,
     /// On the device, where the engine can tell.
     pub device: Option<Duration>,
 }

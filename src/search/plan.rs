@@ -8,11 +8,11 @@
 //! answer is that of an exhaustive scan.
 //!
 //! 1. Ask for the `keep` best rows of each probe at or above the floor. `c` is the highest of the floors
-//!    that the engine says it held the probes to in the end ([`Survivors::floors`]).
+//!    that the engine says it held the probes to in the end ([`CandidateRows::floors`]).
 //! 2. Where that is not enough (many templates a subject, hands that cannot be compared, fused
 //!    scores), ask once more for everything at or above the `k`-th best fused score seen; with
 //!    fewer than `k` subjects seen, for eight times as many rows.
-//! 3. A probe whose survivors overflow is answered by [`scan`], which scores every live row.
+//! 3. A probe whose candidates overflow is answered by [`scan`], which scores every live row.
 //!
 //! # One moment
 //!
@@ -42,7 +42,7 @@
 //! - So for one look and one pair the only thing that differs from round to round is the floor. Bars
 //!   rise with it, hence each of the events lies inside the look's event at the pair's own score
 //!   (`certificate`), which is one and the same for all rounds.
-//! - The looks of all engines together share the miss probability: [`crate::certificate::LOOKS`] parts, one
+//! - The looks of all engines together share the miss probability: [`crate::engine::certificate::PASSES`] parts, one
 //!   for each. The fine codes of both engines have one part between them: either looks at them with an
 //!   upper bound of <q, u>, so both events lie inside that of the exact <q, u> below the higher of
 //!   their two bars.
@@ -59,10 +59,10 @@ use thenar_index::{Row, Snapshot, SubjectNumber};
 
 use super::rank::{self, Best};
 use super::{Answer, BatchTiming, Certificate, Found, NO_FLOOR, Search, score};
-use crate::engine::{BlockView, Engine, EngineError, GalleryView, Seed, SiftRequest, Survivors};
-use crate::palm::Hand;
+use crate::engine::{BlockView, CandidateRequest, CandidateRows, Engine, EngineError, GalleryView, Seed};
+use crate::model::Hand;
 
-/// Most survivors of one probe that an engine may return; over it the probe is scanned.
+/// Most candidates of one probe that an engine may return; over it the probe is scanned.
 pub const SURVIVORS_MAX: usize = 1 << 16;
 /// Rounds before a search is answered by a scan. Each multiplies the rows asked for by eight, so
 /// more would be past [`SURVIVORS_MAX`] anyway.
@@ -112,7 +112,7 @@ pub fn search_batch(
     engine: &dyn Engine,
     snapshot: &Snapshot,
     searches: &[&Search],
-    survivors: &mut Survivors,
+    candidates: &mut CandidateRows,
 ) -> Result<(Vec<Answer>, BatchTiming), EngineError> {
     let view = view(snapshot);
     let mut timing = BatchTiming::default();
@@ -159,19 +159,19 @@ pub fn search_batch(
                 keep.push(run.keep);
             }
         }
-        let request = SiftRequest {
+        let request = CandidateRequest {
             probes: &probes,
             floors: &floors,
             keep: &keep,
-            survivors_max: SURVIVORS_MAX,
+            candidates_max: SURVIVORS_MAX,
             certificate,
             filters: &filters,
             seeds: &seeds,
         };
         let started = Instant::now();
-        engine.sift(&view, &request, survivors)?;
-        timing.sift += started.elapsed();
-        if let Some(device) = survivors.device_time {
+        engine.find_candidates(&view, &request, candidates)?;
+        timing.prefilter += started.elapsed();
+        if let Some(device) = candidates.device_time {
             timing.device = Some(timing.device.unwrap_or_default() + device);
         }
 
@@ -185,9 +185,9 @@ pub fn search_batch(
                 at
             })
             .collect();
-        let survivors = &*survivors;
+        let candidates = &*candidates;
         let step = |(run, first): (&mut &mut Running<'_>, usize)| {
-            run.step(snapshot, survivors, first..first + run.search.probes.len());
+            run.step(snapshot, candidates, first..first + run.search.probes.len());
         };
         if open.len() == 1 {
             // Waking another thread would take longer.
@@ -195,7 +195,7 @@ pub fn search_batch(
         } else {
             open.par_iter_mut().zip(firsts).for_each(step);
         }
-        timing.verify += started.elapsed();
+        timing.refine += started.elapsed();
     }
 
     let gallery_size = snapshot.live();
@@ -209,21 +209,21 @@ pub fn search_batch(
 impl Running<'_> {
     /// Verifies what one round of sifting left for this search's probes, `range` of the batch, and either
     /// answers or says what to ask for next.
-    fn step(&mut self, snapshot: &Snapshot, survivors: &Survivors, range: Range<usize>) {
+    fn step(&mut self, snapshot: &Snapshot, candidates: &CandidateRows, range: Range<usize>) {
         self.rounds += 1;
-        self.held = survivors.certificate;
-        if survivors.overflowed[range.clone()].contains(&true) || self.rounds > ROUNDS_MAX {
+        self.held = candidates.certificate;
+        if candidates.overflowed[range.clone()].contains(&true) || self.rounds > ROUNDS_MAX {
             self.answer = Some(scan(snapshot, self.search));
             self.held = Certificate::Deterministic;
             return;
         }
         let mut seen: Vec<SubjectNumber> = Vec::new();
-        for (probe, rows) in self.search.probes.iter().zip(&survivors.rows[range.clone()]) {
+        for (probe, rows) in self.search.probes.iter().zip(&candidates.rows[range.clone()]) {
             for &row in rows {
                 let Some(meta) = snapshot.meta(Row(row)) else { continue };
                 let exact = score::exact(snapshot.row(Row(row)), &probe.vector);
                 // A row below the floor is an engine's caution; its subject may still reach the
-                // floor by another row, which is then a survivor itself.
+                // floor by another row, which is then a candidate itself.
                 if exact >= self.floor
                     && self.search.allows(meta.subject)
                     && probe.hand.comparable(Hand::from_code(meta.hand).unwrap_or_default())
@@ -242,7 +242,7 @@ impl Running<'_> {
                 self.best.offer(found);
             }
         }
-        let complete_from = f64::from(survivors.floors[range].iter().copied().fold(f32::NEG_INFINITY, f32::max));
+        let complete_from = f64::from(candidates.floors[range].iter().copied().fold(f32::NEG_INFINITY, f32::max));
         let kth = self.best.kth();
         if complete_from <= self.search.floor || kth.is_some_and(|kth| kth >= complete_from) {
             self.answer = Some(std::mem::replace(&mut self.best, Best::new(0)).into_sorted());

@@ -13,7 +13,7 @@ use half::f16;
 use thenar_index::{Snapshot, SubjectNumber, TemplateId};
 
 use super::{Found, Probe, score};
-use crate::palm::Hand;
+use crate::model::Hand;
 
 /// The exact fused score of `subject` against `probes`, or `None` where no template of it is live
 /// and comparable with any of them.

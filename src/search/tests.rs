@@ -13,8 +13,8 @@ use thenar_index::{GalleryId, Geometry, Index, KeyId, Lsn, NewRow, Origin, Row, 
 
 use super::*;
 use crate::engine::cpu::CpuEngine;
-use crate::engine::standby::WithStandby;
-use crate::engine::{Engine, EngineDescription, EngineError, GalleryView, Seed, SiftRequest, Survivors};
+use crate::engine::failover::Failover;
+use crate::engine::{CandidateRequest, CandidateRows, Engine, EngineDescription, EngineError, GalleryView, Seed};
 
 const DIM: usize = 64;
 const RANDOMISED: Certificate = Certificate::Randomised { miss_probability: 1e-12 };
@@ -137,7 +137,7 @@ struct Round {
 type Rounds = Mutex<BTreeMap<u32, Vec<Round>>>;
 
 /// What happens after a sift: takes its number, from 1, and what it left.
-type After<'a> = Box<dyn Fn(usize, &mut Survivors) -> Result<(), EngineError> + Send + Sync + 'a>;
+type After<'a> = Box<dyn Fn(usize, &mut CandidateRows) -> Result<(), EngineError> + Send + Sync + 'a>;
 
 /// An engine that is watched, with something that happens after each of its sifts.
 struct Watched<'a> {
@@ -152,7 +152,7 @@ impl<'a> Watched<'a> {
     fn new(
         name: &'static str,
         rounds: &'a Rounds,
-        after: impl Fn(usize, &mut Survivors) -> Result<(), EngineError> + Send + Sync + 'a,
+        after: impl Fn(usize, &mut CandidateRows) -> Result<(), EngineError> + Send + Sync + 'a,
     ) -> Self {
         let inner = CpuEngine::new(2).unwrap();
         Self { inner, name, rounds, after: Box::new(after), sifts: AtomicUsize::new(0) }
@@ -172,17 +172,17 @@ impl Engine for Watched<'_> {
         self.inner.erase(rows)
     }
 
-    fn sift(
+    fn find_candidates(
         &self,
         view: &GalleryView<'_>,
-        request: &SiftRequest<'_>,
-        survivors: &mut Survivors,
+        request: &CandidateRequest<'_>,
+        candidates: &mut CandidateRows,
     ) -> Result<(), EngineError> {
         let sift = 1 + self.sifts.fetch_add(1, Ordering::SeqCst);
-        self.inner.sift(view, request, survivors)?;
-        (self.after)(sift, survivors)?;
+        self.inner.find_candidates(view, request, candidates)?;
+        (self.after)(sift, candidates)?;
         for (nth, probe) in request.probes.chunks_exact(view.dim).enumerate() {
-            let (rows, held) = (survivors.rows[nth].clone(), survivors.floors[nth]);
+            let (rows, held) = (candidates.rows[nth].clone(), candidates.floors[nth]);
             let round = Round { engine: self.name, seed: request.seed(nth), rows, held };
             self.rounds.lock().entry(probe[0].to_bits()).or_default().push(round);
         }
@@ -191,7 +191,7 @@ impl Engine for Watched<'_> {
 }
 
 fn answer(engine: &dyn Engine, snapshot: &Snapshot, searches: &[&Search]) -> Vec<Answer> {
-    plan::search_batch(engine, snapshot, searches, &mut Survivors::default()).unwrap().0
+    plan::search_batch(engine, snapshot, searches, &mut CandidateRows::default()).unwrap().0
 }
 
 /// People around `centre`: one with `many` templates nearest to it, then `others`, nearer and farther, and
@@ -219,14 +219,14 @@ fn all_rounds_of_a_search_have_one_seed_a_probe_also_where_the_standby_takes_ove
     let batch: Vec<&Search> = searches.iter().collect();
     let mut before: BTreeMap<u32, Seed> = BTreeMap::new();
     for lost_in in [1, 2, 3, 99] {
-        // Engines of a `WithStandby` may live as long as they like.
+        // Engines of a `Failover` may live as long as they like.
         let rounds: &'static Rounds = Box::leak(Box::default());
-        let lost = move |sift, _: &mut Survivors| {
+        let lost = move |sift, _: &mut CandidateRows| {
             if sift < lost_in { Ok(()) } else { Err(EngineError::DeviceLost { reason: "unplugged".into() }) }
         };
         let preferred = Arc::new(Watched::new("preferred", rounds, lost));
         let standby = Arc::new(Watched::new("standby", rounds, |_, _| Ok(())));
-        let engine = WithStandby::new(preferred, standby);
+        let engine = Failover::new(preferred, standby);
         for (answer, search) in answer(&engine, &snapshot, &batch).iter().zip(&searches) {
             assert_eq!(found(answer), truth(&snapshot, search), "lost in round {lost_in}");
         }
@@ -316,13 +316,13 @@ fn an_engine_that_raised_a_floor_too_far_is_asked_again() {
         let search = search(&[at(&mut rng, &centre, 0.95)], floor, k, Certificate::Deterministic);
         // The first sift ends with a floor that only the first two rows reach, as if the rows that raised
         // it were no longer there: fewer rows than it was asked to keep, and not all at or above the floor.
-        let hasty = |sift, survivors: &mut Survivors| {
+        let hasty = |sift, candidates: &mut CandidateRows| {
             if sift == 1 {
                 let score = |row: &u32| score::exact(snapshot.row(Row(*row)), &search.probes[0].vector);
-                survivors.rows[0].sort_by(|a, b| score(b).total_cmp(&score(a)));
-                survivors.rows[0].truncate(2);
-                survivors.floors[0] = score(&survivors.rows[0][1]) as f32 + 1e-6;
-                survivors.rows[0].truncate(1);
+                candidates.rows[0].sort_by(|a, b| score(b).total_cmp(&score(a)));
+                candidates.rows[0].truncate(2);
+                candidates.floors[0] = score(&candidates.rows[0][1]) as f32 + 1e-6;
+                candidates.rows[0].truncate(1);
             }
             Ok(())
         };
@@ -345,9 +345,9 @@ fn an_engine_that_promises_nothing_is_asked_a_few_times_and_then_every_row_is_sc
     let snapshot = home.snapshot();
     let search = search(&[at(&mut rng, &centre, 0.95)], 0.3, 5, RANDOMISED);
     let rounds = Rounds::default();
-    let engine = Watched::new("silent", &rounds, |_, survivors: &mut Survivors| {
-        survivors.rows[0].clear();
-        survivors.floors[0] = f32::INFINITY;
+    let engine = Watched::new("silent", &rounds, |_, candidates: &mut CandidateRows| {
+        candidates.rows[0].clear();
+        candidates.floors[0] = f32::INFINITY;
         Ok(())
     });
     let answer = &answer(&engine, &snapshot, &[&search])[0];

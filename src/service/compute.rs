@@ -11,8 +11,8 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinHandle;
 
 use super::{Busy, ServiceError};
-use crate::supervisor::Supervisor;
-use crate::wipe;
+use crate::process::supervisor::Supervisor;
+use crate::process::zeroing_alloc;
 
 /// Work under way or waiting; over it callers are told to come back.
 const ADMITTED_MAX: usize = 1024;
@@ -90,7 +90,7 @@ impl Compute {
                 // Held for as long as the work takes, also where nobody waits for it any more.
                 let _place = place;
                 let done = supervisor.watch("compute", work);
-                wipe::stack();
+                zeroing_alloc::clear_stack();
                 done
             });
             done.await.ok()?.ok()

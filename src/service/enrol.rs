@@ -6,9 +6,9 @@ use rayon::prelude::*;
 use thenar_index::{Lsn, TemplateId};
 
 use super::{Busy, Sample, Service, ServiceError};
-use crate::palm::{self, Embedding, Hand, Invalid, RequestId, SubjectId, TEMPLATES_PER_SUBJECT_MAX};
+use crate::model::{self, Embedding, Hand, Invalid, RequestId, SubjectId, TEMPLATES_PER_SUBJECT_MAX};
+use crate::process::zeroing_alloc;
 use crate::registry::{Action, Change, Outcome, SealedTemplate, Source, SubjectRecord};
-use crate::wipe;
 
 /// Items of a bulk message rotated together, so that the matrix is read once for all of them.
 const ROTATE_TOGETHER: usize = 32;
@@ -266,7 +266,7 @@ impl Service {
                         Ok((Change { request_id: enrol.request_id, digest, action }, subject))
                     })
                     .collect();
-                wipe::stack();
+                zeroing_alloc::clear_stack();
                 sealed
             })
             .collect()
@@ -318,7 +318,7 @@ struct Checked {
 fn dimension_of(samples: &[Sample]) -> Result<usize, Invalid> {
     let first = samples.first().ok_or_else(|| sample_count(0))?;
     let dim = first.values.len();
-    palm::checked_dim(dim)
+    model::checked_dim(dim)
         .and_then(|_| Embedding::new(first.values.clone(), dim))
         .map_err(|e| e.within("samples[0].embedding.values"))?;
     Ok(dim)

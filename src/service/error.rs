@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use thenar_index::TemplateId;
 
 use crate::gallery::GalleryError;
-use crate::palm::{Invalid, RequestId, SubjectId, VenueId};
+use crate::model::{Invalid, RequestId, SubjectId, VenueId};
 use crate::registry::RegistryError;
 
 /// What there is too much of.

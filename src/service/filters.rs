@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use roaring::RoaringBitmap;
 use thenar_index::Lsn;
 
-use crate::palm::SubjectFilter;
+use crate::model::SubjectFilter;
 
 /// Filters kept: under 4 MiB of ids in all.
 const KEPT_MAX: usize = 16;

@@ -8,12 +8,12 @@ use roaring::RoaringBitmap;
 use thenar_index::TemplateId;
 
 use super::{Busy, Core, Service, ServiceError};
-use crate::batch::{BatchError, Class};
 use crate::gallery::GalleryError;
-use crate::gate::{self, Decision};
-use crate::palm::{
+use crate::model::{
     self, CANDIDATES_MAX, Embedding, Hand, Invalid, PROBES_MAX, Purpose, RequestId, SubjectFilter, SubjectId, VenueId,
 };
+use crate::policy::{self, Decision};
+use crate::search::batch::{BatchError, Class};
 use crate::search::{Certificate, NO_FLOOR, Probe, Search, rank};
 use crate::telemetry::{self, Refusal, StageTimes};
 
@@ -145,7 +145,7 @@ impl Service {
             let problem = format!("{} is not from 1 to {CANDIDATES_MAX}", identify.max_candidates);
             return Err(Invalid::new("max_candidates", problem).into());
         }
-        let asked = identify.threshold.map(gate::checked_threshold).transpose()?;
+        let asked = identify.threshold.map(policy::checked_threshold).transpose()?;
         let policy = self.parts.policies.of(identify.purpose).at_least(asked);
         let list_from = match asked {
             // Rounding may take an antipode's score a hair under -1.
@@ -175,7 +175,7 @@ impl Service {
         };
         let answered = core.batcher.search(place, search).await.map_err(batch_error)?;
         let scores: Vec<f64> = answered.answer.found.iter().map(|f| f.score).collect();
-        let verdict = gate::decide(policy, list_from, &scores);
+        let verdict = policy::decide(policy, list_from, &scores);
         let listed = verdict.listed.min(identify.max_candidates as usize);
         let candidates = answered.answer.found.into_iter().take(listed).zip(1..).map(|(found, rank)| Candidate {
             rank,
@@ -195,8 +195,8 @@ impl Service {
             certificate: answered.answer.certificate,
             times: StageTimes {
                 queue: answered.queue,
-                sift: answered.batch.sift,
-                verify: answered.batch.verify,
+                prefilter: answered.batch.prefilter,
+                refine: answered.batch.refine,
                 total: identify.arrived.elapsed(),
             },
         })
@@ -206,19 +206,19 @@ impl Service {
     fn find_nobody(
         &self,
         identify: Identify,
-        policy: gate::Policy,
+        policy: policy::Policy,
         list_from: f64,
     ) -> Result<Identification, ServiceError> {
         for (at, sample) in identify.samples.into_iter().enumerate() {
             let dim = sample.values.len();
-            palm::checked_dim(dim)
+            model::checked_dim(dim)
                 .and_then(|_| Embedding::new(sample.values, dim))
                 .map_err(|e| e.within(&format!("probes[{at}].embedding.values")))?;
         }
         Ok(Identification {
             request_id: identify.request_id,
             search_id: self.next_search_id(),
-            decision: gate::decide(policy, list_from, &[]).decision,
+            decision: policy::decide(policy, list_from, &[]).decision,
             candidates: Vec::new(),
             threshold: policy.threshold,
             gallery_size: 0,

@@ -24,17 +24,17 @@ pub use enrol::{BulkItem, BulkOutcome, Enrol, Enrolled, Forget, Forgotten, Prepa
 pub use error::{Busy, ServiceError};
 pub use identify::{Candidate, Identification, Identify, Sample, Verification, Verify};
 
-use crate::batch::{BatchSearcher, Batcher};
-use crate::certificate::Certificate;
-use crate::engine::{EngineDescription, Survivors};
+use crate::engine::certificate::Certificate;
+use crate::engine::{CandidateRows, EngineDescription};
 use crate::gallery::{Gallery, GalleryStatus};
-use crate::gate::{Policies, Policy};
-use crate::palm::{Purpose, SubjectId, VenueId};
+use crate::model::{Purpose, SubjectId, VenueId};
+use crate::policy::{Policies, Policy};
+use crate::process::supervisor::Supervisor;
+use crate::process::zeroing_alloc;
 use crate::registry::{Registry, RegistryCounts, SubjectRecord};
+use crate::search::batch::{BatchSearcher, Batcher};
 use crate::search::{Answer, BatchTiming, Search};
-use crate::supervisor::Supervisor;
 use crate::vault::{RequestDigester, Rotation, Sealer};
-use crate::wipe;
 use compute::Compute;
 use writer::Writer;
 
@@ -216,7 +216,7 @@ impl Service {
         let done = tokio::task::spawn_blocking(move || {
             let _permit = permit;
             let done = supervisor.watch("registry", || read(&*registry));
-            wipe::stack();
+            zeroing_alloc::clear_stack();
             done
         });
         let result = done.await.ok().and_then(Result::ok).ok_or(ServiceError::Draining)?;
@@ -243,13 +243,13 @@ pub struct GallerySearcher {
     /// Whether other searches go first in the engine.
     pub aside: bool,
     /// Reused between batches.
-    pub survivors: Survivors,
+    pub candidates: CandidateRows,
 }
 
 impl BatchSearcher for GallerySearcher {
     fn search(&mut self, searches: &[&Search]) -> Result<(Vec<Answer>, BatchTiming), String> {
-        let found = self.gallery.search(searches, self.aside, &mut self.survivors).map_err(|e| e.to_string());
-        wipe::stack();
+        let found = self.gallery.search(searches, self.aside, &mut self.candidates).map_err(|e| e.to_string());
+        zeroing_alloc::clear_stack();
         found
     }
 }

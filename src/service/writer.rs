@@ -20,8 +20,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::{Busy, ServiceError};
 use crate::gallery::{self, Gallery, GalleryError};
+use crate::process::supervisor::Supervisor;
 use crate::registry::{Action, Change, Event, LogRecord, Outcome, REQUESTS_KEPT, Registry, RegistryError};
-use crate::supervisor::Supervisor;
 use crate::telemetry::{self, Write, WriteResult};
 
 /// Jobs that may wait.
@@ -182,7 +182,7 @@ impl Work {
                         group.push(job);
                     }
                     self.commit(group);
-                    crate::wipe::stack();
+                    crate::process::zeroing_alloc::clear_stack();
                 }
                 Ok(None) => break,
                 Err(_) => {}

@@ -8,7 +8,7 @@ use thenar_index::{Contents, GalleryId, KeyId, Lsn, Origin, SubjectNumber, Templ
 use super::*;
 use crate::engine::cpu::CpuEngine;
 use crate::gallery::Setup;
-use crate::palm::{Hand, RequestId, SubjectId, TemplateRow};
+use crate::model::{Hand, RequestId, SubjectId, TemplateRow};
 use crate::registry::sqlite::SqliteRegistry;
 use crate::registry::{
     Committed, GalleryIdentity, RegistryCounts, SealedTemplate, Source, StoredTemplate, SubjectRecord,

@@ -6,7 +6,7 @@
 
 /// Outputs whose coefficients lie together. Dimensions are multiples of it.
 pub(super) const PANEL: usize = 32;
-const _: () = assert!(crate::palm::DIM_STEP.is_multiple_of(PANEL));
+const _: () = assert!(crate::model::DIM_STEP.is_multiple_of(PANEL));
 
 /// Vectors taken through the whole matrix before the next are begun: they stay in the level-2
 /// cache while the matrix streams by.

@@ -24,7 +24,7 @@ use zeroize::Zeroizing;
 use super::kernel::{self, PANEL};
 use super::locked::Locked;
 use super::{Purpose, Vault};
-use crate::palm::{Invalid, LENGTH_ERROR_MAX, TemplateRow, checked_dim};
+use crate::model::{Invalid, LENGTH_ERROR_MAX, TemplateRow, checked_dim};
 
 /// Partial sums of a dot product, added up in a fixed tree.
 const LANES: usize = 8;

@@ -19,7 +19,7 @@ use half::f16;
 use zeroize::Zeroize as _;
 
 use super::locked::Locked;
-use crate::palm::{Hand, SUBJECT_ID_BYTES_MAX, TemplateRow};
+use crate::model::{Hand, SUBJECT_ID_BYTES_MAX, TemplateRow};
 
 /// The version written: one sealing key for all templates.
 const VERSION: u8 = 1;

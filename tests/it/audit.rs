@@ -202,7 +202,7 @@ mod with_faiss {
         assert_eq!(code, Some(1), "codes are also held against their rows: {said}");
     }
 
-    /// Turns every sign around, takes other words for every sketch, and makes the checksums right, by
+    /// Turns every sign around, takes other words for every codebook code, and makes the checksums right, by
     /// the offsets of index/FORMAT.md. Returns how many blocks had codes.
     fn forge_codes(site: &Site) -> u64 {
         const META_BYTES: u64 = 128;

@@ -1,7 +1,7 @@
 //! Whatever is wrong with a request is told by status code, field and limit; the server goes on.
 
-use thenar::palm::Hand;
-use thenar::wire::{self, palm_sample::Content};
+use thenar::api::proto::{self, palm_sample::Content};
+use thenar::model::Hand;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
@@ -106,28 +106,28 @@ async fn a_norm_of_a_hundred_thousandth_is_enough() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_bad_identification_is_refused_with_field_and_limit() {
     use Code::{InvalidArgument, NotFound};
-    use wire::certificate::Kind;
+    use proto::certificate::Kind;
     let (server, mut client, mut palms) = started().await;
     let known = palms.palm();
     client.enroll("known", std::slice::from_ref(&known)).await.unwrap();
     let probe = sample(&known);
     let base = || identify_request(std::slice::from_ref(&known), 5, None);
-    let request = |change: &dyn Fn(&mut wire::IdentifyRequest)| {
+    let request = |change: &dyn Fn(&mut proto::IdentifyRequest)| {
         let mut request = base();
         change(&mut request);
         request
     };
     let certified = |kind: Kind, miss_probability: f64| {
-        request(&|r| r.certificate = Some(wire::Certificate { kind: kind.into(), miss_probability }))
+        request(&|r| r.certificate = Some(proto::Certificate { kind: kind.into(), miss_probability }))
     };
     let long = "x".repeat(129);
     let only = |ids: &[&str]| {
         let subject_ids = ids.iter().map(|id| (*id).to_owned()).collect();
-        request(&|r| r.only = Some(wire::SubjectFilter { subject_ids: Clone::clone(&subject_ids) }))
+        request(&|r| r.only = Some(proto::SubjectFilter { subject_ids: Clone::clone(&subject_ids) }))
     };
     let crowd: Vec<String> = (0..3001).map(|number| format!("s{number}")).collect();
     let crowd: Vec<&str> = crowd.iter().map(String::as_str).collect();
-    let cases: Vec<(&str, wire::IdentifyRequest, Code, &[&str])> = vec![
+    let cases: Vec<(&str, proto::IdentifyRequest, Code, &[&str])> = vec![
         ("no probes", request(&|r| r.probes.clear()), InvalidArgument, &["probes", "0", "1 to 4"]),
         ("5 probes", request(&|r| r.probes = vec![probe.clone(); 5]), InvalidArgument, &["probes", "5", "1 to 4"]),
         ("no candidates", request(&|r| r.max_candidates = 0), InvalidArgument, &["max_candidates", "0", "100"]),
@@ -183,12 +183,12 @@ async fn a_bad_identification_is_refused_with_field_and_limit() {
         let mut seen = Vec::new();
         while let Some(answer) = stream.message().await.unwrap() {
             match answer.outcome.unwrap() {
-                wire::identify_stream_response::Outcome::Response(response) => {
+                proto::identify_stream_response::Outcome::Response(response) => {
                     assert_eq!(answer.request_id, good_id, "{what}");
                     assert_eq!(response.candidates[0].subject_id, "known", "{what}");
                     seen.push("answered");
                 }
-                wire::identify_stream_response::Outcome::Error(error) => {
+                proto::identify_stream_response::Outcome::Error(error) => {
                     assert_eq!((answer.request_id.as_str(), error.code), (bad_id.as_str(), i32::from(code)), "{what}");
                     assert!(words.iter().all(|w| error.message.contains(w)), "{what}: {error:?}");
                     seen.push("refused");
@@ -209,12 +209,12 @@ async fn a_bad_verification_is_refused_with_field_and_limit() {
     let (_server, mut client, mut palms) = started().await;
     let known = palms.palm();
     client.enroll("known", std::slice::from_ref(&known)).await.unwrap();
-    let request = |change: &dyn Fn(&mut wire::VerifyRequest)| {
+    let request = |change: &dyn Fn(&mut proto::VerifyRequest)| {
         let mut request = verify_request("known", std::slice::from_ref(&known));
         change(&mut request);
         request
     };
-    let cases: Vec<(&str, wire::VerifyRequest, Code, &[&str])> = vec![
+    let cases: Vec<(&str, proto::VerifyRequest, Code, &[&str])> = vec![
         ("unknown subject", request(&|r| r.subject_id = "nobody".into()), NotFound, &["subject_id", "nobody"]),
         ("no subject", request(&|r| r.subject_id.clear()), InvalidArgument, &["subject_id", "empty"]),
         ("long subject", request(&|r| r.subject_id = "s".repeat(65)), InvalidArgument, &["subject_id", "65", "64"]),
@@ -238,14 +238,14 @@ async fn a_bad_enrolment_is_refused_with_field_and_limit_alone_and_among_many() 
     let known = palms.palm();
     client.enroll("known", std::slice::from_ref(&known)).await.unwrap();
     let other = palms.palm();
-    let request = |change: &dyn Fn(&mut wire::EnrollRequest)| {
+    let request = |change: &dyn Fn(&mut proto::EnrollRequest)| {
         let mut request = enroll_request("new", std::slice::from_ref(&other));
         change(&mut request);
         request
     };
     let too_many = vec![sample(&other); 17];
     let picture = Some(Content::Picture(vec![1, 2, 3]));
-    let cases: Vec<(&str, wire::EnrollRequest, Code, &[&str])> = vec![
+    let cases: Vec<(&str, proto::EnrollRequest, Code, &[&str])> = vec![
         ("subject taken", request(&|r| r.subject_id = "known".into()), AlreadyExists, &["subject_id", "known"]),
         ("no subject", request(&|r| r.subject_id.clear()), InvalidArgument, &["subject_id", "empty"]),
         ("long subject", request(&|r| r.subject_id = "s".repeat(65)), InvalidArgument, &["subject_id", "65", "64"]),
@@ -279,12 +279,12 @@ async fn a_bad_enrolment_is_refused_with_field_and_limit_alone_and_among_many() 
         if !request.request_id.is_empty() && request.request_id.starts_with("request-") {
             request.request_id = fresh_id();
         }
-        items.push(wire::BulkEnrollItem { sequence: 1000 + number as u64, enrollment: Some(request) });
+        items.push(proto::BulkEnrollItem { sequence: 1000 + number as u64, enrollment: Some(request) });
         let good = enroll_request(&format!("good-{number}"), &[palms.palm()]);
-        items.push(wire::BulkEnrollItem { sequence: 2000 + number as u64, enrollment: Some(good) });
+        items.push(proto::BulkEnrollItem { sequence: 2000 + number as u64, enrollment: Some(good) });
     }
-    items.push(wire::BulkEnrollItem { sequence: 1999, enrollment: None });
-    let messages = vec![wire::BulkEnrollRequest { items, after_forget: None }];
+    items.push(proto::BulkEnrollItem { sequence: 1999, enrollment: None });
+    let messages = vec![proto::BulkEnrollRequest { items, after_forget: None }];
     let mut stream = client.enrollment.bulk_enroll(tokio_stream::iter(messages)).await.unwrap().into_inner();
     let progress = stream.message().await.unwrap().unwrap();
     assert_eq!(progress.enrolled, cases.len() as u64);
@@ -312,11 +312,11 @@ async fn a_bulk_message_of_none_or_1025_is_refused_and_1024_are_taken() {
     let known = palms.palm();
     client.enroll("known", std::slice::from_ref(&known)).await.unwrap();
     let items = |count: usize, prefix: &str, palms: &mut Palms| {
-        let items = (0..count).map(|n| wire::BulkEnrollItem {
+        let items = (0..count).map(|n| proto::BulkEnrollItem {
             sequence: n as u64,
             enrollment: Some(enroll_request(&format!("{prefix}-{n}"), &[palms.palm()])),
         });
-        wire::BulkEnrollRequest { items: items.collect(), after_forget: None }
+        proto::BulkEnrollRequest { items: items.collect(), after_forget: None }
     };
     for (count, words) in [(0, ["items", "0", "1 to 1024"]), (1025, ["items", "1025", "1 to 1024"])] {
         let message = items(count, "refused", &mut palms);
@@ -370,10 +370,10 @@ async fn a_request_id_names_one_request_for_ever() {
 
     // In a bulk message what is there under the same request id is unchanged.
     let items = vec![
-        wire::BulkEnrollItem { sequence: 1, enrollment: Some(request.clone()) },
-        wire::BulkEnrollItem { sequence: 2, enrollment: Some(enroll_request("eve", &[palms.palm()])) },
+        proto::BulkEnrollItem { sequence: 1, enrollment: Some(request.clone()) },
+        proto::BulkEnrollItem { sequence: 2, enrollment: Some(enroll_request("eve", &[palms.palm()])) },
     ];
-    let messages = vec![wire::BulkEnrollRequest { items, after_forget: None }];
+    let messages = vec![proto::BulkEnrollRequest { items, after_forget: None }];
     let mut stream = client.enrollment.bulk_enroll(tokio_stream::iter(messages)).await.unwrap().into_inner();
     let progress = stream.message().await.unwrap().unwrap();
     assert_eq!((progress.enrolled, progress.unchanged, progress.rejected), (1, 1, 0));

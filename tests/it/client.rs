@@ -2,11 +2,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use thenar::palm::Hand;
-use thenar::wire::administration_client::AdministrationClient;
-use thenar::wire::enrollment_client::EnrollmentClient;
-use thenar::wire::identification_client::IdentificationClient;
-use thenar::wire::{self, palm_sample::Content};
+use thenar::api::proto::administration_client::AdministrationClient;
+use thenar::api::proto::enrollment_client::EnrollmentClient;
+use thenar::api::proto::identification_client::IdentificationClient;
+use thenar::api::proto::{self, palm_sample::Content};
+use thenar::model::Hand;
 use tonic::Status;
 use tonic::transport::Channel;
 
@@ -28,30 +28,30 @@ pub(crate) fn fresh_id() -> String {
 
 fn wire_hand(hand: Hand) -> i32 {
     match hand {
-        Hand::Unspecified => wire::Hand::Unspecified,
-        Hand::Left => wire::Hand::Left,
-        Hand::Right => wire::Hand::Right,
+        Hand::Unspecified => proto::Hand::Unspecified,
+        Hand::Left => proto::Hand::Left,
+        Hand::Right => proto::Hand::Right,
     }
     .into()
 }
 
-pub(crate) fn sample(palm: &Palm) -> wire::PalmSample {
-    wire::PalmSample {
+pub(crate) fn sample(palm: &Palm) -> proto::PalmSample {
+    proto::PalmSample {
         hand: wire_hand(palm.hand),
-        content: Some(Content::Embedding(wire::Embedding { values: palm.values.clone() })),
+        content: Some(Content::Embedding(proto::Embedding { values: palm.values.clone() })),
     }
 }
 
-pub(crate) fn samples(palms: &[Palm]) -> Vec<wire::PalmSample> {
+pub(crate) fn samples(palms: &[Palm]) -> Vec<proto::PalmSample> {
     palms.iter().map(sample).collect()
 }
 
 /// An identification for entry, under a fresh request id.
-pub(crate) fn identify_request(probes: &[Palm], max_candidates: u32, threshold: Option<f64>) -> wire::IdentifyRequest {
-    wire::IdentifyRequest {
+pub(crate) fn identify_request(probes: &[Palm], max_candidates: u32, threshold: Option<f64>) -> proto::IdentifyRequest {
+    proto::IdentifyRequest {
         request_id: fresh_id(),
         venue_id: "gate-1".into(),
-        purpose: wire::Purpose::Entry.into(),
+        purpose: proto::Purpose::Entry.into(),
         probes: samples(probes),
         max_candidates,
         threshold,
@@ -60,26 +60,26 @@ pub(crate) fn identify_request(probes: &[Palm], max_candidates: u32, threshold: 
     }
 }
 
-pub(crate) fn verify_request(subject: &str, probes: &[Palm]) -> wire::VerifyRequest {
-    wire::VerifyRequest {
+pub(crate) fn verify_request(subject: &str, probes: &[Palm]) -> proto::VerifyRequest {
+    proto::VerifyRequest {
         request_id: fresh_id(),
         venue_id: "gate-1".into(),
-        purpose: wire::Purpose::Entry.into(),
+        purpose: proto::Purpose::Entry.into(),
         subject_id: subject.into(),
         probes: samples(probes),
     }
 }
 
-pub(crate) fn enroll_request(subject: &str, palms: &[Palm]) -> wire::EnrollRequest {
-    wire::EnrollRequest { request_id: fresh_id(), subject_id: subject.into(), samples: samples(palms) }
+pub(crate) fn enroll_request(subject: &str, palms: &[Palm]) -> proto::EnrollRequest {
+    proto::EnrollRequest { request_id: fresh_id(), subject_id: subject.into(), samples: samples(palms) }
 }
 
-pub(crate) fn forget_request(subject: &str) -> wire::ForgetRequest {
-    wire::ForgetRequest { request_id: fresh_id(), subject_id: subject.into() }
+pub(crate) fn forget_request(subject: &str) -> proto::ForgetRequest {
+    proto::ForgetRequest { request_id: fresh_id(), subject_id: subject.into() }
 }
 
-pub(crate) fn update_request(subject: &str, add: &[Palm], remove: &[u64]) -> wire::UpdateSubjectRequest {
-    wire::UpdateSubjectRequest {
+pub(crate) fn update_request(subject: &str, add: &[Palm], remove: &[u64]) -> proto::UpdateSubjectRequest {
+    proto::UpdateSubjectRequest {
         request_id: fresh_id(),
         subject_id: subject.into(),
         add_samples: samples(add),
@@ -88,13 +88,13 @@ pub(crate) fn update_request(subject: &str, add: &[Palm], remove: &[u64]) -> wir
 }
 
 /// Cuts enrolments into bulk messages of `size` items; the sequence is the place in `enrolments`.
-pub(crate) fn bulk_messages(enrolments: Vec<wire::EnrollRequest>, size: usize) -> Vec<wire::BulkEnrollRequest> {
-    let items: Vec<wire::BulkEnrollItem> = enrolments
+pub(crate) fn bulk_messages(enrolments: Vec<proto::EnrollRequest>, size: usize) -> Vec<proto::BulkEnrollRequest> {
+    let items: Vec<proto::BulkEnrollItem> = enrolments
         .into_iter()
         .zip(0..)
-        .map(|(enrollment, sequence)| wire::BulkEnrollItem { sequence, enrollment: Some(enrollment) })
+        .map(|(enrollment, sequence)| proto::BulkEnrollItem { sequence, enrollment: Some(enrollment) })
         .collect();
-    items.chunks(size).map(|items| wire::BulkEnrollRequest { items: items.to_vec(), after_forget: None }).collect()
+    items.chunks(size).map(|items| proto::BulkEnrollRequest { items: items.to_vec(), after_forget: None }).collect()
 }
 
 impl Client {
@@ -108,11 +108,11 @@ impl Client {
         }
     }
 
-    pub(crate) async fn enroll(&mut self, subject: &str, palms: &[Palm]) -> Result<wire::EnrollResponse, Status> {
+    pub(crate) async fn enroll(&mut self, subject: &str, palms: &[Palm]) -> Result<proto::EnrollResponse, Status> {
         self.enrollment.enroll(enroll_request(subject, palms)).await.map(tonic::Response::into_inner)
     }
 
-    pub(crate) async fn forget(&mut self, subject: &str) -> Result<wire::ForgetResponse, Status> {
+    pub(crate) async fn forget(&mut self, subject: &str) -> Result<proto::ForgetResponse, Status> {
         self.enrollment.forget(forget_request(subject)).await.map(tonic::Response::into_inner)
     }
 
@@ -121,12 +121,12 @@ impl Client {
         subject: &str,
         add: &[Palm],
         remove: &[u64],
-    ) -> Result<wire::Subject, Status> {
+    ) -> Result<proto::Subject, Status> {
         self.enrollment.update_subject(update_request(subject, add, remove)).await.map(tonic::Response::into_inner)
     }
 
-    pub(crate) async fn get(&mut self, subject: &str) -> Result<wire::Subject, Status> {
-        let request = wire::GetSubjectRequest { subject_id: subject.into() };
+    pub(crate) async fn get(&mut self, subject: &str) -> Result<proto::Subject, Status> {
+        let request = proto::GetSubjectRequest { subject_id: subject.into() };
         self.enrollment.get_subject(request).await.map(tonic::Response::into_inner)
     }
 
@@ -135,7 +135,7 @@ impl Client {
         probes: &[Palm],
         max_candidates: u32,
         threshold: Option<f64>,
-    ) -> Result<wire::IdentifyResponse, Status> {
+    ) -> Result<proto::IdentifyResponse, Status> {
         let request = identify_request(probes, max_candidates, threshold);
         self.identification.identify(request).await.map(tonic::Response::into_inner)
     }
@@ -146,16 +146,16 @@ impl Client {
         Ok(answer.candidates.into_iter().next().map(|c| c.subject_id))
     }
 
-    pub(crate) async fn verify(&mut self, subject: &str, probes: &[Palm]) -> Result<wire::VerifyResponse, Status> {
+    pub(crate) async fn verify(&mut self, subject: &str, probes: &[Palm]) -> Result<proto::VerifyResponse, Status> {
         self.identification.verify(verify_request(subject, probes)).await.map(tonic::Response::into_inner)
     }
 
-    pub(crate) async fn status(&mut self) -> Result<wire::Status, Status> {
-        self.administration.get_status(wire::GetStatusRequest {}).await.map(tonic::Response::into_inner)
+    pub(crate) async fn status(&mut self) -> Result<proto::Status, Status> {
+        self.administration.get_status(proto::GetStatusRequest {}).await.map(tonic::Response::into_inner)
     }
 
     /// Enrols many in one bulk stream and returns the last progress; all must go in.
-    pub(crate) async fn bulk(&mut self, enrolments: Vec<wire::EnrollRequest>) -> wire::BulkEnrollProgress {
+    pub(crate) async fn bulk(&mut self, enrolments: Vec<proto::EnrollRequest>) -> proto::BulkEnrollProgress {
         let count = enrolments.len() as u64;
         let last = self.bulk_again(enrolments).await;
         assert_eq!((last.received, last.enrolled), (count, count), "everybody went in");
@@ -163,12 +163,12 @@ impl Client {
     }
 
     /// Enrols many under request ids that may have been used for them before; all must be in then.
-    pub(crate) async fn bulk_again(&mut self, enrolments: Vec<wire::EnrollRequest>) -> wire::BulkEnrollProgress {
+    pub(crate) async fn bulk_again(&mut self, enrolments: Vec<proto::EnrollRequest>) -> proto::BulkEnrollProgress {
         let count = enrolments.len() as u64;
         let messages = bulk_messages(enrolments, 256);
         let stream = self.enrollment.bulk_enroll(tokio_stream::iter(messages)).await.expect("bulk enrolment starts");
         let mut stream = stream.into_inner();
-        let mut last = wire::BulkEnrollProgress::default();
+        let mut last = proto::BulkEnrollProgress::default();
         while let Some(progress) = stream.message().await.expect("bulk enrolment goes on") {
             assert_eq!(progress.errors, [], "nothing is rejected");
             last = progress;

@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
-use thenar::palm::Hand;
+use thenar::model::Hand;
 use tonic::Code;
 
 use crate::arrays::{Dtype, write_list, write_npy};

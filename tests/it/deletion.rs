@@ -11,7 +11,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use thenar::palm::Embedding;
+use thenar::model::Embedding;
 use tonic::Code;
 
 use crate::client::{Client, enroll_request, forget_request};

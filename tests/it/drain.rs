@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use futures::StreamExt as _;
 use rustix::process::Signal;
-use thenar::wire::{self, BulkEnrollProgress, identify_stream_response::Outcome};
+use thenar::api::proto::{self, BulkEnrollProgress, identify_stream_response::Outcome};
 use tonic::Code;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -38,7 +38,7 @@ fn patient() -> Options {
 /// A stream of identifications whose requests end only when the returned sender is dropped.
 async fn open_stream(
     client: &mut Client,
-) -> (tokio::sync::mpsc::Sender<wire::IdentifyRequest>, tonic::Streaming<wire::IdentifyStreamResponse>) {
+) -> (tokio::sync::mpsc::Sender<proto::IdentifyRequest>, tonic::Streaming<proto::IdentifyStreamResponse>) {
     let (requests, waiting) = tokio::sync::mpsc::channel(64);
     let waiting = tokio_stream::wrappers::ReceiverStream::new(waiting);
     let answers = client.identification.identify_stream(waiting).await.unwrap().into_inner();
@@ -136,7 +136,7 @@ async fn searches_that_were_taken_are_answered_and_streams_end_in_order() {
 async fn idle_streams_end_at_once_and_new_calls_are_refused() {
     let (mut server, mut client, people) = with_people(patient(), 10).await;
     let (_requests, mut answers) = open_stream(&mut client).await;
-    let (_messages, waiting) = tokio::sync::mpsc::channel::<wire::BulkEnrollRequest>(1);
+    let (_messages, waiting) = tokio::sync::mpsc::channel::<proto::BulkEnrollRequest>(1);
     let waiting = tokio_stream::wrappers::ReceiverStream::new(waiting);
     let mut progress = client.enrollment.bulk_enroll(waiting).await.unwrap().into_inner();
     let told = Instant::now();
@@ -155,7 +155,7 @@ async fn idle_streams_end_at_once_and_new_calls_are_refused() {
 async fn stuck(
     server: &TestServer,
     palm: &Palm,
-) -> (Client, tokio::task::JoinHandle<()>, tonic::Streaming<wire::IdentifyStreamResponse>) {
+) -> (Client, tokio::task::JoinHandle<()>, tonic::Streaming<proto::IdentifyStreamResponse>) {
     let mut client = server.client().await;
     let (requests, answers) = open_stream(&mut client).await;
     let request = identify_request(std::slice::from_ref(palm), 100, Some(-1.0));

@@ -9,8 +9,8 @@ use roaring::RoaringBitmap;
 use tempfile::TempDir;
 use thenar::engine::cpu::CpuEngine;
 use thenar::engine::gpu::{AdapterChoice, GpuEngine};
-use thenar::engine::{Engine, Survivors};
-use thenar::palm::Hand;
+use thenar::engine::{CandidateRows, Engine};
+use thenar::model::Hand;
 use thenar::search::{Answer, Certificate, NO_FLOOR, Probe, Search, plan};
 use thenar::simd::Simd;
 use thenar_index::{GalleryId, Geometry, Index, KeyId, Lsn, NewRow, Origin, SubjectNumber, TemplateId};
@@ -204,14 +204,14 @@ impl Engine for Counting {
     fn erase(&self, rows: &[u32]) -> Result<(), thenar::engine::EngineError> {
         self.0.erase(rows)
     }
-    fn sift(
+    fn find_candidates(
         &self,
         view: &thenar::engine::GalleryView<'_>,
-        request: &thenar::engine::SiftRequest<'_>,
-        survivors: &mut Survivors,
+        request: &thenar::engine::CandidateRequest<'_>,
+        candidates: &mut CandidateRows,
     ) -> Result<(), thenar::engine::EngineError> {
-        self.0.sift(view, request, survivors)?;
-        self.1.fetch_add(survivors.overflowed.iter().filter(|o| **o).count(), Ordering::Relaxed);
+        self.0.find_candidates(view, request, candidates)?;
+        self.1.fetch_add(candidates.overflowed.iter().filter(|o| **o).count(), Ordering::Relaxed);
         Ok(())
     }
 }
@@ -220,7 +220,7 @@ impl Engine for Counting {
 fn check(what: &str, fixture: &Fixture, engines: &[Arc<dyn Engine>], searches: &[Search]) -> usize {
     let truths: Vec<Vec<Ranked>> = searches.iter().map(|s| truth(fixture, s)).collect();
     let snapshot = fixture.index.snapshot();
-    let mut survivors = Survivors::default();
+    let mut candidates = CandidateRows::default();
     let mut overflowed = 0;
     for engine in engines {
         let engine = Counting(Arc::clone(engine), AtomicUsize::new(0));
@@ -228,7 +228,7 @@ fn check(what: &str, fixture: &Fixture, engines: &[Arc<dyn Engine>], searches: &
         engine.follow(&plan::view(&snapshot)).unwrap();
         // One batch of all, and each alone: other kernels are taken for few probes.
         let batch: Vec<&Search> = searches.iter().collect();
-        let (answers, _) = plan::search_batch(&engine, &snapshot, &batch, &mut survivors).unwrap();
+        let (answers, _) = plan::search_batch(&engine, &snapshot, &batch, &mut candidates).unwrap();
         for (number, (answer, truth)) in answers.iter().zip(&truths).enumerate() {
             let search = &searches[number];
             let what = format!("{what}, {name}, search {number}: k {}, floor {}", search.k, search.floor);
@@ -237,7 +237,7 @@ fn check(what: &str, fixture: &Fixture, engines: &[Arc<dyn Engine>], searches: &
             assert!(answer.found.iter().zip(truth).all(|(a, b)| a.score.to_bits() == b.score.to_bits()), "{what}");
             if number % 4 == 0 {
                 let (alone, _) =
-                    plan::search_batch(&engine, &snapshot, &batch[number..=number], &mut survivors).unwrap();
+                    plan::search_batch(&engine, &snapshot, &batch[number..=number], &mut candidates).unwrap();
                 assert_eq!(as_ranked(&alone[0]), *truth, "{what}, alone");
             }
         }

@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use thenar::palm::Hand;
-use thenar::wire;
+use thenar::api::proto;
+use thenar::model::Hand;
 
 use crate::client::{Client, enroll_request, identify_request};
 use crate::harness::{Options, Site, TestServer, copy_folder, gpu_is_required, llvmpipe_is_here, skip};
@@ -81,7 +81,7 @@ fn questions(shape: Shape, palms: &mut Palms, subjects: &[(String, Vec<Palm>)]) 
 }
 
 /// Asks on one stream, many at a time, so that batches form; answers by place of the question.
-async fn ask_all(client: &mut Client, questions: &[Question]) -> Vec<wire::IdentifyResponse> {
+async fn ask_all(client: &mut Client, questions: &[Question]) -> Vec<proto::IdentifyResponse> {
     let mut places = BTreeMap::new();
     let requests: Vec<_> = questions
         .iter()
@@ -97,17 +97,17 @@ async fn ask_all(client: &mut Client, questions: &[Question]) -> Vec<wire::Ident
     while let Some(answer) = stream.message().await.unwrap() {
         let place = places.remove(&answer.request_id).expect("each request is answered once");
         match answer.outcome.unwrap() {
-            wire::identify_stream_response::Outcome::Response(response) => {
+            proto::identify_stream_response::Outcome::Response(response) => {
                 assert_eq!(response.request_id, answer.request_id);
                 answers[place] = Some(response);
             }
-            wire::identify_stream_response::Outcome::Error(error) => panic!("{error:?}"),
+            proto::identify_stream_response::Outcome::Error(error) => panic!("{error:?}"),
         }
     }
     answers.into_iter().map(|a| a.expect("every request is answered")).collect()
 }
 
-fn check(what: &str, question: &Question, answer: &wire::IdentifyResponse, close: &[Ranked], exact: &[Ranked]) {
+fn check(what: &str, question: &Question, answer: &proto::IdentifyResponse, close: &[Ranked], exact: &[Ranked]) {
     let (probes, max_candidates, threshold) = question;
     let what = format!("{what}: {} probes, {max_candidates} candidates, threshold {threshold:?}", probes.len());
     let found = answered(answer);
@@ -121,13 +121,13 @@ fn check(what: &str, question: &Question, answer: &wire::IdentifyResponse, close
     assert_eq!(answer.threshold, threshold.map_or(ENTRY.0, |t| t.max(ENTRY.0)), "{what}");
     let certificate = answer.certificate.as_ref().expect("an answer says why it is exact");
     match certificate.kind() {
-        wire::certificate::Kind::Deterministic => assert_eq!(certificate.miss_probability, 0.0, "{what}"),
+        proto::certificate::Kind::Deterministic => assert_eq!(certificate.miss_probability, 0.0, "{what}"),
         // The server's default.
-        wire::certificate::Kind::Randomised => assert_eq!(certificate.miss_probability, 1e-12, "{what}"),
-        wire::certificate::Kind::Unspecified => panic!("{what}: no certificate"),
+        proto::certificate::Kind::Randomised => assert_eq!(certificate.miss_probability, 1e-12, "{what}"),
+        proto::certificate::Kind::Unspecified => panic!("{what}: no certificate"),
     }
     // The runner-up of an inconclusive answer may be listed under the bar.
-    if decision != wire::Decision::Inconclusive {
+    if decision != proto::Decision::Inconclusive {
         let from = threshold.unwrap_or(ENTRY.0);
         let from = if from == -1.0 { -2.0 } else { from };
         check_close(&what, &found, close, from, *max_candidates as usize);
@@ -162,7 +162,7 @@ async fn answers_are_those_of_an_exhaustive_scan(shape: Shape) {
         let exact = rotated.rank(&stored, &probes);
         let score = exact.iter().find(|r| r.subject == claimed.id).map_or(-1.0, |r| r.score);
         assert_eq!(verified.score.to_bits(), score.to_bits(), "{what}");
-        let decision = if score >= ENTRY.0 { wire::Decision::Match } else { wire::Decision::NoMatch };
+        let decision = if score >= ENTRY.0 { proto::Decision::Match } else { proto::Decision::NoMatch };
         assert_eq!(verified.decision, i32::from(decision), "{what}");
     }
 }
@@ -205,7 +205,7 @@ async fn templates_of_the_other_hand_are_not_compared() {
 
     let answer = client.identify(&[ask(Hand::Unspecified, &left)], 10, Some(-1.0)).await.unwrap();
     assert_eq!(answered(&answer).len(), 2, "an unspecified hand is compared with both");
-    assert_eq!(answer.decision, i32::from(wire::Decision::Inconclusive), "two subjects have the same template");
+    assert_eq!(answer.decision, i32::from(proto::Decision::Inconclusive), "two subjects have the same template");
 
     // Of two probes only one can be compared with right-only: its mean is over that one.
     let probes = [ask(Hand::Left, &right), ask(Hand::Right, &left)];
@@ -216,7 +216,7 @@ async fn templates_of_the_other_hand_are_not_compared() {
 
     let nothing = client.verify("right-only", &[ask(Hand::Left, &left)]).await.unwrap();
     assert_eq!(nothing.score, -1.0, "nothing to compare");
-    assert_eq!(nothing.decision, i32::from(wire::Decision::NoMatch));
+    assert_eq!(nothing.decision, i32::from(proto::Decision::NoMatch));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -226,7 +226,7 @@ async fn an_empty_gallery_answers_nobody() {
     let mut palms = Palms::new(SEED + 10, DIM);
     let answer = client.identify(&[palms.palm()], 100, Some(-1.0)).await.unwrap();
     assert_eq!((answer.candidates.len(), answer.gallery_size), (0, 0));
-    assert_eq!(answer.decision, i32::from(wire::Decision::NoMatch));
+    assert_eq!(answer.decision, i32::from(proto::Decision::NoMatch));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -302,7 +302,7 @@ async fn the_gpu_and_the_cpu_give_the_same_answers_to_the_bit() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_request_chooses_its_certificate_and_every_certificate_gives_the_same_answer() {
-    use wire::certificate::Kind;
+    use proto::certificate::Kind;
     const DIM: usize = 256;
     let server = TestServer::start(Options::dim(DIM));
     let mut client = server.client().await;
@@ -315,7 +315,7 @@ async fn a_request_chooses_its_certificate_and_every_certificate_gives_the_same_
     for (kind, miss_probability) in [(Kind::Deterministic, 0.0), (Kind::Randomised, 1e-6), (Kind::Randomised, 1e-15)] {
         for wanted in [0, 777, 4000] {
             let mut request = identify_request(std::slice::from_ref(&people[wanted]), 3, Some(0.6));
-            request.certificate = Some(wire::Certificate { kind: kind.into(), miss_probability });
+            request.certificate = Some(proto::Certificate { kind: kind.into(), miss_probability });
             let answer = client.identification.identify(request).await.unwrap().into_inner();
             assert_eq!(answered(&answer)[0].subject, format!("s{wanted}"), "{kind:?}");
             let certificate = answer.certificate.unwrap();

@@ -5,10 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use half::f16;
 use prost::Message as _;
 use thenar::api::SEARCH_MESSAGE_BYTES_MAX;
-use thenar::palm::{
+use thenar::api::proto::{self, certificate::Kind, identify_stream_response::Outcome};
+use thenar::model::{
     CANDIDATES_MAX, DIM_MAX, FILTER_SUBJECTS_MAX, Hand, NAME_BYTES_MAX, PROBES_MAX, SUBJECT_ID_BYTES_MAX,
 };
-use thenar::wire::{self, certificate::Kind, identify_stream_response::Outcome};
 
 use crate::client::{Client, enroll_request, identify_request};
 use crate::harness::{Options, TestServer};
@@ -21,8 +21,8 @@ const SUBJECTS: usize = 2400;
 /// Of the purpose entry, as deploy/thenar.toml says.
 const ENTRY: (f64, f64) = (0.58, 0.03);
 
-fn filter(ids: impl IntoIterator<Item = impl Into<String>>) -> Option<wire::SubjectFilter> {
-    Some(wire::SubjectFilter { subject_ids: ids.into_iter().map(Into::into).collect() })
+fn filter(ids: impl IntoIterator<Item = impl Into<String>>) -> Option<proto::SubjectFilter> {
+    Some(proto::SubjectFilter { subject_ids: ids.into_iter().map(Into::into).collect() })
 }
 
 /// Somebody enrolled: their palms as a client has them and as the server stores them.
@@ -82,14 +82,14 @@ async fn answers_are_those_of_an_exhaustive_scan_over_the_subjects_named() {
         let strangers = (0..number % 7).map(|at| format!("nobody-{at}"));
         request.only = filter(named.iter().map(|at| crowd[*at].stored.id.clone()).chain(strangers));
         request.certificate =
-            (number % 2 == 0).then(|| wire::Certificate { kind: Kind::Deterministic.into(), miss_probability: 0.0 });
+            (number % 2 == 0).then(|| proto::Certificate { kind: Kind::Deterministic.into(), miss_probability: 0.0 });
         let allowed: Vec<_> = named.iter().map(|at| crowd[*at].stored.clone()).collect();
         let (decision, listed) = expected(&rotated.rank(&allowed, &probes), ENTRY, threshold, k as usize);
         truths.insert(request.request_id.clone(), (format!("seed {SEED}, search {number}"), decision, listed));
         requests.push(request);
     }
 
-    let check = |request_id: &str, answer: &wire::IdentifyResponse| {
+    let check = |request_id: &str, answer: &proto::IdentifyResponse| {
         let (what, decision, listed) = &truths[request_id];
         let found = answered(answer);
         assert_eq!(&found, listed, "{what}");
@@ -113,7 +113,7 @@ async fn answers_are_those_of_an_exhaustive_scan_over_the_subjects_named() {
         }
     }
     assert_eq!(seen, requests.len());
-    for decision in [wire::Decision::Match, wire::Decision::NoMatch] {
+    for decision in [proto::Decision::Match, proto::Decision::NoMatch] {
         assert!(
             truths.values().filter(|(_, expected, _)| *expected == decision).count() >= 10,
             "{decision:?} is tested"
@@ -135,7 +135,7 @@ async fn whoever_is_left_out_is_not_found_and_stands_in_nobodys_way() {
     client.enroll("ada", std::slice::from_ref(&palm)).await.unwrap();
     client.enroll("twin", &[twin]).await.unwrap();
     client.enroll("bob", &[palms.palm()]).await.unwrap();
-    let mut ask = async |only: Option<wire::SubjectFilter>| {
+    let mut ask = async |only: Option<proto::SubjectFilter>| {
         let mut request = identify_request(std::slice::from_ref(&palm), 5, None);
         request.only = only;
         let answer = client.identification.identify(request).await.unwrap().into_inner();
@@ -143,11 +143,11 @@ async fn whoever_is_left_out_is_not_found_and_stands_in_nobodys_way() {
         assert_eq!(answer.gallery_size, 3);
         (answer.decision(), ids.join(" "))
     };
-    assert_eq!(ask(None).await, (wire::Decision::Inconclusive, "ada twin".into()));
-    assert_eq!(ask(filter(["ada", "bob"])).await, (wire::Decision::Match, "ada".into()));
-    assert_eq!(ask(filter(["twin"])).await, (wire::Decision::Match, "twin".into()));
-    assert_eq!(ask(filter(["bob"])).await, (wire::Decision::NoMatch, String::new()));
-    assert_eq!(ask(filter(["nobody", "noone"])).await, (wire::Decision::NoMatch, String::new()));
+    assert_eq!(ask(None).await, (proto::Decision::Inconclusive, "ada twin".into()));
+    assert_eq!(ask(filter(["ada", "bob"])).await, (proto::Decision::Match, "ada".into()));
+    assert_eq!(ask(filter(["twin"])).await, (proto::Decision::Match, "twin".into()));
+    assert_eq!(ask(filter(["bob"])).await, (proto::Decision::NoMatch, String::new()));
+    assert_eq!(ask(filter(["nobody", "noone"])).await, (proto::Decision::NoMatch, String::new()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -191,7 +191,7 @@ fn the_largest_filter_with_the_largest_probes_fits_a_message() {
     let mut request = identify_request(&vec![palm; PROBES_MAX], CANDIDATES_MAX, Some(-1.0));
     request.request_id = "x".repeat(NAME_BYTES_MAX);
     request.venue_id = "x".repeat(NAME_BYTES_MAX);
-    request.certificate = Some(wire::Certificate { kind: Kind::Randomised.into(), miss_probability: 1e-9 });
+    request.certificate = Some(proto::Certificate { kind: Kind::Randomised.into(), miss_probability: 1e-9 });
     let width = SUBJECT_ID_BYTES_MAX;
     request.only = filter((0..FILTER_SUBJECTS_MAX).map(|number| format!("{number:0width$}")));
     let bytes = request.encoded_len();

@@ -3,7 +3,7 @@
 use crate::client::{Client, update_request};
 use crate::harness::{Options, TestServer};
 use crate::palms::{Palm, Palms};
-use thenar::palm::Hand;
+use thenar::model::Hand;
 use tonic::Code;
 
 const SEED: u64 = 11;
@@ -77,7 +77,7 @@ async fn a_verification_sees_the_enrolment_before_it_and_not_the_one_deleted() {
         assert_eq!(b.verify("bob", std::slice::from_ref(&palm)).await.unwrap_err().code(), Code::NotFound, "{what}");
         a.enroll("bob", std::slice::from_ref(&palm)).await.unwrap();
         let verified = b.verify("bob", std::slice::from_ref(&palm)).await.unwrap();
-        assert_eq!(verified.decision, i32::from(thenar::wire::Decision::Match), "{what}");
+        assert_eq!(verified.decision, i32::from(thenar::api::proto::Decision::Match), "{what}");
         assert!((verified.score - 1.0).abs() < 2e-3, "{what}: {}", verified.score);
         a.forget("bob").await.unwrap();
     }

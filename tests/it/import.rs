@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
-use thenar::palm::Hand;
+use thenar::model::Hand;
 use tonic::Code;
 
 use crate::arrays::{Dtype, npy, write_list, write_npy};

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use thenar::wire::{self, BulkEnrollProgress};
+use thenar::api::proto::{self, BulkEnrollProgress};
 use tonic::{Code, Status};
 
 use crate::client::{Client, bulk_messages, enroll_request, forget_request, update_request};
@@ -37,9 +37,9 @@ struct Known {
 /// A request whose answer never came.
 #[derive(Clone)]
 enum Doubt {
-    Enrol(wire::EnrollRequest, Vec<Palm>),
-    Update(wire::UpdateSubjectRequest, Vec<Palm>),
-    Forget(wire::ForgetRequest),
+    Enrol(proto::EnrollRequest, Vec<Palm>),
+    Update(proto::UpdateSubjectRequest, Vec<Palm>),
+    Forget(proto::ForgetRequest),
 }
 
 impl Doubt {
@@ -52,7 +52,7 @@ impl Doubt {
     }
 
     /// Asks; the subject as it is then, `None` where it was forgotten.
-    async fn ask(&self, client: &mut Client) -> Result<Option<wire::Subject>, Status> {
+    async fn ask(&self, client: &mut Client) -> Result<Option<proto::Subject>, Status> {
         match self.clone() {
             Self::Enrol(r, _) => client.enrollment.enroll(r).await.map(|a| a.into_inner().subject),
             Self::Update(r, _) => client.enrollment.update_subject(r).await.map(|a| Some(a.into_inner())),
@@ -61,7 +61,7 @@ impl Doubt {
     }
 
     /// What is known once it is done.
-    fn done(&self, known: &mut Known, subject: Option<&wire::Subject>) {
+    fn done(&self, known: &mut Known, subject: Option<&proto::Subject>) {
         let (id, before) = (self.subject().to_owned(), known.people.remove(self.subject()).unwrap_or_default());
         let (new, removed) = match self {
             Self::Enrol(_, palms) => (palms, &[][..]),
@@ -80,7 +80,7 @@ impl Doubt {
     }
 }
 
-fn numbers(subject: &wire::Subject) -> Vec<u64> {
+fn numbers(subject: &proto::Subject) -> Vec<u64> {
     subject.templates.iter().map(|t| t.template_id).collect()
 }
 
@@ -97,7 +97,7 @@ impl Life {
         Self { name, known: Known::default(), palms: Palms::new(seed, DIM), given: 0 }
     }
 
-    fn enrolment(&mut self, palms_max: usize) -> (wire::EnrollRequest, Vec<Palm>) {
+    fn enrolment(&mut self, palms_max: usize) -> (proto::EnrollRequest, Vec<Palm>) {
         let palms: Vec<Palm> = (0..=self.palms.below(palms_max)).map(|_| self.palms.palm()).collect();
         self.given += 1;
         (enroll_request(&format!("{}-{}", self.name, self.given), &palms), palms)
@@ -245,7 +245,7 @@ async fn settle_in_bulk(what: &str, client: &mut Client, known: &mut Known, doub
     known.people.extend(all.into_iter().map(|(r, palms)| (r.subject_id, palms.into_iter().map(|p| (0, p)).collect())));
 }
 
-async fn repeat_in_bulk(what: &str, client: &mut Client, all: &[(wire::EnrollRequest, Vec<Palm>)], mut done: u64) {
+async fn repeat_in_bulk(what: &str, client: &mut Client, all: &[(proto::EnrollRequest, Vec<Palm>)], mut done: u64) {
     for _ in 0..2 {
         let requests: Vec<_> = all.iter().map(|(r, _)| r.clone()).collect();
         let count = requests.len() as u64;

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use futures::StreamExt as _;
-use thenar::wire::{self, BulkEnrollProgress, identify_stream_response::Outcome};
+use thenar::api::proto::{self, BulkEnrollProgress, identify_stream_response::Outcome};
 use tokio::net::{TcpListener, TcpStream};
 use tonic::transport::Endpoint;
 use tonic::{Code, Request};
@@ -41,7 +41,7 @@ impl Cable {
     }
 
     /// Both ends are closed, in the middle of whatever was under way.
-    fn cut(self) {
+    fn bound(self) {
         self.task.abort();
     }
 }
@@ -89,7 +89,7 @@ async fn a_client_that_vanishes_amid_a_bulk_enrolment_leaves_what_was_acknowledg
         while last.received < enough {
             last = stream.message().await.unwrap().unwrap();
         }
-        cable.cut();
+        cable.bound();
         while let Ok(Some(progress)) = stream.message().await {
             last = progress;
         }
@@ -120,7 +120,7 @@ async fn gates_that_vanish_amid_their_streams_leave_nothing_behind() {
         for _ in 0..round {
             stream.message().await.unwrap().unwrap();
         }
-        cable.cut();
+        cable.bound();
         drop((stream, vanishing));
         assert_eq!(client.who(&people[round].1).await.unwrap().as_ref(), Some(&people[round].0));
     }
@@ -196,7 +196,7 @@ async fn a_stream_has_64_searches_under_way_and_reads_no_further() {
         })
         .collect();
     let stream = client.identification.identify_stream(tokio_stream::iter(requests)).await.unwrap().into_inner();
-    let answers: Vec<wire::IdentifyStreamResponse> = stream.map(|a| a.unwrap()).collect().await;
+    let answers: Vec<proto::IdentifyStreamResponse> = stream.map(|a| a.unwrap()).collect().await;
     let mut answered: Vec<String> = Vec::new();
     for answer in answers {
         match answer.outcome.unwrap() {

@@ -6,9 +6,9 @@
 //! with the rows the server stores, scores must agree to the bit.
 
 use half::f16;
-use thenar::palm::{Embedding, Hand};
+use thenar::api::proto;
+use thenar::model::{Embedding, Hand};
 use thenar::vault::{KeySource, MasterKey, Rotation, Vault, to_row};
-use thenar::wire;
 
 use crate::palms::Palm;
 
@@ -135,15 +135,15 @@ impl Rotated {
 }
 
 pub(crate) fn hand(code: i32) -> Hand {
-    match wire::Hand::try_from(code).expect("a hand") {
-        wire::Hand::Unspecified => Hand::Unspecified,
-        wire::Hand::Left => Hand::Left,
-        wire::Hand::Right => Hand::Right,
+    match proto::Hand::try_from(code).expect("a hand") {
+        proto::Hand::Unspecified => Hand::Unspecified,
+        proto::Hand::Left => Hand::Left,
+        proto::Hand::Right => Hand::Right,
     }
 }
 
 /// The candidates of an answer as ranked subjects; ranks must count from 1.
-pub(crate) fn answered(answer: &wire::IdentifyResponse) -> Vec<Ranked> {
+pub(crate) fn answered(answer: &proto::IdentifyResponse) -> Vec<Ranked> {
     let each = answer.candidates.iter().zip(1..).map(|(c, rank)| {
         assert_eq!(c.rank, rank, "ranks count from 1");
         Ranked {
@@ -184,7 +184,7 @@ pub(crate) fn expected(
     (threshold, margin): (f64, f64),
     asked: Option<f64>,
     max_candidates: usize,
-) -> (wire::Decision, Vec<Ranked>) {
+) -> (proto::Decision, Vec<Ranked>) {
     let bar = asked.map_or(threshold, |a| a.max(threshold));
     let list_from = match asked {
         None => threshold,
@@ -197,12 +197,12 @@ pub(crate) fn expected(
             let close = all.iter().filter(|r| r.score == best.score || best.score - r.score < margin).count();
             if close > 1 {
                 listed = listed.max(close);
-                wire::Decision::Inconclusive
+                proto::Decision::Inconclusive
             } else {
-                wire::Decision::Match
+                proto::Decision::Match
             }
         }
-        _ => wire::Decision::NoMatch,
+        _ => proto::Decision::NoMatch,
     };
     (decision, all[..listed.min(max_candidates)].to_vec())
 }

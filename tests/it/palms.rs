@@ -5,7 +5,7 @@
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
-use thenar::palm::Hand;
+use thenar::model::Hand;
 
 /// One capture: a hand and an embedding.
 #[derive(Clone, Debug, PartialEq)]

@@ -60,7 +60,7 @@ async fn traffic(server: &TestServer) -> (Vec<Palm>, Vec<String>) {
     client.identify(std::slice::from_ref(&stranger), 5, None).await.unwrap();
     client.verify("somebody-5", std::slice::from_ref(&people[5].1)).await.unwrap();
     // Refused, with a palm in hand.
-    let bad = |change: &dyn Fn(&mut thenar::wire::IdentifyRequest)| {
+    let bad = |change: &dyn Fn(&mut thenar::api::proto::IdentifyRequest)| {
         let mut request = identify_request(std::slice::from_ref(&stranger), 5, None);
         change(&mut request);
         request
@@ -126,8 +126,8 @@ async fn after_real_traffic_every_metric_has_moved_that_should() {
         ("thenar_searches_refused_total{reason=\"invalid\"}", 2.0),
         ("thenar_searches_refused_total{reason=\"unknown_venue\"}", 1.0),
         ("thenar_search_seconds_count{stage=\"queue\"}", 8.0),
-        ("thenar_search_seconds_count{stage=\"sift\"}", 8.0),
-        ("thenar_search_seconds_count{stage=\"verify\"}", 8.0),
+        ("thenar_search_seconds_count{stage=\"prefilter\"}", 8.0),
+        ("thenar_search_seconds_count{stage=\"refine\"}", 8.0),
         ("thenar_search_seconds_count{stage=\"total\"}", 8.0),
         ("thenar_batch_probes_sum", 8.0),
         ("thenar_gallery_templates", 62.0),

@@ -100,9 +100,9 @@ def test_an_answer_says_why_it_is_exact_and_where_its_time_went(people):
     assert answer.certificate.kind in (pb.Certificate.KIND_DETERMINISTIC, pb.Certificate.KIND_RANDOMISED)
     assert 0 <= answer.certificate.miss_probability <= 1e-12
     timing = answer.timing
-    for stage in ("queue", "sift", "verify", "total"):
+    for stage in ("queue", "prefilter", "refine", "total"):
         assert timing.HasField(stage), stage
-    spent = [getattr(timing, stage).ToNanoseconds() for stage in ("queue", "sift", "verify", "total")]
+    spent = [getattr(timing, stage).ToNanoseconds() for stage in ("queue", "prefilter", "refine", "total")]
     assert all(nanoseconds >= 0 for nanoseconds in spent)
     assert max(spent[:3]) <= spent[3] < TIMEOUT_S * 1e9
     assert spent[3] > 0

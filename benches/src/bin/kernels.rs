@@ -3,7 +3,7 @@
 //!
 //!     cargo run --release -p thenar-bench --bin kernels
 //!
-//! Figures are medians. Survivors are held against a brute force; exit code 1 if one is missing.
+//! Figures are medians. CandidateRows are held against a brute force; exit code 1 if one is missing.
 
 use std::hint::black_box;
 use std::process::ExitCode;
@@ -12,10 +12,10 @@ use std::time::Instant;
 use clap::Parser;
 use half::f16;
 use serde::Serialize;
-use thenar::certificate::{Certificate, MISS_PROBABILITY_DEFAULT};
 use thenar::cli::table::{facts, say, say_json, table};
+use thenar::engine::certificate::{Certificate, MISS_PROBABILITY_DEFAULT};
 use thenar::engine::cpu::CpuEngine;
-use thenar::engine::{BlockView, Engine, GalleryView, Seed, SiftRequest, Survivors};
+use thenar::engine::{BlockView, CandidateRequest, CandidateRows, Engine, GalleryView, Seed};
 use thenar::search::score;
 use thenar::simd::Simd;
 use thenar_bench::facts::Facts;
@@ -75,8 +75,8 @@ struct Row {
     row_gb_per_second: f64,
     /// Share of the multiply-adds in f32 that the processor can do.
     f32_peak_percent: f64,
-    survivors: usize,
-    /// Rows of brute force that are not among the survivors.
+    candidates: usize,
+    /// Rows of brute force that are not among the candidates.
     missing: usize,
 }
 
@@ -131,27 +131,27 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
             let (floors, keep) = (vec![arguments.tau; batch], vec![arguments.k; batch]);
             let values = probes.values(0..batch);
             let seeds: Vec<Seed> = (0..batch).map(|probe| [probe as u8; 32]).collect();
-            let request = SiftRequest {
+            let request = CandidateRequest {
                 probes: values,
                 floors: &floors,
                 keep: &keep,
-                survivors_max: 4096,
+                candidates_max: 4096,
                 certificate: *certificate,
                 seeds: &seeds,
-                ..SiftRequest::default()
+                ..CandidateRequest::default()
             };
-            let mut survivors = Survivors::default();
-            engine.sift(view, &request, &mut survivors)?;
+            let mut candidates = CandidateRows::default();
+            engine.find_candidates(view, &request, &mut candidates)?;
             let truth = Truth::new(&gallery, &probes, arguments.k as usize);
             let missing = (0..batch).map(|probe| {
                 let wanted = truth.wanted(probe, Some(f64::from(arguments.tau)));
-                wanted.iter().filter(|hit| !survivors.rows[probe].contains(&hit.row)).count()
+                wanted.iter().filter(|hit| !candidates.rows[probe].contains(&hit.row)).count()
             });
             let missing = missing.sum();
             let rounds = if arguments.smoke { 3 } else { (64 / batch).clamp(3, 11) };
             let mut failed = None;
             let seconds = seconds(rounds, || {
-                if let Err(error) = engine.sift(view, &request, &mut survivors) {
+                if let Err(error) = engine.find_candidates(view, &request, &mut candidates) {
                     failed = Some(error);
                 }
             });
@@ -170,7 +170,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
                 pairs_per_second,
                 row_gb_per_second: gigabytes / seconds,
                 f32_peak_percent: pairs_per_second * dim as f64 / (peak * 1e9) * 100.0,
-                survivors: survivors.rows.iter().map(Vec::len).sum(),
+                candidates: candidates.rows.iter().map(Vec::len).sum(),
                 missing,
             });
         }
@@ -190,13 +190,13 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     }
     let missing: usize = rows.iter().map(|row| row.missing).sum();
     if missing > 0 {
-        eprintln!("kernels: {missing} rows are missing among the survivors");
+        eprintln!("kernels: {missing} rows are missing among the candidates");
     }
     Ok(missing == 0 && !rows.is_empty())
 }
 
 fn rendered(rows: &[Row]) -> String {
-    let header = ["path", "way", "probes", "ms", "Mpairs/s", "GB/s of rows", "% of f32 peak", "survivors", "missing"];
+    let header = ["path", "way", "probes", "ms", "Mpairs/s", "GB/s of rows", "% of f32 peak", "candidates", "missing"];
     let mut out = table(&header, 2);
     for row in rows {
         out.add_row(vec![
@@ -207,7 +207,7 @@ fn rendered(rows: &[Row]) -> String {
             format!("{:.1}", row.pairs_per_second / 1e6),
             format!("{:.1}", row.row_gb_per_second),
             format!("{:.1}", row.f32_peak_percent),
-            row.survivors.to_string(),
+            row.candidates.to_string(),
             row.missing.to_string(),
         ]);
     }

@@ -137,7 +137,7 @@ fn measure_codes(dim: usize) {
         codes.put(at, row);
     }
     let each = began.elapsed().as_secs_f64() / (BLOCKS * BLOCK_ROWS) as f64;
-    println!("codes: {:.2} us a row ({:?})", each * 1e6, codes.as_codes().terms[0]);
+    println!("codes: {:.2} us a row ({:?})", each * 1e6, codes.as_codes().factors[0]);
 }
 
 fn timed<T>(what: &str, work: impl FnOnce() -> T) -> T {

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
 use serde::Serialize;
-use thenar::certificate::Certificate;
 use thenar::cli::table::{facts, grouped, say, say_json, table};
 use thenar::engine::Engine;
+use thenar::engine::certificate::Certificate;
 use thenar::engine::cpu::CpuEngine;
 use thenar::engine::gpu::{AdapterChoice, GpuEngine};
 use thenar_bench::facts::Facts;
@@ -136,8 +136,8 @@ struct Row {
     ratio_to_faiss_flat: Option<f64>,
     pairs_per_second: f64,
     /// Median milliseconds a call in the engine and in exact scores, where known.
-    sift_ms: Option<f64>,
-    verify_ms: Option<f64>,
+    prefilter_ms: Option<f64>,
+    refine_ms: Option<f64>,
     probes_judged: usize,
     score_error_max: f64,
     answers_hash: String,
@@ -338,8 +338,8 @@ impl Place {
             tau: if let PeerKind::Exact { tau } = peer.kind() { tau } else { None },
             ratio_to_faiss_flat: ratio,
             pairs_per_second: rate * self.n as f64,
-            sift_ms: figures.stages.map(|stages| stages.sift * 1e3),
-            verify_ms: figures.stages.map(|stages| stages.verify * 1e3),
+            prefilter_ms: figures.stages.map(|stages| stages.prefilter * 1e3),
+            refine_ms: figures.stages.map(|stages| stages.refine * 1e3),
             probes_judged: verdict.judged,
             score_error_max: verdict.score_error_max,
             answers_hash: format!("{:016x}", verdict.hash),

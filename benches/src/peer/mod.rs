@@ -33,9 +33,9 @@ pub struct Answered {
 #[derive(Debug, Clone, Copy, Serialize)]
 pub struct Stages {
     /// In the engine.
-    pub sift: f64,
+    pub prefilter: f64,
     /// In exact scores and ranking.
-    pub verify: f64,
+    pub refine: f64,
 }
 
 /// One timed call.

@@ -7,8 +7,8 @@ use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use tempfile::TempDir;
-use thenar::engine::{Engine, Survivors};
-use thenar::palm::Hand;
+use thenar::engine::{CandidateRows, Engine};
+use thenar::model::Hand;
 use thenar::search::{Answer, Certificate, NO_FLOOR, Probe, Search, plan};
 use thenar_index::{GalleryId, Geometry, Index, KeyId, Lsn, NewRow, Origin, SubjectNumber, TemplateId};
 
@@ -62,7 +62,7 @@ pub struct Thenar {
     engine: Arc<dyn Engine>,
     tau: Option<f64>,
     certificate: Certificate,
-    survivors: Survivors,
+    candidates: CandidateRows,
 }
 
 impl Thenar {
@@ -85,7 +85,7 @@ impl Thenar {
             engine: Arc::clone(engine),
             tau,
             certificate,
-            survivors: Survivors::default(),
+            candidates: CandidateRows::default(),
         })
     }
 }
@@ -126,7 +126,7 @@ impl Peer for Thenar {
                 .collect();
             let searches: Vec<&Search> = searches.iter().collect();
             let snapshot = self.shelf.index.snapshot();
-            let (answers, timing) = plan::search_batch(&*self.engine, &snapshot, &searches, &mut self.survivors)?;
+            let (answers, timing) = plan::search_batch(&*self.engine, &snapshot, &searches, &mut self.candidates)?;
             for answer in &answers {
                 let (held, wanted) = (answer.certificate.miss_probability(), self.certificate.miss_probability());
                 ensure!(held <= wanted, "an answer may miss with {held:e}, {wanted:e} was asked for");
@@ -135,7 +135,7 @@ impl Peer for Thenar {
             done.push(Call {
                 seconds,
                 answered: Answered { first: call.start, hits: answers.iter().map(hits).collect() },
-                stages: Some(Stages { sift: timing.sift.as_secs_f64(), verify: timing.verify.as_secs_f64() }),
+                stages: Some(Stages { prefilter: timing.prefilter.as_secs_f64(), refine: timing.refine.as_secs_f64() }),
             });
         }
         Ok(done)

@@ -26,26 +26,26 @@ fn rows(seed: u64, dim: usize, count: usize) -> Vec<f16> {
 /// The integers of a row, read back out of the bits.
 fn integers(codes: &Codes<'_>, dim: usize, at: usize) -> [Vec<f64>; 4] {
     let (block, lane) = (at / BLOCK_ROWS, at % BLOCK_ROWS);
-    let bit = |plane: &[u8], i: usize| plane[block * sign_bytes(dim) + i / 8 * BLOCK_ROWS + lane] >> (i % 8) & 1;
-    let sign: Vec<f64> = (0..dim).map(|i| if bit(codes.sign, i) == 1 { -1.0 } else { 1.0 }).collect();
-    let two = (0..dim).map(|i| sign[i] * if bit(codes.two, i) == 1 { 3.0 } else { 1.0 }).collect();
+    let bit = |plane: &[u8], i: usize| plane[block * one_bit_bytes(dim) + i / 8 * BLOCK_ROWS + lane] >> (i % 8) & 1;
+    let sign: Vec<f64> = (0..dim).map(|i| if bit(codes.one_bit, i) == 1 { -1.0 } else { 1.0 }).collect();
+    let two = (0..dim).map(|i| sign[i] * if bit(codes.two_bit, i) == 1 { 3.0 } else { 1.0 }).collect();
     let fine = (0..dim)
         .map(|i| {
-            let byte = codes.fine[at * dim / 2 + i % (dim / 2)];
+            let byte = codes.four_bit[at * dim / 2 + i % (dim / 2)];
             let nibble = if i < dim / 2 { byte & 15 } else { byte >> 4 };
             f64::from(2 * i32::from(nibble) - 15)
         })
         .collect();
     let sketch = |i: usize| {
-        let (group, i) = (i / sketch::GROUP_DIMS, i % sketch::GROUP_DIMS);
+        let (group, i) = (i / codebook::GROUP_DIMS, i % codebook::GROUP_DIMS);
         let bit = |n: usize| {
-            let at = group * sketch::WORD_BITS + n;
-            codes.sketch[block * sketch_bytes(dim) + at / 8 * BLOCK_ROWS + lane] >> (at % 8) & 1
+            let at = group * codebook::CODEWORD_BITS + n;
+            codes.codebook[block * codebook_bytes(dim) + at / 8 * BLOCK_ROWS + lane] >> (at % 8) & 1
         };
-        let word = (0..sketch::WORD_BITS).map(|n| usize::from(bit(n)) << n).sum::<usize>();
-        f64::from(sketch::WORDS[word][i])
+        let word = (0..codebook::CODEWORD_BITS).map(|n| usize::from(bit(n)) << n).sum::<usize>();
+        f64::from(codebook::CODEWORDS[word][i])
     };
-    [sign, two, fine, (0..sketch::groups(dim) * sketch::GROUP_DIMS).map(sketch).collect()]
+    [sign, two, fine, (0..codebook::groups(dim) * codebook::GROUP_DIMS).map(sketch).collect()]
 }
 
 #[test]
@@ -56,14 +56,14 @@ fn bits_read_back_point_where_the_row_does_and_the_terms_say_how_nearly() {
         let codes = owned.as_codes();
         assert_eq!(codes.rows(), 128);
         for (at, row) in rows.chunks_exact(dim).enumerate() {
-            let terms = codes.terms[at];
+            let factors = codes.factors[at];
             let norm = |v: &[f64]| v.iter().map(|v| v * v).sum::<f64>().sqrt();
             let row: Vec<f64> = row.iter().map(|v| v.to_f64()).collect();
             let [sign, two, fine, sketch] = integers(&codes, dim, at);
-            assert_eq!(norm(&sketch).powi(2).round() as u32, sketch::square(dim));
-            assert_eq!(norm(&two).powi(2).round() as u32, terms.two_square(dim));
-            assert_eq!(norm(&fine).powi(2).round() as u32, terms.fine_square());
-            let stored = [terms.sign_cosine(), terms.two_cosine(), terms.fine_cosine()];
+            assert_eq!(norm(&sketch).powi(2).round() as u32, codebook::square(dim));
+            assert_eq!(norm(&two).powi(2).round() as u32, factors.two_bit_square(dim));
+            assert_eq!(norm(&fine).powi(2).round() as u32, factors.four_bit_square());
+            let stored = [factors.one_bit_cosine(), factors.two_bit_cosine(), factors.four_bit_cosine()];
             for ((code, stored), least) in [sign, two, fine].iter().zip(stored).zip([0.6, 0.85, 0.96]) {
                 let dot: f64 = row.iter().zip(code).map(|(x, c)| x * c).sum();
                 let cosine = dot / norm(&row) / norm(code);
@@ -71,8 +71,8 @@ fn bits_read_back_point_where_the_row_does_and_the_terms_say_how_nearly() {
                 assert!(cosine - f64::from(stored) < 2.0 / 65_536.0, "dim {dim}: {stored} of {cosine}");
                 assert!(cosine > least, "dim {dim}: {cosine}");
             }
-            let cosines = codes.sketch_cosines(dim, at / BLOCK_ROWS);
-            let stored = f64::from(sketch_cosine(cosines[at % BLOCK_ROWS]));
+            let cosines = codes.codebook_cosines(dim, at / BLOCK_ROWS);
+            let stored = f64::from(codebook_cosine(cosines[at % BLOCK_ROWS]));
             let cosine = row.iter().zip(&sketch).map(|(x, c)| x * c).sum::<f64>() / norm(&row) / norm(&sketch);
             assert!(stored <= cosine && cosine - stored < 1.1 / 256.0, "dim {dim}: {stored} of {cosine}");
             assert!(cosine > if dim < 512 { 0.55 } else { 0.7 }, "dim {dim}: {cosine}");
@@ -82,8 +82,8 @@ fn bits_read_back_point_where_the_row_does_and_the_terms_say_how_nearly() {
 
 /// What a component's codes should be, by the definition: magnitude in the two code, in the fine.
 fn defined(value: f64, rms: f64) -> (f64, f64) {
-    let two = if value.abs() > rms * TWO_STEP { 3.0 } else { 1.0 };
-    let level = (1..8).filter(|&k| value.abs() >= f64::from(k) * (rms * FINE_STEP)).count();
+    let two = if value.abs() > rms * TWO_BIT_STEP { 3.0 } else { 1.0 };
+    let level = (1..8).filter(|&k| value.abs() >= f64::from(k) * (rms * FOUR_BIT_STEP)).count();
     (two, (2 * level + 1) as f64)
 }
 
@@ -104,9 +104,10 @@ fn every_component_has_the_code_of_its_definition() {
             // Any order will do: no component lies within the sum's rounding of a step.
             let rms = (values.iter().map(|v| v * v).sum::<f64>() / dim as f64).sqrt();
             let [sign, two, fine, sketch] = integers(&owned.as_codes(), dim, at);
-            for (group, word) in values.chunks(sketch::GROUP_DIMS).zip(sketch.chunks(sketch::GROUP_DIMS)) {
+            for (group, word) in values.chunks(codebook::GROUP_DIMS).zip(sketch.chunks(codebook::GROUP_DIMS)) {
                 let dot = |word: &[f64]| group.iter().zip(word).map(|(x, c)| x * c).sum::<f64>();
-                let most = sketch::WORDS.map(|word| dot(&word.map(f64::from))).into_iter().fold(f64::MIN, f64::max);
+                let most =
+                    codebook::CODEWORDS.map(|word| dot(&word.map(f64::from))).into_iter().fold(f64::MIN, f64::max);
                 // Products are added up in f32.
                 assert!(dot(word) >= most - 1e-6 * most.abs(), "row {at}: {} of {most}", dot(word));
             }
@@ -138,7 +139,7 @@ fn bits_of_magnitudes_are_told_apart_as_their_values() {
 /// the format has a new version.
 #[test]
 fn codes_have_not_changed() {
-    // Of sign, two, fine and terms, and of sketches.
+    // Of sign, two, fine and factors, and of codebook codes.
     let expected = [
         (32, 0xbdf6_2d8e_7415_09d0, 0xabf6_d1f9_632b_1e17),
         (128, 0x115a_e941_3dd0_a276, 0x3745_c4ba_3eb1_a426),
@@ -147,9 +148,9 @@ fn codes_have_not_changed() {
     ];
     let found = expected.map(|(dim, ..)| {
         let owned = OwnedCodes::of(&rows(7, dim, 128), dim);
-        let mut bytes = [&*owned.sign, &*owned.two, &*owned.fine].concat();
-        bytes.extend_from_slice(bytemuck::cast_slice(&owned.terms));
-        (dim, xxh3_64(&bytes), xxh3_64(&owned.sketch))
+        let mut bytes = [&*owned.one_bit, &*owned.two_bit, &*owned.four_bit].concat();
+        bytes.extend_from_slice(bytemuck::cast_slice(&owned.factors));
+        (dim, xxh3_64(&bytes), xxh3_64(&owned.codebook))
     });
     assert_eq!(found, expected, "{found:#x?}");
 }
@@ -179,10 +180,10 @@ fn a_row_is_clear_when_none_of_its_codes_is_left() {
         for area in 0..4 {
             let mut left = zeros.clone();
             let (plane, first) = match area {
-                0 => (&mut left.sketch, sketch_bytes(dim) + at % BLOCK_ROWS),
-                1 => (&mut left.sign, sign_bytes(dim) + at % BLOCK_ROWS),
-                2 => (&mut left.two, sign_bytes(dim) + at % BLOCK_ROWS),
-                _ => (&mut left.fine, at * dim / 2),
+                0 => (&mut left.codebook, codebook_bytes(dim) + at % BLOCK_ROWS),
+                1 => (&mut left.one_bit, one_bit_bytes(dim) + at % BLOCK_ROWS),
+                2 => (&mut left.two_bit, one_bit_bytes(dim) + at % BLOCK_ROWS),
+                _ => (&mut left.four_bit, at * dim / 2),
             };
             let place = match (end, area) {
                 (false, _) => first,
@@ -196,7 +197,7 @@ fn a_row_is_clear_when_none_of_its_codes_is_left() {
             assert_eq!(left, zeros, "area {area}");
         }
         let mut left = zeros.clone();
-        left.terms[at].threes = 1;
+        left.factors[at].threes = 1;
         assert!(!left.as_codes().is_clear(dim, at));
         left.clear(at);
         assert_eq!(left, zeros);
@@ -210,6 +211,9 @@ fn blocks_are_cut_out_whole() {
     let all = OwnedCodes::of(&rows, dim);
     let part = OwnedCodes::of(&rows[64 * dim..192 * dim], dim);
     let cut = all.as_codes().blocks(dim, 1, 2);
-    assert_eq!(cut.sketch, &*part.sketch);
-    assert_eq!((cut.sign, cut.two, cut.fine, cut.terms), (&*part.sign, &*part.two, &*part.fine, &*part.terms));
+    assert_eq!(cut.codebook, &*part.codebook);
+    assert_eq!(
+        (cut.one_bit, cut.two_bit, cut.four_bit, cut.factors),
+        (&*part.one_bit, &*part.two_bit, &*part.four_bit, &*part.factors)
+    );
 }

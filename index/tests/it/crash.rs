@@ -7,7 +7,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use thenar_index::codes::{BLOCK_ROWS, OwnedCodes, sketch_bytes};
+use thenar_index::codes::{BLOCK_ROWS, OwnedCodes, codebook_bytes};
 use thenar_index::{Compacting, Error, Geometry, Index, Lsn, OwnedRow, SubjectNumber, TemplateId, verify};
 
 use crate::model::{live_rows, live_rows_of_a_stopped};
@@ -221,7 +221,7 @@ impl World {
 }
 
 /// No file in `dir` holds 16 bytes that follow each other in one of these templates, nor in its
-/// fine code, nor its sign code, two code or sketch at any place of a block.
+/// fine code, nor its sign code, two code or codebook code at any place of a block.
 pub(crate) fn assert_no_bytes_of(templates: impl Iterator<Item = u64>, dir: &Path, context: &str) {
     let mut needles: BTreeMap<[u8; 16], u64> = BTreeMap::new();
     let mut lanes: BTreeMap<[u8; PLANE_LINES], u64> = BTreeMap::new();
@@ -234,11 +234,11 @@ pub(crate) fn assert_no_bytes_of(templates: impl Iterator<Item = u64>, dir: &Pat
             needles.extend(bytes.chunks_exact(16).map(|piece| (piece.try_into().unwrap(), template)));
         };
         put(bytemuck::cast_slice(&row));
-        put(&codes.fine[..TORN.dim / 2]);
-        for plane in [&codes.sign, &codes.two] {
+        put(&codes.four_bit[..TORN.dim / 2]);
+        for plane in [&codes.one_bit, &codes.two_bit] {
             lanes.insert(lane_of(plane, 0), template);
         }
-        sketches.insert(lane_of(&codes.sketch, 0), template);
+        sketches.insert(lane_of(&codes.codebook, 0), template);
     }
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
@@ -272,11 +272,11 @@ fn left_in<const N: usize>(area: &[u8], block: usize, lanes: &BTreeMap<[u8; N], 
 const PLANE_LINES: usize = TORN.dim / 8;
 /// Bytes of the sign codes of a block.
 const PLANE: usize = PLANE_LINES * BLOCK_ROWS;
-/// Bytes of the sketches of a block.
-const SKETCH: usize = sketch_bytes(TORN.dim);
-/// Bytes of the sketch of one row, without its cosine: one byte alone may be any row's.
+/// Bytes of the codebook codes of a block.
+const SKETCH: usize = codebook_bytes(TORN.dim);
+/// Bytes of the codebook code of one row, without its cosine: one byte alone may be any row's.
 const SKETCH_LINES: usize = SKETCH / BLOCK_ROWS - 1;
-// Two blocks of 1,280 bytes end within the page they begin on, and those of sketches are less.
+// Two blocks of 1,280 bytes end within the page they begin on, and those of codebook codes are less.
 const SIGN_AT: usize = (4096 + 128 * (128 + TORN.dim * 2)).next_multiple_of(4096);
 const TWO_AT: usize = SIGN_AT + 4096;
 const FINE_AT: usize = TWO_AT + 4096;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use thenar_index::codes::sketch_bytes;
+use thenar_index::codes::codebook_bytes;
 use thenar_index::{
     Damage, DamageKind, Error, GalleryId, Index, KeyId, Lsn, Origin, OwnedRow, SubjectNumber, TemplateId, VERSION,
     verify,
@@ -16,14 +16,14 @@ use crate::palms::{Dice, KEY, SMALL, borrowed, row};
 const HEADER: usize = 4096;
 const META: usize = 128;
 const ROWS_AT: usize = HEADER + 64 * META;
-/// Areas of codes of the one block a segment has: sign, two, fine, terms, sketches, checksum. Each is
+/// Areas of codes of the one block a segment has: sign, two, fine, factors, codebook codes, checksum. Each is
 /// a page or less, and starts on one.
 const CODES: [(usize, usize); 6] = [
     (ROWS_AT + 64 * 64, 64 * 32 / 8),
     (ROWS_AT + 64 * 64 + 4096, 64 * 32 / 8),
     (ROWS_AT + 64 * 64 + 2 * 4096, 64 * 32 / 2),
     (ROWS_AT + 64 * 64 + 3 * 4096, 64 * 12),
-    (ROWS_AT + 64 * 64 + 4 * 4096, sketch_bytes(32)),
+    (ROWS_AT + 64 * 64 + 4 * 4096, codebook_bytes(32)),
     (ROWS_AT + 64 * 64 + 5 * 4096, 8),
 ];
 const SKETCH: usize = 4;
@@ -221,7 +221,7 @@ fn flipped_bits_of_codes_are_found_and_the_codes_made_anew() {
         let name = segment_name(place);
         let mut dice = Dice(place as u64);
         for (area, &(start, len)) in CODES.iter().enumerate() {
-            // Steps that meet every line, and in the sketches, which are few, every byte.
+            // Steps that meet every line, and in the codebook codes, which are few, every byte.
             for at in (start..start + len).step_by(if area >= SKETCH { 1 } else { 7 }) {
                 let context = format!("byte {at} of segment {place}");
                 let mut bytes = sample.files[&name].clone();
@@ -269,7 +269,7 @@ fn flipped_bits_of_codes_are_found_and_the_codes_made_anew() {
 fn wrong_codes_with_a_right_checksum_are_found_by_verifying() {
     // Segment 0 has erased rows: codes of others that are wrong are not taken for an erasure cut short.
     for segment in [0, 1] {
-        // Of the row at offset 6, which is live: its fine code, its sketch and the sketch's cosine.
+        // Of the row at offset 6, which is live: its fine code, its codebook code and the codebook code's cosine.
         let cosine = CODES[SKETCH].0 + CODES[SKETCH].1 - 64 + 6;
         for at in [CODES[2].0 + 100, CODES[SKETCH].0 + 6, cosine] {
             wrong_codes_are_found(segment, at);
@@ -299,7 +299,7 @@ fn wrong_codes_are_found(segment: usize, at: usize) {
 
 #[test]
 fn an_erasure_in_a_block_whose_codes_went_bad_meanwhile_does_not_make_them_look_right() {
-    // A sign code, a sketch, the cosine of one.
+    // A sign code, a codebook code, the cosine of one.
     for at in [CODES[0].0 + 40, CODES[SKETCH].0 + 40, CODES[SKETCH].0 + CODES[SKETCH].1 - 24] {
         bad_codes_are_not_vouched_for(at);
     }

@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use half::f16;
-use thenar_index::codes::{BLOCK_ROWS, sketch_bytes};
+use thenar_index::codes::{BLOCK_ROWS, codebook_bytes};
 use thenar_index::{
     DamageKind, GalleryId, Geometry, Index, KeyId, Lsn, NewRow, Origin, OwnedRow, Row, SubjectNumber, TemplateId,
-    VERSION, sketch,
+    VERSION, codebook,
 };
 use xxhash_rust::xxh3::xxh3_64;
 
@@ -131,7 +131,7 @@ fn a_row_of_512_components_takes_the_bytes_that_format_md_says() {
     let bytes = fs::metadata(dir.path().join(FILES[1])).unwrap().len() as usize;
     let rows = shape.segment_rows as usize;
     assert_eq!((bare_bytes(shape) - 4096) / rows, 1152);
-    let (codes, sketch) = ((bytes - bare_bytes(shape)) / rows, sketch_bytes(shape.dim) / BLOCK_ROWS);
+    let (codes, sketch) = ((bytes - bare_bytes(shape)) / rows, codebook_bytes(shape.dim) / BLOCK_ROWS);
     let page = include_str!("../../FORMAT.md");
     let said = format!("a row and its record take 1,152 bytes, its codes {codes}, of which its sketch is {sketch}.");
     assert!(page.contains(&said), "{said}");
@@ -217,11 +217,11 @@ fn codes_are_as_format_md_says() {
         let bit = |at: usize, i: usize| bytes[at + i / 8 * 64 + n] >> (i % 8) & 1;
         let nibble = |i: usize| bytes[FINE_AT + n * 16 + i % 16] >> (if i < 16 { 0 } else { 4 }) & 15;
         let word = |group: usize| (0..6).map(|k| usize::from(bit(SKETCH_AT, group * 6 + k)) << k).sum::<usize>();
-        let sketch_cosine = bytes[SKETCH_AT + sketch_bytes(32) - 64 + n];
+        let codebook_cosine = bytes[SKETCH_AT + codebook_bytes(32) - 64 + n];
         if row.subject == SubjectNumber(4) {
             assert!((0..32).all(|i| bit(SIGN_AT, i) == 0 && bit(TWO_AT, i) == 0 && nibble(i) == 0));
             assert_eq!(terms_of(n), [0; 12]);
-            assert!((0..sketch_bytes(32)).step_by(64).all(|line| bytes[SKETCH_AT + line + n] == 0));
+            assert!((0..codebook_bytes(32)).step_by(64).all(|line| bytes[SKETCH_AT + line + n] == 0));
             continue;
         }
         let values: Vec<f64> = row.vector.iter().map(|x| x.to_f64()).collect();
@@ -242,21 +242,25 @@ fn codes_are_as_format_md_says() {
         assert_eq!(usize::from(words[3]), two.iter().filter(|c| c.abs() == 3.0).count());
         assert_eq!(f64::from(u32_at(terms_of(n), 8)), fine.iter().map(|c| c * c).sum::<f64>());
         let (mut dot, mut square) = (0.0, 0.0);
-        for (group, values) in values.chunks(sketch::GROUP_DIMS).enumerate() {
-            let with =
-                |word: &[i8; sketch::GROUP_DIMS]| values.iter().zip(word).map(|(x, c)| x * f64::from(*c)).sum::<f64>();
-            let chosen = with(&sketch::WORDS[word(group)]);
-            assert!(sketch::WORDS.iter().all(|other| with(other) <= chosen * (1.0 + 1e-6)), "group {group} of row {n}");
+        for (group, values) in values.chunks(codebook::GROUP_DIMS).enumerate() {
+            let with = |word: &[i8; codebook::GROUP_DIMS]| {
+                values.iter().zip(word).map(|(x, c)| x * f64::from(*c)).sum::<f64>()
+            };
+            let chosen = with(&codebook::CODEWORDS[word(group)]);
+            assert!(
+                codebook::CODEWORDS.iter().all(|other| with(other) <= chosen * (1.0 + 1e-6)),
+                "group {group} of row {n}"
+            );
             dot += chosen;
             square += 10_000.0;
         }
         // Bits behind the last group are zero.
-        let bits = sketch::groups(32) * 6;
+        let bits = codebook::groups(32) * 6;
         assert!((bits..bits.next_multiple_of(8)).all(|i| bit(SKETCH_AT, i) == 0));
-        assert_eq!(sketch_cosine, (256.0 * dot / length(&values) / f64::sqrt(square) - 1e-5) as u8);
+        assert_eq!(codebook_cosine, (256.0 * dot / length(&values) / f64::sqrt(square) - 1e-5) as u8);
     }
     // What lies between the areas is zero, and the checksum takes in all five, segment and block.
-    let areas = [(SIGN_AT, 256), (TWO_AT, 256), (FINE_AT, 1024), (TERMS_AT, 768), (SKETCH_AT, sketch_bytes(32))];
+    let areas = [(SIGN_AT, 256), (TWO_AT, 256), (FINE_AT, 1024), (TERMS_AT, 768), (SKETCH_AT, codebook_bytes(32))];
     for (at, len) in areas {
         assert!(bytes[at + len..at + 4096].iter().all(|byte| *byte == 0));
     }

@@ -301,16 +301,16 @@ fn assert_codes(block: &Block<'_>, dim: usize, cut_short: bool) {
     let mut expected = OwnedCodes::of(&block.rows[..whole * dim], dim);
     let found = block.codes;
     assert_eq!(found.rows(), whole);
-    let terms: &[u8] = bytemuck::cast_slice(found.terms);
-    for area in [found.sign, found.two, found.fine, terms, found.sketch] {
+    let factors: &[u8] = bytemuck::cast_slice(found.factors);
+    for area in [found.one_bit, found.two_bit, found.four_bit, factors, found.codebook] {
         assert!(area.as_ptr().addr().is_multiple_of(4096));
     }
     let mut copy = OwnedCodes::zeroed(dim, whole);
-    copy.sketch.copy_from_slice(found.sketch);
-    copy.sign.copy_from_slice(found.sign);
-    copy.two.copy_from_slice(found.two);
-    copy.fine.copy_from_slice(found.fine);
-    copy.terms.copy_from_slice(found.terms);
+    copy.codebook.copy_from_slice(found.codebook);
+    copy.one_bit.copy_from_slice(found.one_bit);
+    copy.two_bit.copy_from_slice(found.two_bit);
+    copy.four_bit.copy_from_slice(found.four_bit);
+    copy.factors.copy_from_slice(found.factors);
     for (at, row) in block.rows[..whole * dim].chunks_exact(dim).enumerate() {
         let live = block.live[at / 64] >> (at % 64) & 1 == 1;
         if cut_short && !live {

@@ -40,8 +40,8 @@ fn a_scan_never_sees_a_row_change_under_it() {
                     // and so do the codes of every block.
                     let codes = || -> Vec<u64> {
                         let hash = |codes: Codes<'_>| {
-                            let terms = bytemuck::cast_slice(codes.terms);
-                            [codes.sign, codes.two, codes.fine, terms, codes.sketch].map(xxh3_64)
+                            let factors = bytemuck::cast_slice(codes.factors);
+                            [codes.one_bit, codes.two_bit, codes.four_bit, factors, codes.codebook].map(xxh3_64)
                         };
                         snapshot.blocks().flat_map(|block| hash(block.codes)).collect()
                     };

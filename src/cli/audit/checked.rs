@@ -10,20 +10,20 @@ use tokio_util::sync::CancellationToken;
 
 use super::AuditArgs;
 use crate::audit::{Asked, Audit, AuditError, Report, Sampler, exhaustive, faiss, probe_of};
-use crate::certificate::{Certificate, MISS_PROBABILITY_DEFAULT};
 use crate::cli::embeddings::EmbeddingsFile;
 use crate::cli::error::CliError;
 use crate::cli::progress::Progress;
 use crate::cli::table::{facts, grouped, say, say_json, table};
 use crate::cli::{Outcome, import, interrupt, serve};
-use crate::config::{Config, LogConfig};
-use crate::data::FolderError;
-use crate::engine::Survivors;
+use crate::engine::CandidateRows;
+use crate::engine::certificate::{Certificate, MISS_PROBABILITY_DEFAULT};
 use crate::gallery::GalleryError;
-use crate::palm::{Embedding, Purpose};
+use crate::model::{Embedding, Purpose};
+use crate::process::supervisor::Supervisor;
 use crate::search::Probe;
+use crate::server::config::{Config, LogConfig};
+use crate::server::data_folder::FolderError;
 use crate::server::{self, Opened, ServerError};
-use crate::supervisor::Supervisor;
 
 /// Whether OpenMP's threads spin between two of FAISS's parallel loops.
 const WAIT_POLICY: &str = "OMP_WAIT_POLICY";
@@ -90,9 +90,9 @@ fn audit_opened(
     if total == 0 {
         return Err(AuditError::NoProbes.into());
     }
-    let mut survivors = Survivors::default();
+    let mut candidates = CandidateRows::default();
     let mut answer = |searches: &[&crate::search::Search]| {
-        opened.gallery().search(searches, false, &mut survivors).map(|(answers, _)| answers)
+        opened.gallery().search(searches, false, &mut candidates).map(|(answers, _)| answers)
     };
     let mut audit = Audit::new(asked(args, config), &mut answer);
     let pass = audit.probes_a_pass();

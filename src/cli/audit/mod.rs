@@ -12,8 +12,8 @@ use clap::Args;
 
 use super::serve::Overrides;
 use super::{CliError, Outcome};
-use crate::certificate::Certificate;
-use crate::palm::CANDIDATES_MAX;
+use crate::engine::certificate::Certificate;
+use crate::model::CANDIDATES_MAX;
 
 /// Prove on a data folder that answers are those of an exhaustive search: hold them against FAISS.
 ///

@@ -15,11 +15,11 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
 use super::population::Population;
-use crate::cli::connect::{self, Server};
-use crate::cli::error::CliError;
-use crate::wire::{
+use crate::api::proto::{
     Decision, ForgetRequest, IdentifyRequest, IdentifyResponse, PalmSample, Purpose, identify_stream_response,
 };
+use crate::cli::connect::{self, Server};
+use crate::cli::error::CliError;
 
 /// Decisions of the demo take this score or the policy's, whichever is higher. At 512 dimensions
 /// mates of the standard gallery lie above 0.65 and strangers, out of millions, below 0.58.

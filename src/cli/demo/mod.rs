@@ -24,8 +24,8 @@ use super::error::{CliError, code_name};
 use super::import::sink::{Acknowledgement, GrpcSink, Sink as _};
 use super::progress::Progress;
 use super::{Outcome, interrupt, table};
-use crate::palm::{self, DIM_MAX};
-use crate::wire::{self, BulkEnrollItem, BulkEnrollRequest, GetStatusRequest, Purpose};
+use crate::api::proto::{self, BulkEnrollItem, BulkEnrollRequest, GetStatusRequest, Purpose};
+use crate::model::{self, DIM_MAX};
 use load::{Scene, THRESHOLD, Tally};
 use population::Population;
 use report::{Example, Latency, Report, Side};
@@ -105,7 +105,7 @@ impl EngineWord {
 
 fn dimension(text: &str) -> Result<u16, String> {
     let dim = text.parse::<u16>().map_err(|_| format!("{text:?} is not a number up to {DIM_MAX}"))?;
-    palm::checked_dim(dim.into()).map(|_| dim).map_err(|invalid| invalid.to_string())
+    model::checked_dim(dim.into()).map(|_| dim).map_err(|invalid| invalid.to_string())
 }
 
 /// Runs `thenar demo`.
@@ -219,7 +219,7 @@ async fn work(args: &DemoArgs, server: &Server, interrupted: &CancellationToken)
     Ok(report)
 }
 
-async fn status(server: &Server) -> Result<wire::Status, CliError> {
+async fn status(server: &Server) -> Result<proto::Status, CliError> {
     let answer = connect::administration(server.connect().await?).get_status(GetStatusRequest {}).await;
     answer.map(tonic::Response::into_inner).map_err(|status| CliError::refused("GetStatus", status))
 }

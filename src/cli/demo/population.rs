@@ -4,10 +4,10 @@
 //! subjects: the tenth has two palms, a left and a right one, the others have one. So the number
 //! of templates is the number of palms, to the last.
 
+use crate::api::proto::{EnrollRequest, PalmSample};
 use crate::cli::sample::sample;
-use crate::palm::Hand;
-use crate::standard::StandardGallery;
-use crate::wire::{EnrollRequest, PalmSample};
+use crate::model::Hand;
+use crate::model::synthetic::SyntheticGallery;
 
 /// Palms of a block.
 const BLOCK_PALMS: u32 = 11;
@@ -18,7 +18,7 @@ const BLOCK_SUBJECTS: u32 = 10;
 /// are newcomers that are enrolled one by one, with one palm each.
 #[derive(Debug, Clone)]
 pub struct Population {
-    gallery: StandardGallery,
+    gallery: SyntheticGallery,
     palms: u32,
 }
 
@@ -26,7 +26,7 @@ impl Population {
     /// `palms` palms of `dim` dimensions, the same for the same `seed`.
     #[must_use]
     pub fn new(seed: u64, dim: usize, palms: u32) -> Self {
-        Self { gallery: StandardGallery::new(seed, dim), palms }
+        Self { gallery: SyntheticGallery::new(seed, dim), palms }
     }
 
     /// Palms enrolled at the start.

@@ -4,10 +4,10 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::load::{Freshness, Tally, Verdict, judge};
+use crate::api::proto::IdentifyResponse;
 use crate::cli::Outcome;
 use crate::cli::sample::{decision_word, hand_word};
 use crate::cli::table::{facts, grouped, table};
-use crate::wire::IdentifyResponse;
 
 /// Everything the demo found. The order and the names of the first keys are relied on.
 #[derive(Debug, Serialize)]
@@ -252,7 +252,7 @@ impl Report {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::wire::Decision;
+    use crate::api::proto::Decision;
 
     pub(crate) fn report() -> Report {
         let none = Tally::new();

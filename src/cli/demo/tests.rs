@@ -4,8 +4,8 @@ use tonic::Code;
 
 use super::load::{Verdict, churn, gate, judge, stable_subjects, terminal};
 use super::*;
-use crate::cli::fake::Fake;
-use crate::wire::{Candidate, Decision, EnrollRequest, IdentifyResponse, PalmSample};
+use crate::api::proto::{Candidate, Decision, EnrollRequest, IdentifyResponse, PalmSample};
+use crate::cli::mock_server::Fake;
 
 /// Enough dimensions for generated palms to be told apart in a gallery of a few hundred.
 const DIM: usize = 256;
@@ -18,7 +18,7 @@ fn people() -> Arc<Population> {
 /// Puts somebody into the fake server's gallery without asking it.
 fn put(fake: &Fake, request: EnrollRequest) {
     let values = |sample: PalmSample| match sample.content {
-        Some(wire::palm_sample::Content::Embedding(embedding)) => (embedding.values, sample.hand),
+        Some(proto::palm_sample::Content::Embedding(embedding)) => (embedding.values, sample.hand),
         other => panic!("{other:?}"),
     };
     let templates = request.samples.into_iter().map(values).collect();

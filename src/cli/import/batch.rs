@@ -14,11 +14,11 @@ use std::sync::Arc;
 use sha2::{Digest as _, Sha256};
 
 use super::roster::{Roster, RosterLine, RosterLines};
+use crate::api::proto::{BulkEnrollItem, BulkEnrollRequest, EnrollRequest};
 use crate::cli::embeddings::{self, EmbeddingRows, EmbeddingsFile};
 use crate::cli::error::CliError;
 use crate::cli::sample::sample;
-use crate::palm::{Hand, RequestId, SubjectId, TEMPLATES_PER_SUBJECT_MAX};
-use crate::wire::{BulkEnrollItem, BulkEnrollRequest, EnrollRequest};
+use crate::model::{Hand, RequestId, SubjectId, TEMPLATES_PER_SUBJECT_MAX};
 
 /// Subjects a message may have (`enrollment.proto`).
 pub const ITEMS_MAX: usize = 1024;

@@ -22,17 +22,17 @@ use tonic::Status;
 use super::blocking;
 use super::sink::{Acknowledgement, IN_FLIGHT_MAX, Sink, Tally};
 use crate::api;
+use crate::api::proto::{BulkEnrollProgress, BulkEnrollRequest};
 use crate::cli::embeddings::EmbeddingsFile;
 use crate::cli::error::CliError;
 use crate::cli::serve::{self, Overrides};
-use crate::config::{Config, ConfigError, EngineKind, LogConfig};
-use crate::data::{DataFolder, FolderError};
+use crate::process::supervisor::Supervisor;
 use crate::registry::Registry as _;
 use crate::registry::sqlite::SqliteRegistry;
+use crate::server::config::{Config, ConfigError, EngineKind, LogConfig};
+use crate::server::data_folder::{DataFolder, FolderError};
 use crate::server::{self, Opened, ServerError, key_source};
-use crate::supervisor::Supervisor;
 use crate::vault::{MasterKey, Vault};
-use crate::wire::{BulkEnrollProgress, BulkEnrollRequest};
 
 /// The data folder to enrol in, instead of a server.
 #[derive(Debug, Clone, Default, Args)]

@@ -29,7 +29,7 @@ use super::embeddings::EmbeddingsFile;
 use super::error::{CliError, code_name};
 use super::progress::Progress;
 use super::{Outcome, interrupt, table};
-use crate::wire::GetStatusRequest;
+use crate::api::proto::GetStatusRequest;
 use batch::{Batch, Batches, ITEMS_MAX, Rejection};
 use local::{Folder, FolderArgs, LocalSink};
 use roster::Roster;

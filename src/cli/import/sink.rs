@@ -15,10 +15,10 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tonic::{Code, Streaming};
 
+use crate::api::proto::{BulkEnrollError, BulkEnrollProgress, BulkEnrollRequest};
 use crate::cli::connect::{self, Server};
 use crate::cli::error::{CliError, code_name};
 use crate::cli::progress::Progress;
-use crate::wire::{BulkEnrollError, BulkEnrollProgress, BulkEnrollRequest};
 
 /// Messages sent and not yet acknowledged, at most. With 4 MiB a message this bounds the memory.
 pub const IN_FLIGHT_MAX: usize = 8;

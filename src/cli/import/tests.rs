@@ -5,7 +5,7 @@ use tonic::Code;
 
 use super::*;
 use crate::cli::embeddings::tests::npy_f32;
-use crate::cli::fake::Fake;
+use crate::cli::mock_server::Fake;
 
 const DIM: usize = 32;
 

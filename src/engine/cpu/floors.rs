@@ -37,13 +37,13 @@ pub(super) struct Floor {
     /// The floor of exact scores that was asked for.
     asked: f32,
     keep: usize,
-    survivors_max: usize,
+    candidates_max: usize,
     slack: f32,
 }
 
 impl Floor {
     /// A floor of exact scores, for kernels within `slack` of them.
-    pub(super) fn new(floor: f32, keep: u32, survivors_max: usize, slack: f32) -> Self {
+    pub(super) fn new(floor: f32, keep: u32, candidates_max: usize, slack: f32) -> Self {
         Self {
             threshold: AtomicI32::new(order_key(lowered(floor, slack))),
             collected: AtomicUsize::new(0),
@@ -51,7 +51,7 @@ impl Floor {
             best: Mutex::default(),
             asked: floor,
             keep: keep as usize,
-            survivors_max,
+            candidates_max,
             slack,
         }
     }
@@ -122,7 +122,7 @@ impl Shortlist {
     pub(super) fn offer(&mut self, floor: &Floor, approx: f32, row: u32) {
         self.entries.push(Entry { approx, row });
         if floor.keep == 0 {
-            if floor.collected.fetch_add(1, Ordering::Relaxed) >= floor.survivors_max {
+            if floor.collected.fetch_add(1, Ordering::Relaxed) >= floor.candidates_max {
                 floor.overflow();
                 self.clear();
             }
@@ -132,7 +132,7 @@ impl Shortlist {
         if self.entries.len() >= self.prune_at.max(2 * floor.keep + SLACK_ENTRIES) {
             self.prune(floor);
             self.prune_at = 2 * self.entries.len() + SLACK_ENTRIES;
-            if self.entries.len() > floor.survivors_max {
+            if self.entries.len() > floor.candidates_max {
                 floor.overflow();
                 self.clear();
             }
@@ -160,7 +160,7 @@ impl Shortlist {
         if floor.keep != 0 {
             merged.prune(floor);
         }
-        if merged.entries.len() > floor.survivors_max {
+        if merged.entries.len() > floor.candidates_max {
             floor.overflow();
         }
         if !floor.overflowed() {

@@ -2,14 +2,14 @@
 //! coarser where they have none or codes tell too little, at the speed of memory for a few probes
 //! and at the arithmetic peak for a batch.
 //!
-//! It reads codes and rows where the view has them, and keeps a copy of no more than the sketches
-//! (`sketches.rs`). What it returns is a superset by proof, not by tuning: a row is dropped where
-//! its code is below the bar of its certificate ([`crate::certificate`]), or where its f32 number,
+//! It reads codes and rows where the view has them, and keeps a copy of no more than the codebook codes
+//! (`codebook codes.rs`). What it returns is a superset by proof, not by tuning: a row is dropped where
+//! its code is below the bar of its certificate ([`crate::engine::certificate`]), or where its f32 number,
 //! which is within [`sift_slack`] of the exact score, is further than that below the floor.
 //!
 //! Does not know subjects, policies, files or codes. Invariants: between two sifts nothing of a
-//! gallery is kept but sketches and scratch memory, bounded by `SCRATCH_KEPT`; after `erase` returns,
-//! no scratch memory holds a row that was read before, and no sketch of the erased rows is left.
+//! gallery is kept but codebook codes and scratch memory, bounded by `SCRATCH_KEPT`; after `erase` returns,
+//! no scratch memory holds a row that was read before, and no codebook code of the erased rows is left.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -17,12 +17,12 @@ mod avx2;
 mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_bf16;
+mod codebook_copy;
 mod floors;
 mod kernels;
 mod pace;
 mod portable;
 mod sieve;
-mod sketches;
 mod slack;
 mod sweep;
 #[cfg(test)]
@@ -34,13 +34,13 @@ use parking_lot::{Mutex, RwLock};
 use roaring::RoaringBitmap;
 use zeroize::Zeroize;
 
+use self::codebook_copy::CodebookCopy;
 use self::floors::Shortlist;
 use self::kernels::{Kernels, Line};
 use self::sieve::kernels::CodeKernels;
-use self::sketches::Sketches;
 pub use self::slack::sift_slack;
 use self::sweep::{Bench, Sweep, Turn};
-use super::{Engine, EngineDescription, EngineError, GalleryView, Seed, SiftRequest, Survivors};
+use super::{CandidateRequest, CandidateRows, Engine, EngineDescription, EngineError, GalleryView, Seed};
 use crate::simd::{self, Simd, SimdError};
 
 /// Sets of scratch memory kept for the next sifts; one is in use in each sift under way.
@@ -101,7 +101,7 @@ pub struct CpuEngine {
     pool: rayon::ThreadPool,
     scratch: Mutex<Vec<Scratch>>,
     /// Held shared by sifts under way; alone by an erasure, which so waits for them, and by who copies.
-    sketches: RwLock<Sketches>,
+    sketches: RwLock<CodebookCopy>,
     scratch_bytes: AtomicU64,
     /// The one level of codes to sift by, instead of the fastest.
     #[cfg(test)]
@@ -173,7 +173,7 @@ impl CpuEngine {
 }
 
 impl Engine for CpuEngine {
-    /// `host_bytes` counts sketches and the scratch kept between sifts, not that of sifts under way.
+    /// `host_bytes` counts codebook codes and the scratch kept between sifts, not that of sifts under way.
     fn describe(&self) -> EngineDescription {
         EngineDescription {
             kind: "cpu",
@@ -184,7 +184,7 @@ impl Engine for CpuEngine {
         }
     }
 
-    /// Copies the sketches of segments that are new. Does not fail: without a copy the map is read.
+    /// Copies the codebook codes of segments that are new. Does not fail: without a copy the map is read.
     fn follow(&self, view: &GalleryView<'_>) -> Result<(), EngineError> {
         let is_up_to = self.sketches.read().is_up_to(view);
         if !is_up_to {
@@ -193,7 +193,7 @@ impl Engine for CpuEngine {
         Ok(())
     }
 
-    /// Waits for the sifts under way, and overwrites the sketches of these rows and all scratch memory,
+    /// Waits for the sifts under way, and overwrites the codebook codes of these rows and all scratch memory,
     /// which still holds the rows read last: some hundred kilobytes a thread.
     fn erase(&self, rows: &[u32]) -> Result<(), EngineError> {
         let mut sketches = self.sketches.write();
@@ -202,31 +202,37 @@ impl Engine for CpuEngine {
         Ok(())
     }
 
-    fn sift(
+    fn find_candidates(
         &self,
         view: &GalleryView<'_>,
-        request: &SiftRequest<'_>,
-        survivors: &mut Survivors,
+        request: &CandidateRequest<'_>,
+        candidates: &mut CandidateRows,
     ) -> Result<(), EngineError> {
-        self.sift_in_turn(Turn::First, view, request, survivors);
+        self.sift_in_turn(Turn::First, view, request, candidates);
         Ok(())
     }
 
-    fn sift_aside(
+    fn find_candidates_yielding(
         &self,
         view: &GalleryView<'_>,
-        request: &SiftRequest<'_>,
-        survivors: &mut Survivors,
+        request: &CandidateRequest<'_>,
+        candidates: &mut CandidateRows,
     ) -> Result<(), EngineError> {
-        self.sift_in_turn(Turn::Aside, view, request, survivors);
+        self.sift_in_turn(Turn::Yielding, view, request, candidates);
         Ok(())
     }
 }
 
 impl CpuEngine {
-    fn sift_in_turn(&self, turn: Turn, view: &GalleryView<'_>, request: &SiftRequest<'_>, survivors: &mut Survivors) {
+    fn sift_in_turn(
+        &self,
+        turn: Turn,
+        view: &GalleryView<'_>,
+        request: &CandidateRequest<'_>,
+        candidates: &mut CandidateRows,
+    ) {
         let probes = request.floors.len();
-        survivors.reset(probes);
+        candidates.reset(probes);
         if probes == 0 {
             return;
         }
@@ -235,9 +241,9 @@ impl CpuEngine {
         let rows: usize = view.blocks.iter().map(|block| block.count(view.dim)).sum();
         let narrow = |filter: &Option<&RoaringBitmap>| filter.is_some_and(|f| f.len() <= rows as u64 / FEW_OF);
         if request.filters.iter().any(narrow) {
-            self.sift_in_two(turn, view, request, narrow, survivors);
+            self.sift_in_two(turn, view, request, narrow, candidates);
         } else {
-            self.sift_all(turn, view, request, rows, survivors);
+            self.sift_all(turn, view, request, rows, candidates);
         }
     }
 
@@ -246,9 +252,9 @@ impl CpuEngine {
         &self,
         turn: Turn,
         view: &GalleryView<'_>,
-        request: &SiftRequest<'_>,
+        request: &CandidateRequest<'_>,
         narrow: impl Fn(&Option<&RoaringBitmap>) -> bool,
-        survivors: &mut Survivors,
+        candidates: &mut CandidateRows,
     ) {
         let dim = view.dim;
         let (few, many): (Vec<usize>, Vec<usize>) =
@@ -261,18 +267,18 @@ impl CpuEngine {
             seeds: chosen.iter().map(|p| request.seed(*p)).collect(),
         };
         let rows = view.blocks.iter().map(|block| block.count(dim)).sum();
-        let mut found = Survivors::default();
+        let mut found = CandidateRows::default();
         found.reset(many.len());
         if !many.is_empty() {
             self.sift_all(turn, view, &of(&many).request(request), rows, &mut found);
-            survivors.certificate = found.certificate;
+            candidates.certificate = found.certificate;
         }
         for (probe, rows) in many.iter().zip(&mut found.rows) {
-            std::mem::swap(rows, &mut survivors.rows[*probe]);
+            std::mem::swap(rows, &mut candidates.rows[*probe]);
         }
         for ((probe, overflowed), floor) in many.into_iter().zip(found.overflowed).zip(found.floors) {
-            survivors.overflowed[probe] = overflowed;
-            survivors.floors[probe] = floor;
+            candidates.overflowed[probe] = overflowed;
+            candidates.floors[probe] = floor;
         }
 
         let chosen = of(&few);
@@ -289,12 +295,12 @@ impl CpuEngine {
                 let Some(filter) = chosen.filters.get(at) else { break };
                 sweep.filtered(at, filter.expect("narrow filters are filters"), &mut bench);
             }
-            crate::wipe::stack();
+            crate::process::zeroing_alloc::clear_stack();
         });
         for (at, probe) in few.into_iter().enumerate() {
             let lists = benches.iter_mut().filter_map(|b| b.get_mut().list(at));
-            survivors.overflowed[probe] = Shortlist::merge(lists, &sweep.floors[at], &mut survivors.rows[probe]);
-            survivors.floors[probe] = sweep.floors[at].held();
+            candidates.overflowed[probe] = Shortlist::merge(lists, &sweep.floors[at], &mut candidates.rows[probe]);
+            candidates.floors[probe] = sweep.floors[at].held();
         }
         drop(sweep);
         self.give_scratch(scratch);
@@ -304,9 +310,9 @@ impl CpuEngine {
         &self,
         turn: Turn,
         view: &GalleryView<'_>,
-        request: &SiftRequest<'_>,
+        request: &CandidateRequest<'_>,
         rows: usize,
-        survivors: &mut Survivors,
+        candidates: &mut CandidateRows,
     ) {
         let probes = request.floors.len();
         let mut scratch = self.take_scratch();
@@ -321,18 +327,18 @@ impl CpuEngine {
             let benches = &*benches;
             self.pool.broadcast(|thread| {
                 sweep.work(&mut benches[thread.index()].lock(), turn);
-                crate::wipe::stack();
+                crate::process::zeroing_alloc::clear_stack();
             });
         }
         for (probe, floor) in sweep.floors.iter().enumerate() {
-            survivors.overflowed[probe] = Shortlist::merge(
+            candidates.overflowed[probe] = Shortlist::merge(
                 benches.iter_mut().filter_map(|b| b.get_mut().list(probe)),
                 floor,
-                &mut survivors.rows[probe],
+                &mut candidates.rows[probe],
             );
-            survivors.floors[probe] = floor.held();
+            candidates.floors[probe] = floor.held();
         }
-        survivors.certificate = sweep.certificate();
+        candidates.certificate = sweep.certificate();
         drop(sweep);
         self.give_scratch(scratch);
     }
@@ -348,12 +354,12 @@ struct Chosen<'a> {
 }
 
 impl Chosen<'_> {
-    fn request<'s>(&'s self, whole: &SiftRequest<'_>) -> SiftRequest<'s> {
-        SiftRequest {
+    fn request<'s>(&'s self, whole: &CandidateRequest<'_>) -> CandidateRequest<'s> {
+        CandidateRequest {
             probes: &self.probes,
             floors: &self.floors,
             keep: &self.keep,
-            survivors_max: whole.survivors_max,
+            candidates_max: whole.candidates_max,
             certificate: whole.certificate,
             filters: &self.filters,
             seeds: &self.seeds,

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::floors::Floor;
 use super::sieve::Level;
-use crate::certificate::{Certificate, Cutter, FLOOR_MIN};
+use crate::engine::certificate::{Bounds, Certificate, FLOOR_MIN};
 
 /// A way to sift a piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,8 +47,8 @@ struct Known {
 /// The paces of one sift, shared by its threads.
 pub(super) struct Pace<'a> {
     ways: [Known; Level::ALL.len()],
-    cutter: Cutter,
-    /// Whether sketches or signs alone can pass a row over.
+    cutter: Bounds,
+    /// Whether codebook codes or signs alone can pass a row over.
     randomised: bool,
     /// Kept by the engine from sift to sift: it depends on little but the number of probes.
     exhaustive: &'a AtomicU64,
@@ -69,11 +69,11 @@ impl<'a> Pace<'a> {
             passed: AtomicU64::new(0),
             again: AtomicUsize::new(1),
             // Two bits are worth trying earlier: the others pass more of the rows near the bar.
-            promising: if level == Level::Two { usual } else { 2.0 * usual },
+            promising: if level == Level::TwoBit { usual } else { 2.0 * usual },
         };
         Self {
             ways: Level::ALL.map(known),
-            cutter: Cutter::new(certificate, dim),
+            cutter: Bounds::new(certificate, dim),
             randomised: certificate != Certificate::Deterministic,
             exhaustive,
             pieces: AtomicUsize::new(0),
@@ -116,7 +116,7 @@ impl<'a> Pace<'a> {
     fn is_due(&self, known: &Known, piece: usize, floors: &[Floor]) -> bool {
         let again = known.again.load(Ordering::Relaxed);
         let never = known.pace.load(Ordering::Relaxed) == UNKNOWN;
-        if known.level != Level::Two && !self.randomised || piece < again && !never {
+        if known.level != Level::TwoBit && !self.randomised || piece < again && !never {
             return false;
         }
         let passes_few = |coarser: &Known| {
@@ -136,7 +136,7 @@ impl<'a> Pace<'a> {
     fn is_promising(&self, known: &Known, floors: &[Floor]) -> bool {
         let mean = floors.iter().map(|floor| floor.threshold().min(1.0)).sum::<f32>() / floors.len() as f32;
         let cosine = known.level.usual_cosine();
-        self.cutter.cut(mean.into()).is_some_and(|cut| cut.bar(self.cutter.leaning(cosine)) > known.promising)
+        self.cutter.bound(mean.into()).is_some_and(|cut| cut.least_product(self.cutter.angle(cosine)) > known.promising)
     }
 
     /// Takes in how long a piece of `pairs` pairs took, of which `passed` passed the first look.

@@ -6,7 +6,7 @@
 //! ([`LENGTH_ERROR_MAX`]), and an image of that length, rounded to f16, has the first (relative error
 //! 2^-11 a component and 2^-25 below the normal range).
 
-use crate::palm::LENGTH_ERROR_MAX;
+use crate::model::LENGTH_ERROR_MAX;
 
 /// Largest norm of a stored row.
 const ROW_NORM_MAX: f64 = 1.0 + 1.0 / 1024.0;
@@ -97,7 +97,7 @@ mod tests {
     use crate::search::score::exact;
     use crate::simd::Simd;
 
-    /// Rows and probes whose sums round badly: all terms positive, one value again and again so
+    /// Rows and probes whose sums round badly: all factors positive, one value again and again so
     /// that rounding errors keep their sign, values in the middle between two bf16, and noise.
     fn bad_pairs(seed: u64, dim: usize) -> Vec<(Vec<f16>, Vec<f32>)> {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -136,7 +136,7 @@ mod tests {
         pairs
     }
 
-    /// f32 sums of the terms in the given order: fused, with rounded products, and pairwise.
+    /// f32 sums of the factors in the given order: fused, with rounded products, and pairwise.
     fn sums_of(row: &[f16], probe: &[f32], order: &[usize]) -> [f32; 3] {
         let mut fused = 0.0_f32;
         let mut rounded = 0.0_f32;
@@ -144,11 +144,11 @@ mod tests {
             fused = row[i].to_f32().mul_add(probe[i], fused);
             rounded += row[i].to_f32() * probe[i];
         }
-        let mut terms: Vec<f32> = order.iter().map(|&i| row[i].to_f32() * probe[i]).collect();
-        while terms.len() > 1 {
-            terms = terms.chunks(2).map(|pair| pair.iter().sum()).collect();
+        let mut factors: Vec<f32> = order.iter().map(|&i| row[i].to_f32() * probe[i]).collect();
+        while factors.len() > 1 {
+            factors = factors.chunks(2).map(|pair| pair.iter().sum()).collect();
         }
-        [fused, rounded, terms[0]]
+        [fused, rounded, factors[0]]
     }
 
     #[test]
@@ -169,7 +169,7 @@ mod tests {
                         }
                         order.shuffle(&mut rng);
                     }
-                    // Largest terms first: partial sums, and their errors, are as large as can be.
+                    // Largest factors first: partial sums, and their errors, are as large as can be.
                     order.sort_by(|&a, &b| (row[b].to_f32() * probe[b]).total_cmp(&(row[a].to_f32() * probe[a])));
                     for sum in sums_of(&row, &probe, &order) {
                         let error = (f64::from(sum) - score).abs();

@@ -21,8 +21,8 @@ use super::pace::{Pace, Way};
 use super::sieve::kernels::CodeKernels;
 use super::sieve::{Level, Sieve, SieveBench, TILE_ROWS};
 use super::slack::{coarse_slack, lowered, sift_slack};
-use crate::certificate::Certificate;
-use crate::engine::{BlockView, GalleryView, SiftRequest};
+use crate::engine::certificate::Certificate;
+use crate::engine::{BlockView, CandidateRequest, GalleryView};
 
 /// Bytes of stored rows in a piece that dots read: they stay in a core's own cache while the
 /// groups of probes sweep over them.
@@ -52,7 +52,7 @@ struct Group {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Turn {
     First,
-    Aside,
+    Yielding,
 }
 
 /// Time the calling thread has been running: unlike the time that has passed, it says what the work
@@ -147,13 +147,13 @@ impl<'a> Sweep<'a> {
     pub(super) fn new(
         (kernels, code_kernels): (&'static Kernels, &'static CodeKernels),
         view: &'a GalleryView<'a>,
-        request: &SiftRequest<'a>,
+        request: &CandidateRequest<'a>,
         packed: &'a mut Vec<Line>,
         exhaustive_pace: &'a AtomicU64,
     ) -> Self {
         let dim = view.dim;
         let count = request.floors.len();
-        assert!(dim.is_multiple_of(crate::palm::DIM_STEP) && dim > 0, "dimension {dim}");
+        assert!(dim.is_multiple_of(crate::model::DIM_STEP) && dim > 0, "dimension {dim}");
         assert_eq!(request.probes.len(), count * dim, "a floor for every probe");
         assert_eq!(request.keep.len(), count, "a number to keep for every probe");
 
@@ -162,7 +162,7 @@ impl<'a> Sweep<'a> {
             .floors
             .iter()
             .zip(request.keep)
-            .map(|(floor, keep)| Floor::new(*floor, *keep, request.survivors_max, slack))
+            .map(|(floor, keep)| Floor::new(*floor, *keep, request.candidates_max, slack))
             .collect();
 
         let by_tiles = count > kernels.dots_up_to;
@@ -270,7 +270,7 @@ impl<'a> Sweep<'a> {
                 let count = self.piece_rows.min(block.count(self.view.dim) - first);
                 self.exhaustive(block, first, count, bench);
             }
-            if turn == Turn::Aside {
+            if turn == Turn::Yielding {
                 // What other sifts have for this thread is done here and now. Their benches are their own.
                 rayon::yield_now();
             }

@@ -1,5 +1,5 @@
 //! The promise of the engine on every instruction set, against brute force: every row that
-//! matters is among the survivors, once, and little else is.
+//! matters is among the candidates, once, and little else is.
 
 use half::f16;
 use rand::{RngExt, SeedableRng};
@@ -9,10 +9,10 @@ use thenar_index::codes::{BLOCK_ROWS, Codes, OwnedCodes};
 
 use super::sieve::Level;
 use super::*;
-use crate::certificate::{Certificate, LOOKS};
 use crate::engine::BlockView;
+use crate::engine::certificate::{Certificate, PASSES};
+use crate::model::synthetic::SyntheticGallery;
 use crate::search::score::exact;
-use crate::standard::StandardGallery;
 
 fn paths() -> impl Iterator<Item = Simd> {
     Simd::ALL.into_iter().filter(|path| path.is_available())
@@ -155,18 +155,18 @@ impl Gallery {
     }
 }
 
-/// Checks one probe's survivors against brute force: a superset, without repeats, and tight: an
+/// Checks one probe's candidates against brute force: a superset, without repeats, and tight: an
 /// f32 number is within `slack` of the score, so nothing further than four of them below the
 /// last row that counts can be there.
-fn check(scores: &[(f64, u32)], floor: f32, keep: u32, dim: usize, survivors: &[u32], what: &str) {
+fn check(scores: &[(f64, u32)], floor: f32, keep: u32, dim: usize, candidates: &[u32], what: &str) {
     let kth = match keep {
         0 => f64::NEG_INFINITY,
         keep => scores.get(keep as usize - 1).map_or(f64::NEG_INFINITY, |s| s.0),
     };
     let least = f64::from(floor).max(kth);
     let margin = 4.1 * f64::from(sift_slack(dim));
-    let found: std::collections::HashSet<u32> = survivors.iter().copied().collect();
-    assert_eq!(found.len(), survivors.len(), "repeats: {what}");
+    let found: std::collections::HashSet<u32> = candidates.iter().copied().collect();
+    assert_eq!(found.len(), candidates.len(), "repeats: {what}");
     for (score, row) in scores {
         assert!(*score < least || found.contains(row), "row {row} with {score} is missing, least {least}: {what}");
         assert!(
@@ -179,8 +179,8 @@ fn check(scores: &[(f64, u32)], floor: f32, keep: u32, dim: usize, survivors: &[
 }
 
 /// Asserts that a floor told is kept, and no higher than `keep` rows allow.
-fn check_held(scores: &[(f64, u32)], asked: f32, keep: u32, held: f32, survivors: &[u32], what: &str) {
-    let found: std::collections::HashSet<u32> = survivors.iter().copied().collect();
+fn check_held(scores: &[(f64, u32)], asked: f32, keep: u32, held: f32, candidates: &[u32], what: &str) {
+    let found: std::collections::HashSet<u32> = candidates.iter().copied().collect();
     let missing = scores.iter().find(|(score, row)| *score >= f64::from(held) && !found.contains(row));
     assert_eq!(missing, None, "held to {held}: {what}");
     match scores.get((keep as usize).wrapping_sub(1)) {
@@ -215,31 +215,31 @@ fn check_gallery(seed: u64, kind: Kind, dim: usize, count: usize, probes: usize)
             }
         })
         .collect();
-    let request = SiftRequest {
+    let request = CandidateRequest {
         probes: &values,
         floors: &floors,
         keep: &keep,
-        survivors_max: count + 1,
-        ..SiftRequest::default()
+        candidates_max: count + 1,
+        ..CandidateRequest::default()
     };
     let view = gallery.view();
     for path in paths() {
         for threads in [1, 3] {
             let engine = CpuEngine::with_simd(threads, path).unwrap();
-            let mut survivors = Survivors::default();
+            let mut candidates = CandidateRows::default();
             for round in 0..2 {
-                engine.sift(&view, &request, &mut survivors).unwrap();
-                // The next round reads copies of sketches.
+                engine.find_candidates(&view, &request, &mut candidates).unwrap();
+                // The next round reads copies of codebook codes.
                 engine.follow(&view).unwrap();
-                assert_eq!(survivors.rows.len(), probes);
+                assert_eq!(candidates.rows.len(), probes);
                 for p in 0..probes {
                     let what = format!(
                         "{path}, {threads} threads, round {round}, seed {seed}, {kind:?}, {count} x {dim}, probe {p} of {probes}, floor {}, keep {}",
                         floors[p], keep[p]
                     );
-                    assert!(!survivors.overflowed[p], "overflow: {what}");
-                    check(&scores[p], floors[p], keep[p], dim, &survivors.rows[p], &what);
-                    check_held(&scores[p], floors[p], keep[p], survivors.floors[p], &survivors.rows[p], &what);
+                    assert!(!candidates.overflowed[p], "overflow: {what}");
+                    check(&scores[p], floors[p], keep[p], dim, &candidates.rows[p], &what);
+                    check_held(&scores[p], floors[p], keep[p], candidates.floors[p], &candidates.rows[p], &what);
                 }
             }
         }
@@ -286,7 +286,7 @@ fn tiles_of_every_width_agree_with_brute_force() {
 #[test]
 fn the_standard_gallery_leaves_few_survivors() {
     let (dim, count) = (256, 20_000_u32);
-    let standard = StandardGallery::new(11, dim);
+    let standard = SyntheticGallery::new(11, dim);
     let mut rows = vec![f16::ZERO; dim * count as usize];
     let mut row = vec![0.0; dim];
     for (i, to) in (0..).zip(rows.chunks_exact_mut(dim)) {
@@ -304,17 +304,22 @@ fn the_standard_gallery_leaves_few_survivors() {
     let floors = vec![0.5; probes];
     for keep in [0, 10] {
         let keep = vec![keep; probes];
-        let request =
-            SiftRequest { probes: &values, floors: &floors, keep: &keep, survivors_max: 100, ..SiftRequest::default() };
+        let request = CandidateRequest {
+            probes: &values,
+            floors: &floors,
+            keep: &keep,
+            candidates_max: 100,
+            ..CandidateRequest::default()
+        };
         for path in paths() {
-            let mut survivors = Survivors::default();
+            let mut candidates = CandidateRows::default();
             let engine = CpuEngine::with_simd(2, path).unwrap();
-            engine.sift(&gallery.view(), &request, &mut survivors).unwrap();
-            let found: usize = survivors.rows.iter().map(Vec::len).sum();
+            engine.find_candidates(&gallery.view(), &request, &mut candidates).unwrap();
+            let found: usize = candidates.rows.iter().map(Vec::len).sum();
             let all = values.chunks_exact(dim).flat_map(|probe| gallery.scores(probe));
             let matter = all.filter(|(score, _)| *score >= 0.5).count();
             assert!(matter >= probes / 2, "every mate counts");
-            assert!((matter..=matter + 2).contains(&found), "{path}: {found} survivors, {matter} matter");
+            assert!((matter..=matter + 2).contains(&found), "{path}: {found} candidates, {matter} matter");
         }
     }
 }
@@ -334,37 +339,37 @@ fn more_survivors_than_allowed_are_an_overflow_and_as_many_are_none() {
         for path in paths() {
             let engine = CpuEngine::with_simd(2, path).unwrap();
             for keep in [0, 10] {
-                for (survivors_max, overflows) in [(count, false), (count - 1, true), (20, true), (0, true)] {
-                    let request = SiftRequest {
+                for (candidates_max, overflows) in [(count, false), (count - 1, true), (20, true), (0, true)] {
+                    let request = CandidateRequest {
                         probes: &values,
                         floors: &vec![0.5; probes],
                         keep: &vec![keep; probes],
-                        survivors_max,
-                        ..SiftRequest::default()
+                        candidates_max,
+                        ..CandidateRequest::default()
                     };
-                    let mut survivors = Survivors::default();
-                    engine.sift(&gallery.view(), &request, &mut survivors).unwrap();
-                    assert_eq!(survivors.overflowed[0], overflows, "{path}, keep {keep}, {survivors_max} of {count}");
+                    let mut candidates = CandidateRows::default();
+                    engine.find_candidates(&gallery.view(), &request, &mut candidates).unwrap();
+                    assert_eq!(candidates.overflowed[0], overflows, "{path}, keep {keep}, {candidates_max} of {count}");
                     if !overflows {
-                        assert_eq!(survivors.rows[0].len(), count);
+                        assert_eq!(candidates.rows[0].len(), count);
                     }
                     if probes > 1 {
-                        assert!(!survivors.overflowed[probes - 1], "the opposite has no survivors");
-                        assert!(survivors.rows[probes - 1].is_empty());
+                        assert!(!candidates.overflowed[probes - 1], "the opposite has no candidates");
+                        assert!(candidates.rows[probes - 1].is_empty());
                     }
                 }
             }
             // What overflowed once leaves no trace in the next sift.
-            let request = SiftRequest {
+            let request = CandidateRequest {
                 probes: &values,
                 floors: &vec![0.5; probes],
                 keep: &vec![0; probes],
-                survivors_max: count,
-                ..SiftRequest::default()
+                candidates_max: count,
+                ..CandidateRequest::default()
             };
-            let mut survivors = Survivors::default();
-            engine.sift(&gallery.view(), &request, &mut survivors).unwrap();
-            assert_eq!(survivors.rows[0].len(), count);
+            let mut candidates = CandidateRows::default();
+            engine.find_candidates(&gallery.view(), &request, &mut candidates).unwrap();
+            assert_eq!(candidates.rows[0].len(), count);
         }
     }
 }
@@ -384,18 +389,18 @@ fn only_live_rows_raise_a_floor() {
                 }
             }
         }
-        let request = SiftRequest {
+        let request = CandidateRequest {
             probes: &values,
             floors: &vec![-1.1; probes],
             keep: &vec![10; probes],
-            survivors_max: 3000,
-            ..SiftRequest::default()
+            candidates_max: 3000,
+            ..CandidateRequest::default()
         };
         let scores = gallery.scores(&values[..64]);
         for path in paths() {
-            let mut survivors = Survivors::default();
-            CpuEngine::with_simd(2, path).unwrap().sift(&gallery.view(), &request, &mut survivors).unwrap();
-            check(&scores, -1.1, 10, 64, &survivors.rows[0], path.as_str());
+            let mut candidates = CandidateRows::default();
+            CpuEngine::with_simd(2, path).unwrap().find_candidates(&gallery.view(), &request, &mut candidates).unwrap();
+            check(&scores, -1.1, 10, 64, &candidates.rows[0], path.as_str());
         }
     }
 }
@@ -405,24 +410,24 @@ fn an_engine_says_what_it_is_and_forgets_what_it_read() {
     let mut rng = ChaCha8Rng::seed_from_u64(9);
     let gallery = Gallery::new(&mut rng, Kind::Random, 128, 2000, 0.0);
     let values = gallery.probes(&mut rng, 80);
-    let request = SiftRequest {
+    let request = CandidateRequest {
         probes: &values,
         floors: &[0.5; 80],
         keep: &[10; 80],
-        survivors_max: 100,
-        ..SiftRequest::default()
+        candidates_max: 100,
+        ..CandidateRequest::default()
     };
     for path in paths() {
         let engine = CpuEngine::with_simd(2, path).unwrap();
         assert_eq!(engine.describe().host_bytes, 0);
-        let mut survivors = Survivors::default();
-        engine.sift(&gallery.view(), &request, &mut survivors).unwrap();
+        let mut candidates = CandidateRows::default();
+        engine.find_candidates(&gallery.view(), &request, &mut candidates).unwrap();
         let description = engine.describe();
         assert_eq!((description.kind, description.threads), ("cpu", 2));
         assert_eq!(description.adapter, path.as_str());
         // Packed probes alone are 80 x 128 numbers of two or four bytes.
         assert!((20_000..4_000_000).contains(&description.host_bytes), "{description:?}");
-        engine.sift(&gallery.view(), &request, &mut survivors).unwrap();
+        engine.find_candidates(&gallery.view(), &request, &mut candidates).unwrap();
         assert_eq!(engine.describe().host_bytes, description.host_bytes, "{path}: scratch is used again");
 
         let rows_left = |engine: &CpuEngine| {
@@ -432,17 +437,17 @@ fn an_engine_says_what_it_is_and_forgets_what_it_read() {
         assert!(rows_left(&engine), "{path}: a sift leaves the last panels behind");
         engine.follow(&gallery.view()).unwrap();
         let whole = &gallery.blocks[..gallery.blocks.len() - 1];
-        let copied: usize = whole.iter().map(|block| block.codes.sketch.len()).sum();
+        let copied: usize = whole.iter().map(|block| block.codes.codebook.len()).sum();
         assert!(copied > 0, "{path}: there are whole blocks");
         assert_eq!(engine.describe().host_bytes, description.host_bytes + copied as u64, "{path}");
-        let first = whole.iter().position(|block| !block.codes.sketch.is_empty()).unwrap();
+        let first = whole.iter().position(|block| !block.codes.codebook.is_empty()).unwrap();
         engine.erase(&[whole[first].first_row + 1]).unwrap();
         assert!(!rows_left(&engine), "{path}: an erasure does not");
         let mut left = whole[first].codes.clone();
         left.clear(1);
         let sketches = engine.sketches.read();
         assert!(
-            sketches.over(&gallery.view()).blocks[first].codes.sketch == left.sketch,
+            sketches.over(&gallery.view()).blocks[first].codes.codebook == left.codebook,
             "{path}: and takes the sketch"
         );
     }
@@ -463,15 +468,21 @@ fn no_probes_and_no_rows_are_nothing_to_find() {
     values[3] = 1.0;
     for path in paths() {
         let engine = CpuEngine::with_simd(1, path).unwrap();
-        let mut survivors = Survivors::default();
-        let nothing = SiftRequest { probes: &[], floors: &[], keep: &[], survivors_max: 10, ..SiftRequest::default() };
-        engine.sift(&empty, &nothing, &mut survivors).unwrap();
-        assert!(survivors.rows.is_empty());
-        let one =
-            SiftRequest { probes: &values, floors: &[-1.1], keep: &[5], survivors_max: 10, ..SiftRequest::default() };
-        engine.sift(&empty, &one, &mut survivors).unwrap();
+        let mut candidates = CandidateRows::default();
+        let nothing =
+            CandidateRequest { probes: &[], floors: &[], keep: &[], candidates_max: 10, ..CandidateRequest::default() };
+        engine.find_candidates(&empty, &nothing, &mut candidates).unwrap();
+        assert!(candidates.rows.is_empty());
+        let one = CandidateRequest {
+            probes: &values,
+            floors: &[-1.1],
+            keep: &[5],
+            candidates_max: 10,
+            ..CandidateRequest::default()
+        };
+        engine.find_candidates(&empty, &one, &mut candidates).unwrap();
         assert_eq!(
-            (survivors.rows.as_slice(), survivors.overflowed.as_slice()),
+            (candidates.rows.as_slice(), candidates.overflowed.as_slice()),
             ([vec![]].as_slice(), [false].as_slice())
         );
     }
@@ -519,23 +530,23 @@ impl Mated {
 
     /// Of each pair, whether the engine misses it.
     fn missed(&self, engine: &CpuEngine, certificate: Certificate) -> Vec<bool> {
-        let request = SiftRequest {
+        let request = CandidateRequest {
             probes: &self.probes,
             floors: &self.floors,
             keep: &vec![0; self.floors.len()],
-            survivors_max: 4 * BLOCK_ROWS,
+            candidates_max: 4 * BLOCK_ROWS,
             certificate,
             seeds: &self.seeds,
-            ..SiftRequest::default()
+            ..CandidateRequest::default()
         };
-        let mut survivors = Survivors::default();
-        engine.sift(&self.gallery.view(), &request, &mut survivors).unwrap();
-        assert_eq!(survivors.certificate, certificate, "codes were looked at");
-        self.mates.iter().zip(&survivors.rows).map(|(mate, rows)| !rows.contains(mate)).collect()
+        let mut candidates = CandidateRows::default();
+        engine.find_candidates(&self.gallery.view(), &request, &mut candidates).unwrap();
+        assert_eq!(candidates.certificate, certificate, "codes were looked at");
+        self.mates.iter().zip(&candidates.rows).map(|(mate, rows)| !rows.contains(mate)).collect()
     }
 }
 
-/// Each code has one of [`LOOKS`] parts of the miss probability. Mates that one first look misses, and
+/// Each code has one of [`PASSES`] parts of the miss probability. Mates that one first look misses, and
 /// not every first look does, are counted as its own; what all of them miss is the second look's, the
 /// fine code's.
 ///
@@ -549,9 +560,9 @@ impl Mated {
 fn each_code_misses_its_share_of_mates_and_deterministic_codes_miss_none() {
     const BATCHES: u64 = 160;
     const PAIRS: usize = 256;
-    const MISS_PROBABILITY: f64 = 2e-2 * LOOKS as f64;
+    const MISS_PROBABILITY: f64 = 2e-2 * PASSES as f64;
     let batches: Vec<Mated> = (0..BATCHES).map(|seed| Mated::new(seed, 128, 0.55, PAIRS)).collect();
-    let share = MISS_PROBABILITY / LOOKS as f64 * BATCHES as f64 * PAIRS as f64;
+    let share = MISS_PROBABILITY / PASSES as f64 * BATCHES as f64 * PAIRS as f64;
     // Paths of one width of index have the same tables.
     let mut widths = Vec::new();
     for path in paths() {
@@ -610,27 +621,27 @@ fn a_filter_lets_through_what_it_holds_and_nothing_else() {
             .collect();
         let filters: Vec<Option<&RoaringBitmap>> = filters.iter().map(Option::as_ref).collect();
         for (floor, keep) in [(0.4, 0), (-2.0, 10), (0.2, 5)] {
-            let request = SiftRequest {
+            let request = CandidateRequest {
                 probes: &values,
                 floors: &vec![floor; probes],
                 keep: &vec![keep; probes],
-                survivors_max: 4000,
+                candidates_max: 4000,
                 filters: &filters,
-                ..SiftRequest::default()
+                ..CandidateRequest::default()
             };
             for path in paths() {
-                let mut survivors = Survivors::default();
-                CpuEngine::with_simd(2, path).unwrap().sift(&view, &request, &mut survivors).unwrap();
+                let mut candidates = CandidateRows::default();
+                CpuEngine::with_simd(2, path).unwrap().find_candidates(&view, &request, &mut candidates).unwrap();
                 for (probe, filter) in filters.iter().enumerate() {
                     let what = format!("{path}, dim {dim}, floor {floor}, keep {keep}, probe {probe}");
                     let mut wanted = gallery.scores(&values[probe * dim..(probe + 1) * dim]);
                     wanted.retain(|(_, row)| filter.is_none_or(|filter| filter.contains(*row)));
-                    check_held(&wanted, floor, keep, survivors.floors[probe], &survivors.rows[probe], &what);
+                    check_held(&wanted, floor, keep, candidates.floors[probe], &candidates.rows[probe], &what);
                     let kth =
                         if keep > 0 && wanted.len() >= keep as usize { wanted[keep as usize - 1].0 } else { -3.0 };
                     wanted.retain(|(score, _)| *score >= f64::from(floor) && *score >= kth);
-                    let found = &survivors.rows[probe];
-                    assert!(!survivors.overflowed[probe], "{what}");
+                    let found = &candidates.rows[probe];
+                    assert!(!candidates.overflowed[probe], "{what}");
                     for (score, row) in &wanted {
                         assert!(found.contains(row), "{what}: row {row} of score {score} is missing");
                     }
@@ -655,12 +666,12 @@ fn a_sift_aside_lets_those_of_other_threads_go_first_and_finds_what_any_sift_doe
     let values = gallery.probes(&mut rng, many);
     let scores: Vec<Vec<(f64, u32)>> = values.chunks_exact(dim).take(few).map(|probe| gallery.scores(probe)).collect();
     let (floors, keep) = (vec![-1.1; many], vec![7; many]);
-    let request = |probes: usize| SiftRequest {
+    let request = |probes: usize| CandidateRequest {
         probes: &values[..probes * dim],
         floors: &floors[..probes],
         keep: &keep[..probes],
-        survivors_max: 1000,
-        ..SiftRequest::default()
+        candidates_max: 1000,
+        ..CandidateRequest::default()
     };
     assert!(few * dim * 30_000 > ALONE_PRODUCTS, "it needs the pool");
     let engine = CpuEngine::new(1).unwrap();
@@ -668,24 +679,24 @@ fn a_sift_aside_lets_those_of_other_threads_go_first_and_finds_what_any_sift_doe
     let (mut aside, mut others) = (Vec::new(), Vec::new());
     std::thread::scope(|scope| {
         let thread = scope.spawn(|| {
-            let (mut survivors, mut took) = (Survivors::default(), Vec::new());
+            let (mut candidates, mut took) = (CandidateRows::default(), Vec::new());
             while !done.load(Ordering::Relaxed) {
                 let begun = std::time::Instant::now();
-                engine.sift_aside(&view, &request(many), &mut survivors).unwrap();
+                engine.find_candidates_yielding(&view, &request(many), &mut candidates).unwrap();
                 took.push(begun.elapsed());
                 for (probe, scores) in scores.iter().enumerate() {
-                    check(scores, -1.1, 7, dim, &survivors.rows[probe], "aside");
+                    check(scores, -1.1, 7, dim, &candidates.rows[probe], "aside");
                 }
             }
             took
         });
-        let mut survivors = Survivors::default();
+        let mut candidates = CandidateRows::default();
         for _ in 0..OTHERS {
             let begun = std::time::Instant::now();
-            engine.sift(&view, &request(few), &mut survivors).unwrap();
+            engine.find_candidates(&view, &request(few), &mut candidates).unwrap();
             others.push(begun.elapsed());
             for (probe, scores) in scores.iter().enumerate() {
-                check(scores, -1.1, 7, dim, &survivors.rows[probe], "meanwhile");
+                check(scores, -1.1, 7, dim, &candidates.rows[probe], "meanwhile");
             }
         }
         done.store(true, Ordering::Relaxed);

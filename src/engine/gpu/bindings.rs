@@ -11,7 +11,7 @@ use super::level::Level;
 
 /// Most probes in one batch; `PROBES_MAX` in the kernels.
 pub(super) const PROBES_MAX: usize = 256;
-/// A cosine of 1 in the parts that terms have.
+/// A cosine of 1 in the parts that factors have.
 pub(super) const COSINE_PARTS: f32 = 65_536.0;
 
 /// One run of slots of one slab; `Slice` in the kernels.
@@ -83,7 +83,7 @@ pub(super) struct Entry {
     pub slot: u32,
 }
 
-/// A row's leaning, multiplied by the length of its code, and that length; `Row` in the kernels.
+/// A row's angle, multiplied by the length of its code, and that length; `Row` in the kernels.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Row {
     along: f32,
@@ -95,8 +95,8 @@ pub(super) struct Row {
 pub(super) struct Card<'a> {
     /// Signs or fine codes, as `card.rs` lays them out.
     pub codes: &'a [u32],
-    /// Terms of each slot.
-    pub terms: &'a [[u32; 2]],
+    /// Factors of each slot.
+    pub factors: &'a [[u32; 2]],
     /// A bit a slot.
     pub live: &'a [u64],
     /// The run.
@@ -119,10 +119,10 @@ impl Card<'_> {
 
     /// `row_of` in the kernels.
     pub(super) fn row(&self, slot: u32, level: Level, parts_off: u32) -> Row {
-        let [cosines, square] = self.terms[slot as usize];
+        let [cosines, square] = self.factors[slot as usize];
         let (parts, norm) = match level {
-            Level::Sign => (cosines & 0xffff, self.slice.sign_norm),
-            Level::Fine => (cosines >> 16, (square.max(1) as f32).sqrt()),
+            Level::OneBit => (cosines & 0xffff, self.slice.sign_norm),
+            Level::FourBit => (cosines >> 16, (square.max(1) as f32).sqrt()),
         };
         let parts = parts.max(parts_off) - parts_off;
         let across = ((65_536 - parts) as f32 * (65_536 + parts) as f32).sqrt();
@@ -145,8 +145,8 @@ pub(super) fn reaches(bar: &Bar, row: Row, sum: i32) -> bool {
 /// `spread` in the kernels, of one word.
 pub(super) fn spread(word: u32, level: Level, nth: u32) -> u32 {
     match level {
-        Level::Sign => word >> nth & 0x0101_0101,
-        Level::Fine => word >> (4 * nth) & 0x0f0f_0f0f,
+        Level::OneBit => word >> nth & 0x0101_0101,
+        Level::FourBit => word >> (4 * nth) & 0x0f0f_0f0f,
     }
 }
 

@@ -5,15 +5,15 @@
 //! layout. Pure; knows slices alone.
 
 use rayon::prelude::*;
-use thenar_index::codes::{BLOCK_ROWS, Codes, Terms};
+use thenar_index::codes::{BLOCK_ROWS, Codes, Factors};
 use zeroize::Zeroize;
 
 use super::level::{Level, QUAD};
 
-/// Bytes of a row's terms on the card.
+/// Bytes of a row's factors on the card.
 pub(super) const TERMS_BYTES: usize = 8;
 
-/// Bytes of codes and terms that a row takes on the card.
+/// Bytes of codes and factors that a row takes on the card.
 pub(super) fn row_bytes(dim: usize) -> usize {
     Level::ALL.iter().map(|level| level.row_bytes(dim)).sum::<usize>() + TERMS_BYTES
 }
@@ -22,26 +22,26 @@ pub(super) fn row_bytes(dim: usize) -> usize {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct CardCodes {
     /// Shape: `[blocks, quads, 64, 4]`.
-    pub sign: Vec<u32>,
+    pub one_bit: Vec<u32>,
     /// Shape: `[blocks, quads, 64, 4]`.
-    pub fine: Vec<u32>,
+    pub four_bit: Vec<u32>,
     /// Shape: `[rows]`.
-    pub terms: Vec<[u32; 2]>,
+    pub factors: Vec<[u32; 2]>,
 }
 
 impl CardCodes {
     /// `codes` laid out anew.
     pub(super) fn new(codes: &Codes<'_>, dim: usize) -> Self {
         let blocks = codes.rows() / BLOCK_ROWS;
-        let sign_words = Level::Sign.quads(dim) * QUAD * BLOCK_ROWS;
-        let fine_words = Level::Fine.quads(dim) * QUAD * BLOCK_ROWS;
+        let sign_words = Level::OneBit.quads(dim) * QUAD * BLOCK_ROWS;
+        let fine_words = Level::FourBit.quads(dim) * QUAD * BLOCK_ROWS;
         let mut card = Self {
-            sign: vec![0; blocks * sign_words],
-            fine: vec![0; blocks * fine_words],
-            terms: codes.terms.iter().map(|terms| packed(*terms)).collect(),
+            one_bit: vec![0; blocks * sign_words],
+            four_bit: vec![0; blocks * fine_words],
+            factors: codes.factors.iter().map(|factors| packed(*factors)).collect(),
         };
         let of_signs =
-            codes.sign.par_chunks_exact(dim / 8 * BLOCK_ROWS).zip(card.sign.par_chunks_exact_mut(sign_words));
+            codes.one_bit.par_chunks_exact(dim / 8 * BLOCK_ROWS).zip(card.one_bit.par_chunks_exact_mut(sign_words));
         of_signs.for_each(|(lines, to)| {
             // Word w of a row is made of its bytes in lines 4w to 4w + 3.
             for (word, lines) in lines.chunks_exact(4 * BLOCK_ROWS).enumerate() {
@@ -51,7 +51,8 @@ impl CardCodes {
                 }
             }
         });
-        let of_fine = codes.fine.par_chunks_exact(dim / 2 * BLOCK_ROWS).zip(card.fine.par_chunks_exact_mut(fine_words));
+        let of_fine =
+            codes.four_bit.par_chunks_exact(dim / 2 * BLOCK_ROWS).zip(card.four_bit.par_chunks_exact_mut(fine_words));
         of_fine.for_each(|(rows, to)| {
             for (row, code) in rows.chunks_exact(dim / 2).enumerate() {
                 for (word, bytes) in code.as_chunks::<4>().0.iter().enumerate() {
@@ -65,17 +66,17 @@ impl CardCodes {
 
 impl Drop for CardCodes {
     fn drop(&mut self) {
-        self.sign.zeroize();
-        self.fine.zeroize();
-        bytemuck::cast_slice_mut::<[u32; 2], u32>(&mut self.terms).zeroize();
+        self.one_bit.zeroize();
+        self.four_bit.zeroize();
+        bytemuck::cast_slice_mut::<[u32; 2], u32>(&mut self.factors).zeroize();
     }
 }
 
-/// The terms of a row as the card has them.
-fn packed(terms: Terms) -> [u32; 2] {
+/// The factors of a row as the card has them.
+fn packed(factors: Factors) -> [u32; 2] {
     // Stored cosines are whole parts, so these products are exact.
     let parts = |cosine: f32| (cosine * super::bindings::COSINE_PARTS) as u32;
-    [parts(terms.sign_cosine()) | parts(terms.fine_cosine()) << 16, terms.fine_square()]
+    [parts(factors.one_bit_cosine()) | parts(factors.four_bit_cosine()) << 16, factors.four_bit_square()]
 }
 
 #[cfg(test)]
@@ -96,11 +97,11 @@ mod tests {
             let codes = owned.as_codes();
             let card = CardCodes::new(&codes, dim);
             for row in 0..128 {
-                assert_eq!(card.terms[row][1], codes.terms[row].fine_square());
-                assert_eq!((card.terms[row][0] & 0xffff) as f32 / 65_536.0, codes.terms[row].sign_cosine());
-                assert_eq!((card.terms[row][0] >> 16) as f32 / 65_536.0, codes.terms[row].fine_cosine());
+                assert_eq!(card.factors[row][1], codes.factors[row].four_bit_square());
+                assert_eq!((card.factors[row][0] & 0xffff) as f32 / 65_536.0, codes.factors[row].one_bit_cosine());
+                assert_eq!((card.factors[row][0] >> 16) as f32 / 65_536.0, codes.factors[row].four_bit_cosine());
                 for level in Level::ALL {
-                    let words = if level == Level::Sign { &card.sign } else { &card.fine };
+                    let words = if level == Level::OneBit { &card.one_bit } else { &card.four_bit };
                     let mut seen = vec![0; dim];
                     for quad in 0..level.quads(dim) {
                         for (word, nth) in (0..QUAD).flat_map(|word| (0..level.spreads()).map(move |nth| (word, nth))) {
@@ -114,11 +115,11 @@ mod tests {
                                 };
                                 *seen += 1;
                                 let expected = match level {
-                                    Level::Sign => {
-                                        codes.sign[(row / 64 * dim / 8 + i / 8) * 64 + row % 64] >> (i % 8) & 1
+                                    Level::OneBit => {
+                                        codes.one_bit[(row / 64 * dim / 8 + i / 8) * 64 + row % 64] >> (i % 8) & 1
                                     }
-                                    Level::Fine => {
-                                        let byte = codes.fine[row * dim / 2 + i % (dim / 2)];
+                                    Level::FourBit => {
+                                        let byte = codes.four_bit[row * dim / 2 + i % (dim / 2)];
                                         if i < dim / 2 { byte & 15 } else { byte >> 4 }
                                     }
                                 };

@@ -1,6 +1,6 @@
 //! One graphics device with its slabs of codes: uploads, clears, runs kernels, reads back.
 //!
-//! Scanning itself is in [`batch`]. A slab is the codes of row slots, their terms and their live bits.
+//! Scanning itself is in [`batch`]. A slab is the codes of row slots, their factors and their live bits.
 //! Knows slots and bytes; does not know blocks, views, floors or threads. Everything here runs on the
 //! owner's thread.
 //!
@@ -29,7 +29,7 @@ use super::kernels::{self, Kernel, Pipelines, SLOT_STEP, Side};
 use super::level::Level;
 use super::selftest;
 use crate::engine::EngineError;
-use crate::palm::DIM_MAX;
+use crate::model::DIM_MAX;
 
 /// Most bytes a buffer of a slab may take, whatever the adapter offers: `vec4<u32>` indices and byte
 /// offsets stay far from 2^32.
@@ -51,7 +51,7 @@ pub(super) const LANES: usize = 2;
 pub(super) struct Sizes {
     /// Most bytes of one buffer of a slab.
     pub buffer_bytes_max: u64,
-    /// Places for survivors in one batch.
+    /// Places for candidates in one batch.
     pub entries_max: u32,
     /// Folder of compiled kernels.
     pub cache: Option<PathBuf>,
@@ -68,7 +68,7 @@ impl Default for Sizes {
 struct Slab {
     /// Of signs and of fine codes.
     codes: [wgpu::Buffer; 2],
-    terms: wgpu::Buffer,
+    factors: wgpu::Buffer,
     live: wgpu::Buffer,
     /// For each level.
     bound: [wgpu::BindGroup; 2],
@@ -78,7 +78,7 @@ struct Slab {
 
 impl Slab {
     fn bytes(&self) -> u64 {
-        self.codes[0].size() + self.codes[1].size() + self.terms.size() + self.live.size()
+        self.codes[0].size() + self.codes[1].size() + self.factors.size() + self.live.size()
     }
 
     /// Where the bytes of some slots of one block lie: buffers, offsets, lengths. In a whole block
@@ -99,7 +99,7 @@ impl Slab {
                 stretches.extend((0..quads).map(|quad| (buffer, at(quad), count * 16)));
             }
         }
-        stretches.push((&self.terms, u64::from(slots.start) * TERMS_BYTES as u64, count * TERMS_BYTES as u64));
+        stretches.push((&self.factors, u64::from(slots.start) * TERMS_BYTES as u64, count * TERMS_BYTES as u64));
         stretches
     }
 }
@@ -269,7 +269,7 @@ impl Device {
         self.coop
     }
 
-    /// Places for survivors in one batch.
+    /// Places for candidates in one batch.
     pub(super) fn entries_max(&self) -> u32 {
         self.entries_max
     }
@@ -320,7 +320,7 @@ impl Device {
     pub(super) fn add_slab(&mut self, slots: u32, dim: usize) -> Result<(), EngineError> {
         let slots_bytes = |row_bytes: usize| u64::from(slots) * row_bytes as u64;
         assert!(slots > 0 && slots.is_multiple_of(SLOT_STEP) && dim.is_multiple_of(32) && dim <= DIM_MAX);
-        assert!(slots_bytes(Level::Fine.row_bytes(dim)) <= self.device.limits().max_storage_buffer_binding_size);
+        assert!(slots_bytes(Level::FourBit.row_bytes(dim)) <= self.device.limits().max_storage_buffer_binding_size);
         let scope = self.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let buffer = |label: &str, size: u64| {
             self.device.create_buffer(&wgpu::BufferDescriptor {
@@ -331,7 +331,7 @@ impl Device {
             })
         };
         let codes = Level::ALL.map(|level| buffer("codes", slots_bytes(level.row_bytes(dim))));
-        let terms = buffer("terms", slots_bytes(TERMS_BYTES));
+        let factors = buffer("factors", slots_bytes(TERMS_BYTES));
         let live = buffer("live", u64::from(slots) / 8);
         if let Some(error) = pollster::block_on(scope.pop()) {
             return Err(EngineError::OutOfDeviceMemory {
@@ -345,12 +345,12 @@ impl Device {
                 layout: &self.slab_layout,
                 entries: &[
                     wgpu::BindGroupEntry { binding: 0, resource: codes[level.index()].as_entire_binding() },
-                    wgpu::BindGroupEntry { binding: 1, resource: terms.as_entire_binding() },
+                    wgpu::BindGroupEntry { binding: 1, resource: factors.as_entire_binding() },
                     wgpu::BindGroupEntry { binding: 2, resource: live.as_entire_binding() },
                 ],
             })
         });
-        self.slabs.push(Slab { codes, terms, live, bound, slots, dim });
+        self.slabs.push(Slab { codes, factors, live, bound, slots, dim });
         self.check()
     }
 
@@ -361,15 +361,18 @@ impl Device {
     /// [`EngineError::DeviceLost`].
     pub(super) fn write_codes(&mut self, slab: usize, slot: u32, codes: &CardCodes) -> Result<(), EngineError> {
         let place = &self.slabs[slab];
-        let count = codes.terms.len();
+        let count = codes.factors.len();
         assert!(count.is_multiple_of(BLOCK_ROWS) && slot.is_multiple_of(BLOCK_ROWS as u32));
         assert!(count <= (place.slots - slot) as usize && count * card::row_bytes(place.dim) <= STAGING_BYTES);
-        let pieces: [&[u8]; 3] =
-            [bytemuck::cast_slice(&codes.sign), bytemuck::cast_slice(&codes.fine), bytemuck::cast_slice(&codes.terms)];
+        let pieces: [&[u8]; 3] = [
+            bytemuck::cast_slice(&codes.one_bit),
+            bytemuck::cast_slice(&codes.four_bit),
+            bytemuck::cast_slice(&codes.factors),
+        ];
         let staged = stage(&self.staging, &pieces).map_err(|words| self.lost(&words))?;
         let mut encoder = self.encoder();
         let mut from = 0;
-        for (piece, to) in pieces.iter().zip([&place.codes[0], &place.codes[1], &place.terms]) {
+        for (piece, to) in pieces.iter().zip([&place.codes[0], &place.codes[1], &place.factors]) {
             let (size, each) = (piece.len() as u64, piece.len() as u64 / count.max(1) as u64);
             encoder.copy_buffer_to_buffer(&self.staging, from, to, u64::from(slot) * each, size);
             from += size;
@@ -390,7 +393,7 @@ impl Device {
         self.check()
     }
 
-    /// Zeroes codes and terms of runs of slots and returns once that is done.
+    /// Zeroes codes and factors of runs of slots and returns once that is done.
     ///
     /// # Errors
     /// [`EngineError::DeviceLost`].
@@ -400,7 +403,7 @@ impl Device {
         for (slab, slots) in runs {
             let slab = &self.slabs[*slab];
             if *slots == (0..slab.slots) {
-                for buffer in slab.codes.iter().chain([&slab.terms]) {
+                for buffer in slab.codes.iter().chain([&slab.factors]) {
                     encoder.clear_buffer(buffer, 0, None);
                 }
                 continue;
@@ -417,7 +420,7 @@ impl Device {
         self.finish(encoder, 0)
     }
 
-    /// The codes and terms of the row at a slot, as they lie on the device. For checks: slow.
+    /// The codes and factors of the row at a slot, as they lie on the device. For checks: slow.
     ///
     /// # Errors
     /// [`EngineError::DeviceLost`].

@@ -173,7 +173,7 @@ impl Kernel {
 
     /// Override constants.
     pub(super) fn overrides(self, level: Level) -> Vec<(&'static str, f64)> {
-        let mut overrides = vec![("FINE", f64::from(u8::from(level == Level::Fine)))];
+        let mut overrides = vec![("FINE", f64::from(u8::from(level == Level::FourBit)))];
         if let Self::Few { probes } = self {
             overrides.push(("PROBES", f64::from(probes)));
         }
@@ -186,7 +186,7 @@ pub(super) fn look_workgroups() -> u32 {
     LOOK_GROUPS
 }
 
-/// The layout of what belongs to a slab: codes, terms, live bits.
+/// The layout of what belongs to a slab: codes, factors, live bits.
 pub(super) fn slab_layout(device: &wgpu::Device) -> wgpu::BindGroupLayout {
     device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
         label: Some("slab"),
@@ -254,7 +254,7 @@ impl Pipelines {
             let descriptor =
                 wgpu::ShaderModuleDescriptor { label: Some(label), source: wgpu::ShaderSource::Wgsl(source.into()) };
             // SAFETY: no index of any kernel leaves its buffer, and every loop ends.
-            // - codes, terms, live: a tile starts at slot_first + k * T below slot_end, T (64 to 256)
+            // - codes, factors, live: a tile starts at slot_first + k * T below slot_end, T (64 to 256)
             //   divides SLOT_STEP; `Device::submit` asserts that slot_first is a multiple of SLOT_STEP
             //   and slot_end at most the slab's slots, and `Device::add_slab` that those are a multiple
             //   of SLOT_STEP. So the whole tile lies within the slab. quads is that of the slab's

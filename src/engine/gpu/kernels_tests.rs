@@ -13,8 +13,8 @@ use super::super::scan_many::scan_many as many_twin;
 use super::super::selftest::{self, Fault, Trial};
 use super::super::slack::Bars;
 use super::*;
-use crate::certificate::Certificate;
 use crate::engine::EngineError;
+use crate::engine::certificate::Certificate;
 
 fn parsed(source: &str) -> naga::Module {
     naga::front::wgsl::parse_str(source).unwrap_or_else(|e| panic!("{}", e.emit_to_string(source)))
@@ -135,7 +135,7 @@ fn bindings_and_entry_points_are_those_the_layouts_name() {
         let write = "Storage { access: StorageAccess(LOAD | STORE) }";
         let mut expected = vec![
             (0, 0, format!("codes {read}")),
-            (0, 1, format!("terms {read}")),
+            (0, 1, format!("factors {read}")),
             (0, 2, format!("live {read}")),
             (1, 0, "slice Uniform".to_owned()),
             (1, 3, format!("bars {read}")),
@@ -163,7 +163,7 @@ fn every_override_that_rust_sets_exists_and_the_constants_agree() {
             Kernel::Many => SCAN_MANY,
             Kernel::Coop { .. } => &coop,
         });
-        for (name, _) in kernel.overrides(Level::Fine) {
+        for (name, _) in kernel.overrides(Level::FourBit) {
             assert!(module.overrides.iter().any(|(_, o)| o.name.as_deref() == Some(name)), "{name}");
         }
         let threads = module.entry_points[0].workgroup_size[0];
@@ -178,7 +178,7 @@ fn every_override_that_rust_sets_exists_and_the_constants_agree() {
     assert!(SCAN_MANY.contains(&format!("const COLUMNS: u32 = {MANY_PROBES}u;")));
     assert!(coop.contains(&format!("const ROWS: u32 = {COOP_TILES}u * TILE;")));
     assert!(coop.contains(&format!("const COLUMNS: u32 = {COOP_TILES}u * TILE;")));
-    assert_eq!(FEW_BYTES as usize, FEW_PROBES * crate::palm::DIM_MAX);
+    assert_eq!(FEW_BYTES as usize, FEW_PROBES * crate::model::DIM_MAX);
 }
 
 #[test]
@@ -270,7 +270,7 @@ fn every_kernel_agrees_with_its_twin_for_whole_bars_and_for_those_of_certificate
                     let of_floor = Bars::new(certificate, dim);
                     let bars: Vec<Bar> = probes.iter().map(|p| of_floor.scan(level, p, floor, u32::MAX)).collect();
                     let look: Vec<Bar> = probes.iter().map(|p| of_floor.look(p, floor)).collect();
-                    let look = (level == Level::Sign).then_some(&*look);
+                    let look = (level == Level::OneBit).then_some(&*look);
                     let off = of_floor.parts_off(level);
                     pairs += trial.check(&mut device, kernel, level, &probes, &bars, off, look).unwrap();
                 }
@@ -290,9 +290,9 @@ fn batches_that_are_under_way_together_are_collected_in_their_order_each_with_it
     let batch = |bar: Bar| Batch {
         dim: 64,
         kernel,
-        level: Level::Fine,
+        level: Level::FourBit,
         probes: 1,
-        packed: std::sync::Arc::new(probe::pack(kernel, Level::Fine, &[&probes[0]], 64)),
+        packed: std::sync::Arc::new(probe::pack(kernel, Level::FourBit, &[&probes[0]], 64)),
         bars: vec![bar],
         parts_off: 0,
         look: None,
@@ -330,7 +330,7 @@ fn the_start_up_test_declines_an_adapter_that_is_off_by_one_bit() {
         let kernel = Kernel::Few { probes: 4 };
         trial.check(&mut device, kernel, level, &probes, &bars, 0, None).unwrap();
         // One bit of the row that the second probe's bar is made of, on one side.
-        let words = if level == Level::Sign { &mut trial.codes.sign } else { &mut trial.codes.fine };
+        let words = if level == Level::OneBit { &mut trial.codes.one_bit } else { &mut trial.codes.four_bit };
         words[0] ^= 1 << 8;
         let refused = trial.check(&mut device, kernel, level, &probes, &bars, 0, None);
         assert!(matches!(refused, Err(Fault::Pairs { slot, .. }) if slot == 5 * SLOT_STEP), "{refused:?}");

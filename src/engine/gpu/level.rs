@@ -4,9 +4,9 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Level {
     /// Signs, 64 bytes a row of 512: under a randomised certificate only.
-    Sign,
+    OneBit,
     /// Four bits a component, four times as many bytes.
-    Fine,
+    FourBit,
 }
 
 /// Words of a quad.
@@ -14,21 +14,21 @@ pub(super) const QUAD: usize = 4;
 
 impl Level {
     /// Both, in the order of [`Level::index`].
-    pub(super) const ALL: [Self; 2] = [Self::Sign, Self::Fine];
+    pub(super) const ALL: [Self; 2] = [Self::OneBit, Self::FourBit];
 
     /// Its place in [`Level::ALL`].
     pub(super) fn index(self) -> usize {
         match self {
-            Self::Sign => 0,
-            Self::Fine => 1,
+            Self::OneBit => 0,
+            Self::FourBit => 1,
         }
     }
 
     /// Quads of a row's code. Signs are padded to whole ones with components that no probe has.
     pub(super) fn quads(self, dim: usize) -> usize {
         match self {
-            Self::Sign => dim.div_ceil(128),
-            Self::Fine => dim / 32,
+            Self::OneBit => dim.div_ceil(128),
+            Self::FourBit => dim / 32,
         }
     }
 
@@ -40,16 +40,16 @@ impl Level {
     /// How often a quad is spread into bytes.
     pub(super) fn spreads(self) -> usize {
         match self {
-            Self::Sign => 8,
-            Self::Fine => 2,
+            Self::OneBit => 8,
+            Self::FourBit => 2,
         }
     }
 
     /// c = factor * n + a constant, for the unsigned integer n that the code keeps.
     pub(super) fn factor(self) -> i32 {
         match self {
-            Self::Sign => -2,
-            Self::Fine => 2,
+            Self::OneBit => -2,
+            Self::FourBit => 2,
         }
     }
 
@@ -57,8 +57,8 @@ impl Level {
     /// more where there is none.
     pub(super) fn component(self, dim: usize, quad: usize, nth: usize, word: usize, byte: usize) -> usize {
         match self {
-            Self::Sign => 128 * quad + 32 * word + 8 * byte + nth,
-            Self::Fine => nth * (dim / 2) + 16 * quad + 4 * word + byte,
+            Self::OneBit => 128 * quad + 32 * word + 8 * byte + nth,
+            Self::FourBit => nth * (dim / 2) + 16 * quad + 4 * word + byte,
         }
     }
 
@@ -66,8 +66,8 @@ impl Level {
     /// unpacks them.
     pub(super) fn unpacked(self, dim: usize, chunk: usize, place: usize) -> usize {
         match self {
-            Self::Sign => 32 * chunk + place,
-            Self::Fine => self.component(dim, chunk, place % 2, place / 8, place % 8 / 2),
+            Self::OneBit => 32 * chunk + place,
+            Self::FourBit => self.component(dim, chunk, place % 2, place / 8, place % 8 / 2),
         }
     }
 }

@@ -22,8 +22,8 @@ pub(super) fn look(card: &Card<'_>, probes: &[u32], entries: &[Entry]) -> Vec<En
                 dot += dot4(code >> 4 & 0x0f0f_0f0f, probes[at + QUAD]);
             }
         }
-        let row = card.row(slot, Level::Fine, card.slice.look_parts_off);
-        card.judge(entry.probe as usize, slot, row, Level::Fine, dot).is_some()
+        let row = card.row(slot, Level::FourBit, card.slice.look_parts_off);
+        card.judge(entry.probe as usize, slot, row, Level::FourBit, dot).is_some()
     };
     entries.iter().filter(passes).copied().collect()
 }

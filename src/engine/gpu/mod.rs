@@ -1,7 +1,7 @@
 //! The GPU engine: the codes of the gallery resident on a graphics device, and most rows passed over
 //! by them.
 //!
-//! Kernels in WGSL scan codes for what reaches the bar of a probe's floor ([`crate::certificate`]); the
+//! Kernels in WGSL scan codes for what reaches the bar of a probe's floor ([`crate::engine::certificate`]); the
 //! few pairs that do are compared with the row itself on the host, which has it. Rows are never on
 //! the card. Knows codes, rows, live bits and numbers; the only home of wgpu. Does not know subjects,
 //! policies or transports.
@@ -67,8 +67,8 @@ use self::owner::{Action, Command, Facts, Owner, Reply, Standing};
 use self::probe::Quantised;
 use self::resident::{Resident, RowsOf, piece};
 use self::sifting::{Field, Machine, Order};
-use super::{BlockView, Engine, EngineDescription, EngineError, GalleryView, SiftRequest, Survivors};
-use crate::supervisor::Supervisor;
+use super::{BlockView, CandidateRequest, CandidateRows, Engine, EngineDescription, EngineError, GalleryView};
+use crate::process::supervisor::Supervisor;
 
 /// Commands that may wait for the device.
 const COMMANDS_MAX: usize = 16;
@@ -191,7 +191,7 @@ impl GpuEngine {
         self.call(self.generation(), Action::Destroy)
     }
 
-    /// The codes and terms of a row that lie on the device, if there are any, read back from there.
+    /// The codes and factors of a row that lie on the device, if there are any, read back from there.
     #[doc(hidden)]
     pub fn resident_codes(&self, row: u32) -> Result<Option<Vec<u8>>, EngineError> {
         let resident = self.resident.read();
@@ -279,8 +279,8 @@ impl GpuEngine {
     /// Adds a slab as large as wanted, or as the limits of the device allow, or at least as large
     /// as needed.
     fn add_slab(&self, resident: &mut Resident, wanted: resident::SlabWanted) -> Result<(), EngineError> {
-        let fine_bytes = Level::Fine.row_bytes(resident.dim) as u64;
-        let slots_max = self.standing.facts.lock().buffer_bytes_max / fine_bytes;
+        let four_bit_bytes = Level::FourBit.row_bytes(resident.dim) as u64;
+        let slots_max = self.standing.facts.lock().buffer_bytes_max / four_bit_bytes;
         let slots_max = u32::try_from(slots_max).unwrap_or(u32::MAX) / SLOT_STEP * SLOT_STEP;
         let left = (u32::MAX - resident.slots()) / SLOT_STEP * SLOT_STEP;
         let most = slots_max.min(left);
@@ -378,17 +378,17 @@ impl Engine for GpuEngine {
         erased
     }
 
-    fn sift(
+    fn find_candidates(
         &self,
         view: &GalleryView<'_>,
-        request: &SiftRequest<'_>,
-        survivors: &mut Survivors,
+        request: &CandidateRequest<'_>,
+        candidates: &mut CandidateRows,
     ) -> Result<(), EngineError> {
         let count = request.floors.len();
         assert!(request.probes.len() == count * view.dim && request.keep.len() == count);
-        survivors.reset(count);
+        candidates.reset(count);
         if count == 0 || view.blocks.iter().all(|block| block.rows.is_empty()) {
-            survivors.floors.copy_from_slice(request.floors);
+            candidates.floors.copy_from_slice(request.floors);
             return Ok(());
         }
         if self.following.load(Ordering::Acquire) > 0 || !self.standing.open.load(Ordering::Acquire) {
@@ -411,22 +411,22 @@ impl Engine for GpuEngine {
         let (narrow, wide): (Vec<usize>, Vec<usize>) = (0..count).partition(narrow);
         for probe in narrow {
             let filter = filter_of(request, probe).expect("narrow filters are filters");
-            sifting::sift_narrow(request, view.dim, probe, filtered(view, request, probe, filter), survivors);
+            sifting::sift_narrow(request, view.dim, probe, filtered(view, request, probe, filter), candidates);
         }
         if wide.len() == count {
-            return self.sift_wide(view, request, &resident, survivors);
+            return self.sift_wide(view, request, &resident, candidates);
         }
         // Among the others, what belongs to each is picked out and put back.
-        let mut picked = Survivors::default();
+        let mut picked = CandidateRows::default();
         picked.reset(wide.len());
         let probes = wide.iter().flat_map(|p| &request.probes[p * view.dim..(p + 1) * view.dim]).copied();
         let probes: Zeroizing<Vec<f32>> = Zeroizing::new(probes.collect());
         let filters: Vec<Option<&RoaringBitmap>> = wide.iter().map(|&probe| filter_of(request, probe)).collect();
-        let of_wide = SiftRequest {
+        let of_wide = CandidateRequest {
             probes: &probes,
             floors: &wide.iter().map(|&probe| request.floors[probe]).collect::<Vec<_>>(),
             keep: &wide.iter().map(|&probe| request.keep[probe]).collect::<Vec<_>>(),
-            survivors_max: request.survivors_max,
+            candidates_max: request.candidates_max,
             certificate: request.certificate,
             filters: &filters,
             // Nothing is drawn here: both scans are certified over the rotation alone.
@@ -434,12 +434,12 @@ impl Engine for GpuEngine {
         };
         self.sift_wide(view, &of_wide, &resident, &mut picked)?;
         for (nth, probe) in wide.into_iter().enumerate() {
-            survivors.rows[probe] = std::mem::take(&mut picked.rows[nth]);
-            survivors.overflowed[probe] = picked.overflowed[nth];
-            survivors.floors[probe] = picked.floors[nth];
+            candidates.rows[probe] = std::mem::take(&mut picked.rows[nth]);
+            candidates.overflowed[probe] = picked.overflowed[nth];
+            candidates.floors[probe] = picked.floors[nth];
         }
-        survivors.device_time = picked.device_time;
-        survivors.certificate = picked.certificate;
+        candidates.device_time = picked.device_time;
+        candidates.certificate = picked.certificate;
         Ok(())
     }
 }
@@ -450,9 +450,9 @@ impl GpuEngine {
     fn sift_wide(
         &self,
         view: &GalleryView<'_>,
-        request: &SiftRequest<'_>,
+        request: &CandidateRequest<'_>,
         resident: &Resident,
-        survivors: &mut Survivors,
+        candidates: &mut CandidateRows,
     ) -> Result<(), EngineError> {
         let dim = view.dim;
         let rows_of = resident.rows_of(view);
@@ -480,7 +480,7 @@ impl GpuEngine {
                 packed: HashMap::new(),
                 under_way: VecDeque::new(),
             };
-            sifting::sift(&field, request, batch, &quantised, &mut machine, survivors)?;
+            sifting::find_candidates(&field, request, batch, &quantised, &mut machine, candidates)?;
         }
         Ok(())
     }
@@ -514,7 +514,7 @@ impl Machine for Batches<'_> {
         let pack = || {
             let probes: Vec<&Quantised> = order.numbers.iter().map(|n| &self.quantised[n - self.first]).collect();
             let looks: &[&Quantised] = if order.look.is_some() { &probes } else { &[] };
-            [probe::pack(kernel, order.level, &probes, dim), probe::look(Level::Fine, looks, dim)].map(Arc::new)
+            [probe::pack(kernel, order.level, &probes, dim), probe::look(Level::FourBit, looks, dim)].map(Arc::new)
         };
         let [packed, look] =
             self.packed.entry((kernel, order.level, order.numbers.clone())).or_insert_with(pack).clone();
@@ -558,12 +558,18 @@ impl Machine for Batches<'_> {
     }
 }
 
-fn filter_of<'a>(request: &SiftRequest<'a>, probe: usize) -> Option<&'a RoaringBitmap> {
+fn filter_of<'a>(request: &CandidateRequest<'a>, probe: usize) -> Option<&'a RoaringBitmap> {
     request.filters.get(probe).copied().flatten()
 }
 
 /// The row at a slot and its number for a probe, if the view has the row, it is live and allowed.
-fn compare(rows_of: &RowsOf<'_>, request: &SiftRequest<'_>, dim: usize, probe: usize, slot: u32) -> Option<(f32, u32)> {
+fn compare(
+    rows_of: &RowsOf<'_>,
+    request: &CandidateRequest<'_>,
+    dim: usize,
+    probe: usize,
+    slot: u32,
+) -> Option<(f32, u32)> {
     let (block, offset) = rows_of.live_row(slot)?;
     compare_row(block, offset, request, dim, probe)
 }
@@ -572,7 +578,7 @@ fn compare(rows_of: &RowsOf<'_>, request: &SiftRequest<'_>, dim: usize, probe: u
 fn compare_row(
     block: &BlockView<'_>,
     offset: usize,
-    request: &SiftRequest<'_>,
+    request: &CandidateRequest<'_>,
     dim: usize,
     probe: usize,
 ) -> Option<(f32, u32)> {
@@ -602,7 +608,7 @@ fn number(row: &[f16], probe: &[f32]) -> f32 {
 }
 
 /// Numbers of the rows of the view that have no codes, for one probe.
-fn without_codes(view: &GalleryView<'_>, request: &SiftRequest<'_>, probe: usize) -> Vec<(f32, u32)> {
+fn without_codes(view: &GalleryView<'_>, request: &CandidateRequest<'_>, probe: usize) -> Vec<(f32, u32)> {
     let mut found = Vec::new();
     for block in &view.blocks {
         let offsets = block.coded(view.dim)..block.count(view.dim);
@@ -615,7 +621,7 @@ fn without_codes(view: &GalleryView<'_>, request: &SiftRequest<'_>, probe: usize
 /// Numbers of the rows that a narrow filter lets through.
 fn filtered(
     view: &GalleryView<'_>,
-    request: &SiftRequest<'_>,
+    request: &CandidateRequest<'_>,
     probe: usize,
     filter: &RoaringBitmap,
 ) -> Vec<(f32, u32)> {

@@ -88,7 +88,7 @@ pub(super) struct Facts {
     pub description: String,
     /// Bytes that a buffer of a slab may have.
     pub buffer_bytes_max: u64,
-    /// Places for survivors in one batch.
+    /// Places for candidates in one batch.
     pub entries_max: u32,
     /// The cooperative matrices in use.
     pub coop: Option<Side>,

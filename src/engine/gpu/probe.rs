@@ -40,8 +40,8 @@ impl Quantised {
     /// What is added to factor times the dot product.
     pub(super) fn base(&self, level: Level) -> i32 {
         match level {
-            Level::Sign => self.sum,
-            Level::Fine => -15 * self.sum,
+            Level::OneBit => self.sum,
+            Level::FourBit => -15 * self.sum,
         }
     }
 
@@ -145,7 +145,7 @@ mod tests {
                 assert!(quantised.error <= length * 1.000_001 + 1e-12, "dim {dim}");
                 worst = worst.max(quantised.error);
                 let sum: i32 = (0..dim).map(|i| i32::from(quantised.integer(i))).sum();
-                assert_eq!((quantised.base(Level::Sign), quantised.base(Level::Fine)), (sum, -15 * sum));
+                assert_eq!((quantised.base(Level::OneBit), quantised.base(Level::FourBit)), (sum, -15 * sum));
             }
             assert!(worst < 0.012, "dim {dim}: {worst}");
         }

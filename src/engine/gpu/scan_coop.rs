@@ -45,8 +45,8 @@ fn unpack(card: &Card<'_>, slot: u32, level: Level, chunk: usize) -> [f16; CHUNK
     std::array::from_fn(|place| {
         let place = place as u32;
         let number = match level {
-            Level::Sign => card.word(slot, card.slice.quads, chunk / 4, chunk % 4) >> place & 1,
-            Level::Fine => {
+            Level::OneBit => card.word(slot, card.slice.quads, chunk / 4, chunk % 4) >> place & 1,
+            Level::FourBit => {
                 let byte = card.word(slot, card.slice.quads, chunk, place / 8) >> (place % 8 / 2 * 8) & 255;
                 if place.is_multiple_of(2) { byte & 15 } else { byte >> 4 }
             }

@@ -19,7 +19,7 @@ use super::scan_coop::scan_coop;
 use super::scan_few::scan_few;
 use super::scan_many::scan_many;
 use crate::engine::EngineError;
-use crate::palm::DIM_MAX;
+use crate::model::DIM_MAX;
 
 /// One past the last slot scanned; the ones after it are live and must not be reported.
 const SLOT_END: u32 = SLOT_STEP - 7;
@@ -74,7 +74,7 @@ pub(super) struct Trial {
     pub dim: usize,
     /// Number of its slab.
     pub slab: usize,
-    /// Codes and terms of [`SLOT_STEP`] slots.
+    /// Codes and factors of [`SLOT_STEP`] slots.
     pub codes: CardCodes,
     /// Live bits.
     pub live: Vec<u64>,
@@ -107,12 +107,12 @@ impl Trial {
             parts_off: 0,
             look_parts_off: 0,
             look_at: 0,
-            fine_quads: Level::Fine.quads(dim) as u32,
+            fine_quads: Level::FourBit.quads(dim) as u32,
             sign_norm: (dim as f32).sqrt(),
             reserved: [0; 2],
         };
-        let codes = if level == Level::Sign { &self.codes.sign } else { &self.codes.fine };
-        Card { codes, terms: &self.codes.terms, live: &self.live, slice, bars }
+        let codes = if level == Level::OneBit { &self.codes.one_bit } else { &self.codes.four_bit };
+        Card { codes, factors: &self.codes.factors, live: &self.live, slice, bars }
     }
 
     /// Bars that ask, of every row, for an integer sum of at least that of one row, or one more: off by
@@ -120,7 +120,7 @@ impl Trial {
     /// from the bar however large it was.
     pub(super) fn whole_bars(&self, probes: &[Quantised], level: Level) -> Vec<Bar> {
         const SLOTS: [usize; 8] = [1, 0, 5, 2, 255, 40, 129, 300];
-        let norm = if level == Level::Sign { (self.dim as f32).sqrt() } else { (SQUARE as f32).sqrt() };
+        let norm = if level == Level::OneBit { (self.dim as f32).sqrt() } else { (SQUARE as f32).sqrt() };
         let bar = |(nth, probe): (usize, &Quantised)| {
             let least = self.sum(SLOTS[nth % SLOTS.len()], level, probe) + i32::from(nth % 3 == 2);
             let base = probe.base(level) - least;
@@ -131,7 +131,7 @@ impl Trial {
 
     /// The integer sum of a slot's code and a probe, component by component.
     pub(super) fn sum(&self, slot: usize, level: Level, probe: &Quantised) -> i32 {
-        let words = if level == Level::Sign { &self.codes.sign } else { &self.codes.fine };
+        let words = if level == Level::OneBit { &self.codes.one_bit } else { &self.codes.four_bit };
         let quads = level.quads(self.dim);
         let mut sum = 0;
         for quad in 0..quads {
@@ -175,9 +175,9 @@ impl Trial {
             Kernel::Many => scan_many(&of_scan, level, &packed),
             Kernel::Coop { .. } => scan_coop(&of_scan, kernel, level, &packed),
         };
-        let look_packed = Arc::new(probe::look(Level::Fine, &all, dim));
+        let look_packed = Arc::new(probe::look(Level::FourBit, &all, dim));
         let expected = match look_bars {
-            Some(bars) => look(&self.card(Level::Fine, bars), &look_packed, &scanned),
+            Some(bars) => look(&self.card(Level::FourBit, bars), &look_packed, &scanned),
             None => scanned.clone(),
         };
         let batch = Batch {
@@ -225,8 +225,8 @@ pub(super) fn run(device: &mut Device) -> Result<(), Fault> {
             };
             let probes = whole_probes(dim, count);
             let bars = trial.whole_bars(&probes, level);
-            let look_bars = trial.whole_bars(&probes, Level::Fine);
-            let second = (level == Level::Sign).then_some(&*look_bars);
+            let look_bars = trial.whole_bars(&probes, Level::FourBit);
+            let second = (level == Level::OneBit).then_some(&*look_bars);
             trial.check(device, kernel, level, &probes, &bars, 0, None)?;
             if let Some(second) = second {
                 trial.check(device, kernel, level, &probes, &bars, 0, Some(second))?;
@@ -237,7 +237,7 @@ pub(super) fn run(device: &mut Device) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Squared length that the terms of the trial give every fine code.
+/// Squared length that the factors of the trial give every fine code.
 const SQUARE: u32 = 4097;
 
 /// A stream of numbers in -1..1, the same on every machine.
@@ -257,9 +257,9 @@ fn awkward_codes(dim: usize) -> CardCodes {
         (0..count).map(|_| next().to_bits().rotate_left(11) ^ next().to_bits().wrapping_mul(0x9e37_79b9)).collect()
     };
     let slots = SLOT_STEP as usize;
-    let mut sign = words(slots * Level::Sign.row_bytes(dim) / 4);
-    let mut fine = words(slots * Level::Fine.row_bytes(dim) / 4);
-    let blocks = [(Level::Sign, &mut sign), (Level::Fine, &mut fine)];
+    let mut sign = words(slots * Level::OneBit.row_bytes(dim) / 4);
+    let mut fine = words(slots * Level::FourBit.row_bytes(dim) / 4);
+    let blocks = [(Level::OneBit, &mut sign), (Level::FourBit, &mut fine)];
     for (level, words) in blocks {
         let quads = level.quads(dim);
         for (slot, pattern) in
@@ -271,8 +271,8 @@ fn awkward_codes(dim: usize) -> CardCodes {
         }
     }
     // A cosine of every size.
-    let terms = (0..SLOT_STEP).map(|slot| [(slot * 127) | ((65_535 - slot) << 16), SQUARE]).collect();
-    CardCodes { sign, fine, terms }
+    let factors = (0..SLOT_STEP).map(|slot| [(slot * 127) | ((65_535 - slot) << 16), SQUARE]).collect();
+    CardCodes { one_bit: sign, four_bit: fine, factors }
 }
 
 /// All live but some: at both ends of words and of the run.

@@ -34,10 +34,10 @@ use super::device::Report;
 use super::kernels::SLOT_STEP;
 use super::level::Level;
 use super::probe::Quantised;
-use super::slack::{Bars, cut, estimate};
-use crate::certificate::Certificate;
+use super::slack::{Bars, estimate, threshold};
+use crate::engine::certificate::Certificate;
 use crate::engine::cpu::sift_slack;
-use crate::engine::{EngineError, SiftRequest, Survivors};
+use crate::engine::{CandidateRequest, CandidateRows, EngineError};
 
 /// Slices that may be under way at once.
 const FLYING_MAX: usize = super::device::LANES;
@@ -102,7 +102,7 @@ struct Hunt {
     floor: f64,
     slack: f64,
     keep: usize,
-    survivors_max: usize,
+    candidates_max: usize,
     found: Vec<(f32, u32)>,
     overflowed: bool,
 }
@@ -138,17 +138,17 @@ pub(super) struct Schedule<'a> {
     fine_used: bool,
 }
 
-/// Sifts the probes `batch` of the request, `quantised` each, and files their rows in `survivors`.
+/// Sifts the probes `batch` of the request, `quantised` each, and files their rows in `candidates`.
 ///
 /// # Errors
 /// The first error of the machine.
-pub(super) fn sift(
+pub(super) fn find_candidates(
     field: &Field<'_>,
-    request: &SiftRequest<'_>,
+    request: &CandidateRequest<'_>,
     batch: Range<usize>,
     quantised: &[Quantised],
     machine: &mut dyn Machine,
-    survivors: &mut Survivors,
+    candidates: &mut CandidateRows,
 ) -> Result<(), EngineError> {
     assert!(batch.len() <= PROBES_MAX && quantised.len() == batch.len());
     let mut schedule = Schedule {
@@ -168,14 +168,14 @@ pub(super) fn sift(
     schedule.scout(&low)?;
     schedule.scan()?;
     if let Some(time) = schedule.device_time {
-        *survivors.device_time.get_or_insert_default() += time;
+        *candidates.device_time.get_or_insert_default() += time;
     }
     // What is scanned at either level passes rows over under the certificate that was asked for.
     if schedule.signs_used || schedule.fine_used {
-        survivors.certificate = weaker(survivors.certificate, request.certificate);
+        candidates.certificate = weaker(candidates.certificate, request.certificate);
     }
     for (probe, hunt) in batch.zip(&mut schedule.hunts) {
-        hunt.file(probe, survivors);
+        hunt.file(probe, candidates);
     }
     Ok(())
 }
@@ -229,7 +229,7 @@ impl Schedule<'_> {
         if low.is_empty() || self.field.slots < SCOUT_FROM {
             return Ok(());
         }
-        let level = Level::Fine;
+        let level = Level::FourBit;
         let bars = low.iter().map(|&(probe, mean, deviation)| {
             let wanted = 4 * self.hunts[probe].keep + 16;
             let score = mean + deviation * normal_quantile(wanted as f64 / f64::from(slots));
@@ -294,7 +294,7 @@ impl Schedule<'_> {
                 return None;
             }
         }
-        let level = if task.fine || !self.bars.randomised() { Level::Fine } else { Level::Sign };
+        let level = if task.fine || !self.bars.randomised() { Level::FourBit } else { Level::OneBit };
         let each: f64 = task.probes.iter().map(|&probe| self.passing(level, probe)).sum();
         let slots = self.slice_slots(each, task.probes.len());
         if task.slots.end - task.slots.start > slots {
@@ -309,12 +309,12 @@ impl Schedule<'_> {
             numbers: task.probes.iter().map(|probe| self.first + probe).collect(),
             bars: task.probes.iter().map(bar).collect(),
             parts_off: self.bars.parts_off(level),
-            look: (level == Level::Sign).then(|| task.probes.iter().map(look).collect()),
+            look: (level == Level::OneBit).then(|| task.probes.iter().map(look).collect()),
             slots: task.slots.clone(),
         };
         match level {
-            Level::Sign => self.signs_used = true,
-            Level::Fine => self.fine_used = true,
+            Level::OneBit => self.signs_used = true,
+            Level::FourBit => self.fine_used = true,
         }
         let expected = each * f64::from(task.slots.end - task.slots.start);
         Some((Flying { task, level, expected }, order))
@@ -334,7 +334,7 @@ impl Schedule<'_> {
             return;
         }
         let Task { slots, mut probes, fine } = task;
-        if level == Level::Sign {
+        if level == Level::OneBit {
             tasks.push(Task { slots, probes, fine: true });
             return;
         }
@@ -387,7 +387,7 @@ impl Schedule<'_> {
 
     /// Whether scanning signs is worth while for a probe.
     fn signs_do(&self, probe: usize) -> bool {
-        self.passing(Level::Sign, probe) * SIGNS_ONE_OF < 1.0
+        self.passing(Level::OneBit, probe) * SIGNS_ONE_OF < 1.0
     }
 
     /// How many slots fit a slice of which the part `each` is expected to pass, over all its probes.
@@ -405,12 +405,12 @@ impl Schedule<'_> {
 }
 
 impl Hunt {
-    fn new(dim: usize, request: &SiftRequest<'_>, probe: usize) -> Self {
+    fn new(dim: usize, request: &CandidateRequest<'_>, probe: usize) -> Self {
         Self {
             floor: f64::from(request.floors[probe]),
             slack: f64::from(sift_slack(dim)),
             keep: request.keep[probe] as usize,
-            survivors_max: request.survivors_max,
+            candidates_max: request.candidates_max,
             found: Vec::new(),
             overflowed: false,
         }
@@ -418,10 +418,10 @@ impl Hunt {
 
     /// Adds the rows that reach the floor, raises it by them, and marks an overflow.
     fn take(&mut self, rows: Vec<(f32, u32)>) {
-        let cut = cut(self.floor, self.slack);
+        let cut = threshold(self.floor, self.slack);
         self.found.extend(rows.into_iter().filter(|&(number, _)| number >= cut));
         self.raise(&[]);
-        let most = if self.keep > 0 { self.survivors_max.max(FOUND_MAX) } else { self.survivors_max };
+        let most = if self.keep > 0 { self.candidates_max.max(FOUND_MAX) } else { self.candidates_max };
         if self.found.len() > most {
             self.overflowed = true;
             self.found = Vec::new();
@@ -444,17 +444,17 @@ impl Hunt {
     }
 
     /// Files the rows found under the probe's number, and the floor that they are complete from.
-    fn file(&mut self, probe: usize, survivors: &mut Survivors) {
+    fn file(&mut self, probe: usize, candidates: &mut CandidateRows) {
         self.prune();
-        survivors.overflowed[probe] = self.overflowed || self.found.len() > self.survivors_max;
-        if !survivors.overflowed[probe] {
-            survivors.rows[probe].extend(self.found.iter().map(|&(_, row)| row));
-            survivors.floors[probe] = round_up(self.floor);
+        candidates.overflowed[probe] = self.overflowed || self.found.len() > self.candidates_max;
+        if !candidates.overflowed[probe] {
+            candidates.rows[probe].extend(self.found.iter().map(|&(_, row)| row));
+            candidates.floors[probe] = round_up(self.floor);
         }
     }
 
     fn prune(&mut self) {
-        let cut = cut(self.floor, self.slack);
+        let cut = threshold(self.floor, self.slack);
         self.found.retain(|&(number, _)| number >= cut);
     }
 }
@@ -469,17 +469,17 @@ fn each(probes: &[usize], rows: impl Fn(usize) -> Vec<(f32, u32)> + Sync) -> Vec
 }
 
 /// Sifts one probe over rows that are compared one by one, for a narrow filter: numbers and rows from
-/// `rows`. Files them in `survivors`.
+/// `rows`. Files them in `candidates`.
 pub(super) fn sift_narrow(
-    request: &SiftRequest<'_>,
+    request: &CandidateRequest<'_>,
     dim: usize,
     probe: usize,
     rows: Vec<(f32, u32)>,
-    survivors: &mut Survivors,
+    candidates: &mut CandidateRows,
 ) {
     let mut hunt = Hunt::new(dim, request, probe);
     hunt.take(rows);
-    hunt.file(probe, survivors);
+    hunt.file(probe, candidates);
 }
 
 /// The least f32 that is not below `x`.

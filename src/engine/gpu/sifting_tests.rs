@@ -79,12 +79,12 @@ impl Machine for Twins<'_> {
                 slot_first: order.slots.start,
                 slot_end: order.slots.end,
                 parts_off: order.parts_off,
-                fine_quads: Level::Fine.quads(DIM) as u32,
+                fine_quads: Level::FourBit.quads(DIM) as u32,
                 sign_norm: (DIM as f32).sqrt(),
                 ..bytemuck::Zeroable::zeroed()
             };
-            let codes = if order.level == Level::Sign { &self.fake.card.sign } else { &self.fake.card.fine };
-            let card = Card { codes, terms: &self.fake.card.terms, live: &self.fake.live, slice, bars: &bars };
+            let codes = if order.level == Level::OneBit { &self.fake.card.one_bit } else { &self.fake.card.four_bit };
+            let card = Card { codes, factors: &self.fake.card.factors, live: &self.fake.live, slice, bars: &bars };
             let mut entries = scan_few(&card, order.level, &probe::pack(kernel, order.level, &probes, DIM));
             for i in (1..entries.len()).rev() {
                 entries.swap(i, self.rng.random_range(0..=i));
@@ -99,8 +99,9 @@ impl Machine for Twins<'_> {
             entries.truncate(room);
             if let Some(bars) = &order.look {
                 let bars = &bars[numbers..][..probes.len()];
-                let card = Card { codes: &self.fake.card.fine, terms: &self.fake.card.terms, live: &[], slice, bars };
-                entries = look(&card, &probe::look(Level::Fine, &probes, DIM), &entries);
+                let card =
+                    Card { codes: &self.fake.card.four_bit, factors: &self.fake.card.factors, live: &[], slice, bars };
+                entries = look(&card, &probe::look(Level::FourBit, &probes, DIM), &entries);
             }
             let number = |entry: Entry| Entry { probe: entry.probe + numbers as u32, ..entry };
             report.entries.extend(entries.into_iter().map(number));
@@ -116,9 +117,9 @@ impl Machine for Twins<'_> {
 }
 
 /// What a sift of a fake gallery left, and what was ordered.
-type Sifted = (Survivors, Vec<(Level, Range<u32>, usize)>);
+type Sifted = (CandidateRows, Vec<(Level, Range<u32>, usize)>);
 
-fn sift_fake(fake: &Fake, probes: &[Vec<f32>], request: &SiftRequest<'_>, seed: u64) -> Sifted {
+fn sift_fake(fake: &Fake, probes: &[Vec<f32>], request: &CandidateRequest<'_>, seed: u64) -> Sifted {
     let quantised: Vec<Quantised> = probes.iter().map(|probe| Quantised::new(probe)).collect();
     let compare = |probe: usize, slot: u32| {
         // Anything within the slack of the exact score, but always the same.
@@ -135,10 +136,10 @@ fn sift_fake(fake: &Fake, probes: &[Vec<f32>], request: &SiftRequest<'_>, seed: 
     };
     let rng = ChaCha8Rng::seed_from_u64(seed);
     let mut machine = Twins { fake, probes: &quantised, orders: Vec::new(), done: VecDeque::new(), rng };
-    let mut survivors = Survivors::default();
-    survivors.reset(probes.len());
-    sift(&field, request, 0..probes.len(), &quantised, &mut machine, &mut survivors).unwrap();
-    (survivors, machine.orders)
+    let mut candidates = CandidateRows::default();
+    candidates.reset(probes.len());
+    find_candidates(&field, request, 0..probes.len(), &quantised, &mut machine, &mut candidates).unwrap();
+    (candidates, machine.orders)
 }
 
 /// Rows that must survive: at the floor or above, and not below the `keep`-th best.
@@ -191,19 +192,19 @@ fn no_order_of_rows_no_error_within_the_slack_and_no_lack_of_room_loses_a_row() 
         let fake = Fake::new(&rows, [512, 5000, 1 << 20][seed as usize % 3], &mut rng, 0.1);
         let keep = [0, 1, 10, 100][seed as usize / 4 % 4];
         let floor = [-1.1, 0.3, 0.6, 0.9][seed as usize / 16 % 4];
-        let request = SiftRequest {
+        let request = CandidateRequest {
             floors: &vec![floor; probes.len()],
             keep: &vec![keep; probes.len()],
             probes: &probes.concat(),
-            survivors_max: 8000,
+            candidates_max: 8000,
             certificate: if seed % 2 == 0 { RANDOMISED } else { Certificate::Deterministic },
-            ..SiftRequest::default()
+            ..CandidateRequest::default()
         };
-        let (survivors, orders) = sift_fake(&fake, &probes, &request, seed);
+        let (candidates, orders) = sift_fake(&fake, &probes, &request, seed);
         orders.iter().for_each(|(level, ..)| levels[level.index()] += 1);
-        assert!(survivors.certificate.miss_probability() <= request.certificate.miss_probability());
+        assert!(candidates.certificate.miss_probability() <= request.certificate.miss_probability());
         for (((rows, overflowed), held), probe) in
-            survivors.rows.iter().zip(&survivors.overflowed).zip(&survivors.floors).zip(&probes)
+            candidates.rows.iter().zip(&candidates.overflowed).zip(&candidates.floors).zip(&probes)
         {
             let wanted = wanted(&fake, probe, floor, keep);
             let mut rows = rows.clone();
@@ -232,20 +233,23 @@ fn what_does_not_fit_is_done_again_as_fine_codes_and_then_in_smaller_slices() {
     // All rows near the probe: every level passes them all.
     let rows: Vec<Vec<f32>> = (0..4096).map(|_| near(&mut rng, &probe, 0.1)).collect();
     let fake = Fake::new(&rows, 1024, &mut rng, 0.0);
-    let request = SiftRequest {
+    let request = CandidateRequest {
         probes: &probe,
         floors: &[0.9],
         keep: &[0],
-        survivors_max: 5000,
+        candidates_max: 5000,
         certificate: RANDOMISED,
-        ..SiftRequest::default()
+        ..CandidateRequest::default()
     };
-    let (survivors, orders) = sift_fake(&fake, std::slice::from_ref(&probe), &request, 1);
-    assert_eq!((survivors.overflowed[0], survivors.rows[0].len()), (false, 4096));
-    assert_eq!(orders[0], (Level::Sign, 0..4096, 1));
-    assert_eq!(orders[1], (Level::Fine, 0..4096, 1));
+    let (candidates, orders) = sift_fake(&fake, std::slice::from_ref(&probe), &request, 1);
+    assert_eq!((candidates.overflowed[0], candidates.rows[0].len()), (false, 4096));
+    assert_eq!(orders[0], (Level::OneBit, 0..4096, 1));
+    assert_eq!(orders[1], (Level::FourBit, 0..4096, 1));
     let rest = &orders[2..];
-    assert!(rest.iter().all(|(level, slots, _)| *level == Level::Fine && slots.end - slots.start <= 1024), "{rest:?}");
+    assert!(
+        rest.iter().all(|(level, slots, _)| *level == Level::FourBit && slots.end - slots.start <= 1024),
+        "{rest:?}"
+    );
     assert_eq!(rest.iter().map(|(_, slots, _)| slots.end - slots.start).sum::<u32>(), 4096, "{rest:?}");
 }
 
@@ -259,18 +263,22 @@ fn rows_tied_with_the_last_of_the_best_survive_whatever_their_numbers_within_the
         rows.iter_mut().step_by(40).take(60).for_each(|row| *row = twin.clone());
         let fake = Fake::new(&rows, 1 << 20, &mut rng, 0.0);
         for (keep, certificate) in [(1, RANDOMISED), (10, Certificate::Deterministic), (45, RANDOMISED)] {
-            let request = SiftRequest {
+            let request = CandidateRequest {
                 probes: &probe,
                 floors: &[-1.1],
                 keep: &[keep],
-                survivors_max: 100,
+                candidates_max: 100,
                 certificate,
-                ..SiftRequest::default()
+                ..CandidateRequest::default()
             };
-            let (survivors, _) = sift_fake(&fake, std::slice::from_ref(&probe), &request, 5);
+            let (candidates, _) = sift_fake(&fake, std::slice::from_ref(&probe), &request, 5);
             let ties = (0..count as u32).filter(|slot| fake.score(*slot, &probe) > 0.8).count();
             assert!((50..=60).contains(&ties), "{ties}");
-            assert_eq!((survivors.overflowed[0], survivors.rows[0].len()), (false, ties), "{count} rows, keep {keep}");
+            assert_eq!(
+                (candidates.overflowed[0], candidates.rows[0].len()),
+                (false, ties),
+                "{count} rows, keep {keep}"
+            );
         }
     }
 }
@@ -284,16 +292,16 @@ fn a_low_floor_is_found_by_a_sample_and_a_scout() {
     let mut rng = ChaCha8Rng::seed_from_u64(2);
     let fake = Fake::new(&noise(40_000, &mut rng), 1 << 20, &mut rng, 0.0);
     let probe = unit(&mut rng);
-    let request = SiftRequest {
+    let request = CandidateRequest {
         probes: &probe,
         floors: &[-1.1],
         keep: &[10],
-        survivors_max: 100,
+        candidates_max: 100,
         certificate: RANDOMISED,
-        ..SiftRequest::default()
+        ..CandidateRequest::default()
     };
-    let (survivors, orders) = sift_fake(&fake, std::slice::from_ref(&probe), &request, 2);
-    assert!((10..14).contains(&survivors.rows[0].len()), "{}", survivors.rows[0].len());
+    let (candidates, orders) = sift_fake(&fake, std::slice::from_ref(&probe), &request, 2);
+    assert!((10..14).contains(&candidates.rows[0].len()), "{}", candidates.rows[0].len());
     assert!(orders.len() <= 4, "{orders:?}");
     assert!(orders[0].1.end <= fake.slots() / 8, "{orders:?}");
 }
@@ -304,16 +312,16 @@ fn a_gallery_of_equals_overflows_at_a_bounded_price() {
     let row = unit(&mut rng);
     let fake = Fake::new(&vec![row; 100_000], 1 << 14, &mut rng, 0.0);
     let probe = unit(&mut rng);
-    let request = SiftRequest {
+    let request = CandidateRequest {
         probes: &probe,
         floors: &[-1.1],
         keep: &[10],
-        survivors_max: 1000,
+        candidates_max: 1000,
         certificate: RANDOMISED,
-        ..SiftRequest::default()
+        ..CandidateRequest::default()
     };
-    let (survivors, orders) = sift_fake(&fake, std::slice::from_ref(&probe), &request, 3);
-    assert_eq!(survivors.overflowed, [true]);
+    let (candidates, orders) = sift_fake(&fake, std::slice::from_ref(&probe), &request, 3);
+    assert_eq!(candidates.overflowed, [true]);
     let slots: u32 = orders.iter().map(|(_, slots, _)| slots.end - slots.start).sum();
     assert!(slots < 4 * fake.slots(), "{slots} slots were scanned");
 }
@@ -327,15 +335,15 @@ fn rows_at_the_front_that_nobody_wants_do_not_make_a_probe_overflow() {
     rows[..3000].iter_mut().for_each(|row| *row = away.clone());
     let fake = Fake::new(&rows, 1 << 20, &mut rng, 0.0);
     let probes = [probe.clone(), probe];
-    let request = SiftRequest {
+    let request = CandidateRequest {
         probes: &probes.concat(),
         floors: &[-1.1; 2],
         keep: &[10; 2],
-        survivors_max: 100,
+        candidates_max: 100,
         certificate: Certificate::Deterministic,
-        ..SiftRequest::default()
+        ..CandidateRequest::default()
     };
-    let (survivors, _) = sift_fake(&fake, &probes, &request, 4);
-    assert_eq!(survivors.overflowed, [false, false]);
-    assert_eq!(survivors.certificate, Certificate::Deterministic);
+    let (candidates, _) = sift_fake(&fake, &probes, &request, 4);
+    assert_eq!(candidates.overflowed, [false, false]);
+    assert_eq!(candidates.certificate, Certificate::Deterministic);
 }

@@ -34,7 +34,7 @@
 use super::bindings::{Bar, COSINE_PARTS};
 use super::level::Level;
 use super::probe::Quantised;
-use crate::certificate::{Certificate, Cutter, LOOKS};
+use crate::engine::certificate::{Bounds, Certificate, PASSES};
 
 /// Four times what the kernels' arithmetic loses, for a code of length 1.
 pub(super) const DEVICE_SLACK: f64 = 1.0 / 65_536.0;
@@ -44,20 +44,20 @@ pub(super) const DEVICE_SLACK: f64 = 1.0 / 65_536.0;
 pub(super) struct Bars {
     randomised: bool,
     /// For the scan of each level; none where it passes nothing over.
-    scan: [Option<Cutter>; 2],
-    look: Cutter,
+    scan: [Option<Bounds>; 2],
+    look: Bounds,
 }
 
 impl Bars {
     /// The bars of `certificate` for `dim` components. Under a randomised one each level has one of
-    /// [`LOOKS`] parts of the miss probability. The second look is deterministic.
+    /// [`PASSES`] parts of the miss probability. The second look is deterministic.
     pub(super) fn new(certificate: Certificate, dim: usize) -> Self {
-        let look = Cutter::new(Certificate::Deterministic, dim);
+        let look = Bounds::new(Certificate::Deterministic, dim);
         match certificate {
             Certificate::Deterministic => Self { randomised: false, scan: [None, Some(look)], look },
             Certificate::Randomised { miss_probability } => {
-                let miss_probability = miss_probability / LOOKS as f64;
-                let each = Cutter::new(Certificate::Randomised { miss_probability }, dim);
+                let miss_probability = miss_probability / PASSES as f64;
+                let each = Bounds::new(Certificate::Randomised { miss_probability }, dim);
                 Self { randomised: true, scan: [Some(each); 2], look }
             }
         }
@@ -75,16 +75,16 @@ impl Bars {
 
     /// The bar of a scan.
     pub(super) fn scan(&self, level: Level, probe: &Quantised, floor: f64, quota: u32) -> Bar {
-        match self.scan[level.index()].and_then(|cutter| cutter.cut(floor)) {
-            Some(cut) => bar(cut.parts(), probe, level, quota),
+        match self.scan[level.index()].and_then(|cutter| cutter.bound(floor)) {
+            Some(cut) => least_product(cut.parts(), probe, level, quota),
             None => Bar::open(quota),
         }
     }
 
     /// The bar of the second look.
     pub(super) fn look(&self, probe: &Quantised, floor: f64) -> Bar {
-        match self.look.cut(floor) {
-            Some(cut) => bar(cut.parts(), probe, Level::Fine, u32::MAX),
+        match self.look.bound(floor) {
+            Some(cut) => least_product(cut.parts(), probe, Level::FourBit, u32::MAX),
             None => Bar::open(u32::MAX),
         }
     }
@@ -94,12 +94,12 @@ impl Bars {
         /// Usual cosines, as `thenar_index::codes` has them.
         const USUAL: [f32; 2] = [0.797, 0.994];
         let cutter = self.scan[level.index()]?;
-        let bar = cutter.cut(floor)?.bar(cutter.leaning(USUAL[level.index()]));
+        let bar = cutter.bound(floor)?.least_product(cutter.angle(USUAL[level.index()]));
         Some(f64::from(bar) - probe.error)
     }
 }
 
-fn bar((along, across, slack): (f32, f32, f32), probe: &Quantised, level: Level, quota: u32) -> Bar {
+fn least_product((along, across, slack): (f32, f32, f32), probe: &Quantised, level: Level, quota: u32) -> Bar {
     let rest = f64::from(slack) + probe.error + DEVICE_SLACK;
     Bar { scale: probe.scale, along, across, rest: rest as f32, base: probe.base(level), quota }
 }
@@ -110,17 +110,17 @@ pub(super) fn estimate(probe: &Quantised, level: Level, score: f64, quota: u32) 
     Bar { scale: probe.scale, along: score as f32, across: 0.0, rest: 0.0, base: probe.base(level), quota }
 }
 
-/// Whole parts of at least what `Cutter::leaning` takes off a cosine. Its f32 arithmetic is off by far
+/// Whole parts of at least what `Bounds::angle` takes off a cosine. Its f32 arithmetic is off by far
 /// less than the hundredth of a part that is added.
-fn parts_off(cutter: &Cutter) -> u32 {
-    let parts = (1.0 - f64::from(cutter.leaning(1.0).along)) * f64::from(COSINE_PARTS);
+fn parts_off(cutter: &Bounds) -> u32 {
+    let parts = (1.0 - f64::from(cutter.angle(1.0).along)) * f64::from(COSINE_PARTS);
     if parts > 0.0 { (parts + 0.01).ceil() as u32 } else { 0 }
 }
 
 /// The f32 that a number within `slack` of the exact score must reach so that no row with an exact
 /// score of `floor` or more is missed: the largest f32 not above `floor - slack`.
 #[must_use]
-pub(super) fn cut(floor: f64, slack: f64) -> f32 {
+pub(super) fn threshold(floor: f64, slack: f64) -> f32 {
     let exact = floor - slack;
     #[expect(clippy::cast_possible_truncation, reason = "rounded down again where the cast rounded up")]
     let cut = exact as f32;
@@ -139,14 +139,14 @@ mod tests {
     use super::super::card::CardCodes;
     use super::super::level::QUAD;
     use super::*;
-    use crate::certificate::row_rounding;
+    use crate::engine::certificate::row_rounding;
 
     #[test]
     fn a_cut_is_never_above_floor_less_slack() {
         let mut rng = ChaCha8Rng::seed_from_u64(7);
         for _ in 0..10_000 {
             let floor: f64 = rng.random_range(-1.0..1.0);
-            let cut = cut(floor, 1e-4);
+            let cut = threshold(floor, 1e-4);
             assert!(f64::from(cut) <= floor - 1e-4, "floor {floor}");
             assert!(f64::from(cut) > floor - 1e-4 - 2.4e-7, "floor {floor}");
         }
@@ -160,14 +160,14 @@ mod tests {
                 let off = f64::from(bars.parts_off(level)) / 65_536.0;
                 assert!(off >= 2.0 * row_rounding(dim) && off < 2.0 * row_rounding(dim) + 2.5e-5, "dim {dim}: {off}");
             }
-            assert_eq!(Bars::new(Certificate::Deterministic, dim).parts_off(Level::Fine), 0);
+            assert_eq!(Bars::new(Certificate::Deterministic, dim).parts_off(Level::FourBit), 0);
         }
     }
 
     /// The bar of (1) in f64, for a code of length 1 and a true cosine.
     fn exact_bar(certificate: Certificate, dim: usize, floor: f64, cosine: f64) -> Option<f64> {
-        let cutter = Cutter::new(certificate, dim);
-        let (along, across, _) = cutter.cut(floor)?.parts();
+        let cutter = Bounds::new(certificate, dim);
+        let (along, across, _) = cutter.bound(floor)?.parts();
         let moved = match certificate {
             Certificate::Deterministic => 0.0,
             Certificate::Randomised { .. } => 2.0 * row_rounding(dim),
@@ -190,11 +190,14 @@ mod tests {
             let probe = Quantised::new(&values.iter().map(|v| v / norm).collect::<Vec<_>>());
             for _ in 0..50 {
                 let level = Level::ALL[rng.random_range(0..2)];
-                let certificate =
-                    if level == Level::Sign || rng.random_bool(0.5) { randomised } else { Certificate::Deterministic };
+                let certificate = if level == Level::OneBit || rng.random_bool(0.5) {
+                    randomised
+                } else {
+                    Certificate::Deterministic
+                };
                 let each = match certificate {
                     Certificate::Randomised { miss_probability } => {
-                        Certificate::Randomised { miss_probability: miss_probability / LOOKS as f64 }
+                        Certificate::Randomised { miss_probability: miss_probability / PASSES as f64 }
                     }
                     Certificate::Deterministic => certificate,
                 };
@@ -205,18 +208,18 @@ mod tests {
                     _ => rng.random_range(48_000..65_536),
                 };
                 let square =
-                    if level == Level::Sign { dim as u32 } else { rng.random_range(dim as u32..225 * dim as u32) };
+                    if level == Level::OneBit { dim as u32 } else { rng.random_range(dim as u32..225 * dim as u32) };
                 let length = f64::from(square).sqrt();
                 let Some(bar) = exact_bar(each, dim, floor, f64::from(parts) / 65_536.0) else { continue };
                 let sum_at = (bar - probe.error) * length / f64::from(probe.scale);
                 if sum_at.abs() > f64::from(1 << 23) {
                     continue;
                 }
-                let terms = [[parts << (16 * level.index()), square]];
+                let factors = [[parts << (16 * level.index()), square]];
                 let bars = Bars::new(certificate, dim);
                 let bar = bars.scan(level, &probe, floor, 1);
                 let slice = Slice { sign_norm: (dim as f32).sqrt(), ..bytemuck::Zeroable::zeroed() };
-                let card = Card { codes: &[], terms: &terms, live: &[1], slice, bars: &[bar] };
+                let card = Card { codes: &[], factors: &factors, live: &[1], slice, bars: &[bar] };
                 let row = card.row(0, level, bars.parts_off(level));
                 assert!(
                     reaches(&bar, row, sum_at.ceil() as i32),
@@ -245,7 +248,7 @@ mod tests {
     #[test]
     fn mates_are_passed_over_as_often_as_the_share_of_a_level_allows_and_no_more() {
         const DIM: usize = 128;
-        const MISS: f64 = 0.01 * LOOKS as f64;
+        const MISS: f64 = 0.01 * PASSES as f64;
         const BLOCKS: usize = 1500;
         let bars = Bars::new(Certificate::Randomised { miss_probability: MISS }, DIM);
         let mut rng = ChaCha8Rng::seed_from_u64(9);
@@ -272,9 +275,9 @@ mod tests {
                 let quantised = Quantised::new(&probe);
                 pairs += 1;
                 for level in Level::ALL {
-                    let codes = if level == Level::Sign { &card_codes.sign } else { &card_codes.fine };
+                    let codes = if level == Level::OneBit { &card_codes.one_bit } else { &card_codes.four_bit };
                     let bar = bars.scan(level, &quantised, floor, 1);
-                    let card = Card { codes, terms: &card_codes.terms, live: &[u64::MAX], slice, bars: &[bar] };
+                    let card = Card { codes, factors: &card_codes.factors, live: &[u64::MAX], slice, bars: &[bar] };
                     let quads = level.quads(DIM);
                     let mut sum = bar.base;
                     for (quad, word) in (0..quads).flat_map(|quad| (0..QUAD).map(move |word| (quad, word))) {
@@ -291,7 +294,7 @@ mod tests {
                 }
             }
         }
-        let share = MISS / LOOKS as f64;
+        let share = MISS / PASSES as f64;
         let most = share + 4.0 * (share / f64::from(pairs)).sqrt();
         let rates = missed.map(|missed| f64::from(missed) / f64::from(pairs));
         assert!(rates.iter().all(|rate| *rate <= most), "{rates:?} of {pairs} pairs, where {share} are allowed");

@@ -23,11 +23,11 @@ use super::kernels::SLOT_STEP;
 use super::{AdapterChoice, GpuEngine};
 use thenar_index::codes::OwnedCodes;
 
-use crate::certificate::Certificate;
-use crate::engine::{BlockView, Engine, EngineError, GalleryView, SiftRequest, Survivors};
-use crate::supervisor::Supervisor;
+use crate::engine::certificate::Certificate;
+use crate::engine::{BlockView, CandidateRequest, CandidateRows, Engine, EngineError, GalleryView};
+use crate::process::supervisor::Supervisor;
 
-/// How far below the line a survivor may lie without being called silly: several times the slack
+/// How far below the line a candidate may lie without being called silly: several times the slack
 /// of comparing in f32 at the largest dimension tested.
 const SILLY: f64 = 5e-4;
 
@@ -165,8 +165,8 @@ impl Gallery {
         for block in &self.view().blocks {
             for (offset, row) in block.rows.chunks_exact(self.dim).enumerate() {
                 if block.is_live(offset) {
-                    let terms = row.iter().zip(probe).map(|(x, q)| f64::from(x.to_f32()) * f64::from(*q));
-                    scores.push((block.first_row + u32::try_from(offset).unwrap(), terms.sum()));
+                    let factors = row.iter().zip(probe).map(|(x, q)| f64::from(x.to_f32()) * f64::from(*q));
+                    scores.push((block.first_row + u32::try_from(offset).unwrap(), factors.sum()));
                 }
             }
         }
@@ -179,22 +179,22 @@ struct Asked {
     probes: Vec<f32>,
     floors: Vec<f32>,
     keep: Vec<u32>,
-    survivors_max: usize,
+    candidates_max: usize,
 }
 
 impl Asked {
-    fn alike(probes: Vec<f32>, dim: usize, floor: f32, keep: u32, survivors_max: usize) -> Self {
+    fn alike(probes: Vec<f32>, dim: usize, floor: f32, keep: u32, candidates_max: usize) -> Self {
         let count = probes.len() / dim;
-        Self { probes, floors: vec![floor; count], keep: vec![keep; count], survivors_max }
+        Self { probes, floors: vec![floor; count], keep: vec![keep; count], candidates_max }
     }
 
-    fn request(&self) -> SiftRequest<'_> {
-        SiftRequest {
+    fn request(&self) -> CandidateRequest<'_> {
+        CandidateRequest {
             probes: &self.probes,
             floors: &self.floors,
             keep: &self.keep,
-            survivors_max: self.survivors_max,
-            ..SiftRequest::default()
+            candidates_max: self.candidates_max,
+            ..CandidateRequest::default()
         }
     }
 }
@@ -203,22 +203,22 @@ impl Asked {
 const CERTIFICATES: [Certificate; 2] =
     [Certificate::Randomised { miss_probability: 1e-12 }, Certificate::Deterministic];
 
-/// Sifts under both certificates and holds the survivors against brute force: none missing, none dead,
+/// Sifts under both certificates and holds the candidates against brute force: none missing, none dead,
 /// none silly, and overflow exactly where there are too many.
-fn hold(engine: &GpuEngine, gallery: &Gallery, asked: &Asked, what: &str) -> Survivors {
-    let mut survivors = Survivors::default();
+fn hold(engine: &GpuEngine, gallery: &Gallery, asked: &Asked, what: &str) -> CandidateRows {
+    let mut candidates = CandidateRows::default();
     for certificate in CERTIFICATES {
-        let request = SiftRequest { certificate, ..asked.request() };
+        let request = CandidateRequest { certificate, ..asked.request() };
         let what = format!("{what}, {certificate:?}");
-        engine.sift(&gallery.view(), &request, &mut survivors).unwrap_or_else(|e| panic!("{what}: {e}"));
-        hold_survivors(&survivors, gallery, asked, &what);
-        assert!(survivors.certificate.miss_probability() <= certificate.miss_probability(), "{what}");
+        engine.find_candidates(&gallery.view(), &request, &mut candidates).unwrap_or_else(|e| panic!("{what}: {e}"));
+        hold_survivors(&candidates, gallery, asked, &what);
+        assert!(candidates.certificate.miss_probability() <= certificate.miss_probability(), "{what}");
     }
-    survivors
+    candidates
 }
 
-fn hold_survivors(survivors: &Survivors, gallery: &Gallery, asked: &Asked, what: &str) {
-    assert_eq!(survivors.rows.len(), asked.floors.len(), "{what}");
+fn hold_survivors(candidates: &CandidateRows, gallery: &Gallery, asked: &Asked, what: &str) {
+    assert_eq!(candidates.rows.len(), asked.floors.len(), "{what}");
     for (number, probe) in asked.probes.chunks_exact(gallery.dim).enumerate() {
         let scores = gallery.scores(probe);
         let keep = asked.keep[number] as usize;
@@ -232,20 +232,20 @@ fn hold_survivors(survivors: &Survivors, gallery: &Gallery, asked: &Asked, what:
             scores.iter().filter(|(_, score)| *score >= line).map(|&(row, _)| row).collect()
         };
         let (must, may) = (at_least(line), at_least(line - SILLY));
-        let rows: BTreeSet<u32> = survivors.rows[number].iter().copied().collect();
-        if survivors.overflowed[number] {
-            assert!(may.len() > asked.survivors_max, "{what}: probe {number} overflowed with {} rows", may.len());
+        let rows: BTreeSet<u32> = candidates.rows[number].iter().copied().collect();
+        if candidates.overflowed[number] {
+            assert!(may.len() > asked.candidates_max, "{what}: probe {number} overflowed with {} rows", may.len());
             continue;
         }
-        assert_eq!(rows.len(), survivors.rows[number].len(), "{what}: probe {number} has repeats");
-        let held = survivors.floors[number];
+        assert_eq!(rows.len(), candidates.rows[number].len(), "{what}: probe {number} has repeats");
+        let held = candidates.floors[number];
         assert!(at_least(held.into()).is_subset(&rows), "{what}: probe {number} was not held to {held}");
         assert!(held >= asked.floors[number] && f64::from(held) <= line, "{what}: probe {number} held to {held}");
         let missing: Vec<_> = must.difference(&rows).collect();
         assert!(missing.is_empty(), "{what}: probe {number} misses {missing:?}");
         let silly: Vec<_> = rows.difference(&may).take(5).collect();
         assert!(silly.is_empty(), "{what}: probe {number} has dead or far rows {silly:?}");
-        assert!(rows.len() <= asked.survivors_max, "{what}: probe {number} has {} rows", rows.len());
+        assert!(rows.len() <= asked.candidates_max, "{what}: probe {number} has {} rows", rows.len());
     }
 }
 

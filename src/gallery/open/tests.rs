@@ -9,7 +9,7 @@ use thenar_index::storage::Files;
 use thenar_index::{GalleryId, KeyId, Origin};
 
 use super::*;
-use crate::palm::{Hand, RequestId, SubjectId, TemplateRow};
+use crate::model::{Hand, RequestId, SubjectId, TemplateRow};
 use crate::registry::sqlite::SqliteRegistry;
 use crate::registry::{Action, Change, GalleryIdentity, Registry as _, SealedTemplate, Source};
 use crate::vault::{MasterKey, Vault};

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::thread;
 
 use super::*;
-use crate::standard::StandardGallery;
+use crate::model::synthetic::SyntheticGallery;
 
 const WIDE: usize = 512;
 const COMMIT: u32 = 4096;
@@ -53,7 +53,7 @@ fn searches_beside_a_compaction_are_right() {
     let dir = setup.dir.clone();
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let gallery = Gallery::open(setup, Arc::new(CpuEngine::new(threads).unwrap()), None).unwrap();
-    let standard = StandardGallery::new(7, WIDE);
+    let standard = SyntheticGallery::new(7, WIDE);
     let change = |kind: &str, person: u32, action| Change {
         request_id: RequestId::new(&format!("{kind}-{person}")).unwrap(),
         digest: [0; 16],
@@ -99,7 +99,7 @@ fn searches_beside_a_compaction_are_right() {
         });
         let began = Instant::now();
         let mut rng = ChaCha8Rng::seed_from_u64(3);
-        let (mut vector, mut survivors) = (vec![0.0; WIDE], Survivors::default());
+        let (mut vector, mut candidates) = (vec![0.0; WIDE], CandidateRows::default());
         while !done.load(Ordering::Acquire) {
             let beside = began.elapsed().as_millis() / WINDOW.as_millis() % 2 == 1;
             on.store(beside || rows == ROWS_FEW, Ordering::Release);
@@ -108,7 +108,7 @@ fn searches_beside_a_compaction_are_right() {
             let probes = vec![Probe { hand: Hand::Left, vector: vector.as_slice().into() }];
             let search = Search { probes, floor: 0.5, k: 10, certificate: Certificate::default(), allowed: None };
             let started = Instant::now();
-            let (answers, _) = gallery.search(&[&search], false, &mut survivors).unwrap();
+            let (answers, _) = gallery.search(&[&search], false, &mut candidates).unwrap();
             times[usize::from(beside)].push(started.elapsed());
             let found: Vec<&str> = answers[0].found.iter().map(|found| &*found.subject_id).collect();
             let expected = id(person);

@@ -13,7 +13,7 @@ use thenar_index::{GalleryId, Lsn, RowMeta, SubjectNumber, TemplateId, source_of
 use super::read::{self, ADDED, Counters, FORGOTTEN, REMOVED};
 use super::sums::{self, Row};
 use super::{damaged, failed, from_millis, scrub, stored, to_millis};
-use crate::palm::{SubjectId, TEMPLATES_PER_SUBJECT_MAX};
+use crate::model::{SubjectId, TEMPLATES_PER_SUBJECT_MAX};
 use crate::registry::{
     Action, Change, Committed, Event, GalleryIdentity, LogRecord, Outcome, RegistryError, SealedTemplate, Source,
     StoredTemplate, SubjectRecord, TemplateRecord,

@@ -41,7 +41,7 @@ use super::{
     Change, Committed, GalleryIdentity, LogRecord, Registry, RegistryCounts, RegistryError, StoredTemplate,
     SubjectRecord,
 };
-use crate::palm::SubjectId;
+use crate::model::SubjectId;
 use crate::vault::RegistryKeys;
 
 /// Free space under which a failed write is taken for a full disk, in bytes. SQLite reports some

@@ -7,7 +7,7 @@ use thenar_index::{Contents, GalleryId, Lsn, SubjectNumber, TemplateId};
 
 use super::sums::Sums;
 use super::{damaged, failed, from_millis, stored};
-use crate::palm::{Hand, SUBJECT_ID_BYTES_MAX, SubjectId};
+use crate::model::{Hand, SUBJECT_ID_BYTES_MAX, SubjectId};
 use crate::registry::{
     Event, GalleryIdentity, LogRecord, RegistryCounts, RegistryError, StoredTemplate, SubjectRecord, TemplateRecord,
 };

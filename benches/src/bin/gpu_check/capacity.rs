@@ -41,7 +41,7 @@ pub(crate) fn run(arguments: &Arguments, report: &mut Report) -> anyhow::Result<
     // Every row comes up once a copy.
     let asked = Asked { floor: 0.5, keep: 0, certificate: RANDOMISED, filter: None };
     engine.follow(&copies(segment, 1, common.dim))?;
-    let once = time(&engine, &copies(segment, 1, common.dim), probes.values(0..1), &asked, 0.0)?.survivors;
+    let once = time(&engine, &copies(segment, 1, common.dim), probes.values(0..1), &asked, 0.0)?.candidates;
 
     let started = Instant::now();
     let held = fill(&engine, segment, common.dim, rows, millions_max, report)?;
@@ -65,8 +65,8 @@ pub(crate) fn run(arguments: &Arguments, report: &mut Report) -> anyhow::Result<
             "searches",
             json!({ "probes": batch, "best_ms": ms(line.best), "median_ms": ms(line.median), "device_ms": line.device_ms() }),
         );
-        if batch == 1 && line.survivors != once * held as usize {
-            report.wrong(format!("{} rows are found in {held} copies, {once} in one", line.survivors));
+        if batch == 1 && line.candidates != once * held as usize {
+            report.wrong(format!("{} rows are found in {held} copies, {once} in one", line.candidates));
         }
     }
     Ok(())

@@ -5,9 +5,9 @@ use std::time::{Duration, Instant};
 use half::f16;
 use rayon::prelude::*;
 use roaring::RoaringBitmap;
-use thenar::certificate::Certificate;
+use thenar::engine::certificate::Certificate;
 use thenar::engine::gpu::GpuEngine;
-use thenar::engine::{BlockView, Engine, EngineError, GalleryView, SiftRequest, Survivors};
+use thenar::engine::{BlockView, CandidateRequest, CandidateRows, Engine, EngineError, GalleryView};
 use thenar_bench::gallery::{Gallery, GalleryKind};
 use thenar_index::codes::{BLOCK_ROWS, OwnedCodes};
 
@@ -17,7 +17,7 @@ use crate::report::Report;
 pub(crate) const SEGMENT_ROWS: usize = 1 << 20;
 /// The default certificate of a server.
 pub(crate) const RANDOMISED: Certificate = Certificate::Randomised { miss_probability: 1e-12 };
-/// Survivors a probe may have.
+/// CandidateRows a probe may have.
 const SURVIVORS_MAX: usize = 100_000;
 
 /// A segment of the gallery with what a view borrows.
@@ -35,11 +35,11 @@ impl<'a> Segment<'a> {
         let parts: Vec<OwnedCodes> =
             rows[..coded * dim].par_chunks(BLOCK_ROWS * dim).map(|rows| OwnedCodes::of(rows, dim)).collect();
         for part in parts {
-            codes.sketch.extend(part.sketch);
-            codes.sign.extend(part.sign);
-            codes.two.extend(part.two);
-            codes.fine.extend(part.fine);
-            codes.terms.extend(part.terms);
+            codes.codebook.extend(part.codebook);
+            codes.one_bit.extend(part.one_bit);
+            codes.two_bit.extend(part.two_bit);
+            codes.four_bit.extend(part.four_bit);
+            codes.factors.extend(part.factors);
         }
         Self { rows, codes, live: vec![u64::MAX; count.div_ceil(64)] }
     }
@@ -102,24 +102,24 @@ pub(crate) struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    pub(crate) fn sift(
+    pub(crate) fn find_candidates(
         &self,
         engine: &GpuEngine,
         view: &GalleryView<'_>,
         probes: &[f32],
-        survivors: &mut Survivors,
+        candidates: &mut CandidateRows,
     ) -> Result<(), EngineError> {
         let count = probes.len() / view.dim;
-        let request = SiftRequest {
+        let request = CandidateRequest {
             probes,
             floors: &vec![self.floor; count],
             keep: &vec![self.keep; count],
-            survivors_max: SURVIVORS_MAX,
+            candidates_max: SURVIVORS_MAX,
             certificate: self.certificate,
             filters: &vec![self.filter; count],
             seeds: &vec![[1; 32]; count],
         };
-        engine.sift(view, &request, survivors)
+        engine.find_candidates(view, &request, candidates)
     }
 
     pub(crate) fn name(&self) -> &'static str {
@@ -137,7 +137,7 @@ pub(crate) struct Timing {
     pub(crate) median: Duration,
     /// The best on the device alone, where the adapter can tell.
     pub(crate) device: Option<Duration>,
-    pub(crate) survivors: usize,
+    pub(crate) candidates: usize,
 }
 
 impl Timing {
@@ -158,21 +158,21 @@ pub(crate) fn time(
     asked: &Asked<'_>,
     seconds: f64,
 ) -> Result<Timing, EngineError> {
-    let mut survivors = Survivors::default();
+    let mut candidates = CandidateRows::default();
     let mut walls = Vec::new();
     let mut device: Option<Duration> = None;
     let started = Instant::now();
     while walls.len() < 2 || started.elapsed().as_secs_f64() < seconds {
         let begun = Instant::now();
-        asked.sift(engine, view, probes, &mut survivors)?;
+        asked.find_candidates(engine, view, probes, &mut candidates)?;
         walls.push(begun.elapsed());
-        if let Some(time) = survivors.device_time {
+        if let Some(time) = candidates.device_time {
             device = Some(device.map_or(time, |device| device.min(time)));
         }
     }
     walls.sort_unstable();
-    let survivors = survivors.rows.iter().map(Vec::len).sum();
-    Ok(Timing { best: walls[0], median: walls[walls.len() / 2], device, survivors })
+    let candidates = candidates.rows.iter().map(Vec::len).sum();
+    Ok(Timing { best: walls[0], median: walls[walls.len() / 2], device, candidates })
 }
 
 /// What a search costs when there is nothing to scan but one block of rows, none of which it finds.

@@ -7,8 +7,8 @@ use half::f16;
 use half::slice::HalfFloatSliceExt as _;
 use rayon::prelude::*;
 use roaring::RoaringBitmap;
-use thenar::certificate::Certificate;
-use thenar::engine::Survivors;
+use thenar::engine::CandidateRows;
+use thenar::engine::certificate::Certificate;
 use thenar_bench::truth;
 
 use crate::report::Report;
@@ -65,14 +65,14 @@ pub(crate) fn run(arguments: &Arguments, report: &mut Report) -> anyhow::Result<
                         continue;
                     }
                     let asked = Asked { floor, keep, certificate, filter: filter.as_ref() };
-                    let mut survivors = Survivors::default();
-                    asked.sift(&engine, &view, probes.values(0..batch), &mut survivors)?;
-                    if survivors.certificate.miss_probability() > certificate.miss_probability() {
-                        report.wrong(format!("asked for {}, and got {:?}", asked.name(), survivors.certificate));
+                    let mut candidates = CandidateRows::default();
+                    asked.find_candidates(&engine, &view, probes.values(0..batch), &mut candidates)?;
+                    if candidates.certificate.miss_probability() > certificate.miss_probability() {
+                        report.wrong(format!("asked for {}, and got {:?}", asked.name(), candidates.certificate));
                     }
                     let faults: Vec<String> = (0..batch)
                         .into_par_iter()
-                        .filter_map(|probe| scores.fault(probe, &survivors, &asked))
+                        .filter_map(|probe| scores.fault(probe, &candidates, &asked))
                         .collect();
                     for fault in faults {
                         report.wrong(format!("batch of {batch}, {fault}"));
@@ -118,9 +118,9 @@ impl Scores {
         Self { rows: count, scores }
     }
 
-    /// What is wrong with the survivors of a probe: they must hold every row that is wanted, once, and
+    /// What is wrong with the candidates of a probe: they must hold every row that is wanted, once, and
     /// none that the filter holds back.
-    fn fault(&self, probe: usize, survivors: &Survivors, asked: &Asked<'_>) -> Option<String> {
+    fn fault(&self, probe: usize, candidates: &CandidateRows, asked: &Asked<'_>) -> Option<String> {
         let scores = &self.scores[probe * self.rows..(probe + 1) * self.rows];
         let allows = |row: u32| asked.filter.is_none_or(|filter| filter.contains(row));
         let mut allowed: Vec<f64> =
@@ -132,13 +132,13 @@ impl Scores {
             line = line.max(*last);
         }
         let wanted = allowed.iter().filter(|score| **score >= line).count();
-        let mut found = survivors.rows[probe].clone();
+        let mut found = candidates.rows[probe].clone();
         found.sort_unstable();
         found.dedup();
         let kept = found.iter().filter(|&&row| scores[row as usize] >= line).count();
         let strays = found.iter().filter(|&&row| !allows(row)).count();
-        let repeats = survivors.rows[probe].len() - found.len();
-        let overflowed = survivors.overflowed[probe];
+        let repeats = candidates.rows[probe].len() - found.len();
+        let overflowed = candidates.overflowed[probe];
         (overflowed || kept != wanted || strays + repeats > 0).then(|| {
             format!(
                 "probe {probe}, {}, floor {}, keep {keep}, filter {}: {kept} of {wanted} rows, {strays} held back, \

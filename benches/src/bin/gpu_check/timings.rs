@@ -5,9 +5,9 @@ use std::time::Instant;
 use clap::Args;
 use roaring::RoaringBitmap;
 use serde_json::json;
-use thenar::certificate::Certificate;
+use thenar::engine::certificate::Certificate;
 use thenar::engine::gpu::GpuEngine;
-use thenar::engine::{GalleryView, Survivors};
+use thenar::engine::{CandidateRows, GalleryView};
 use thenar_bench::gallery::Probes;
 use thenar_bench::truth::Truth;
 
@@ -74,7 +74,7 @@ pub(crate) fn run(arguments: &Arguments, report: &mut Report) -> anyhow::Result<
     }
 
     let one_percent: RoaringBitmap = (0..u32::try_from(n)?).step_by(100).collect();
-    println!("probes    certificate  floor  filter    best ms  median ms  device ms  searches/s  survivors");
+    println!("probes    certificate  floor  filter    best ms  median ms  device ms  searches/s  candidates");
     for &batch in &arguments.batches {
         for (certificate, floor, filter) in [
             (RANDOMISED, floor, None),
@@ -98,14 +98,14 @@ pub(crate) fn run(arguments: &Arguments, report: &mut Report) -> anyhow::Result<
                 ms(line.best),
                 ms(line.median),
                 line.device_ms().map_or("-".to_owned(), |device| format!("{device:.3}")),
-                line.survivors as f64 / batch as f64,
+                line.candidates as f64 / batch as f64,
             );
             report.row(
                 "searches",
                 json!({
                     "probes": batch, "certificate": asked.name(), "floor": floor, "filter": filter.is_some(),
                     "best_ms": ms(line.best), "median_ms": ms(line.median), "device_ms": line.device_ms(),
-                    "searches_per_second": rate, "survivors": line.survivors,
+                    "searches_per_second": rate, "candidates": line.candidates,
                 }),
             );
             if batch == 1 && floor > 0.0 && filter.is_none() && certificate == RANDOMISED {
@@ -133,13 +133,13 @@ fn hold(
     asked: &Asked<'_>,
     report: &mut Report,
 ) -> anyhow::Result<()> {
-    let mut survivors = Survivors::default();
+    let mut candidates = CandidateRows::default();
     for batch in [1, probes.len()] {
-        asked.sift(engine, view, probes.values(0..batch), &mut survivors)?;
+        asked.find_candidates(engine, view, probes.values(0..batch), &mut candidates)?;
         for probe in 0..batch {
             let wanted = truth.wanted(probe, Some(f64::from(asked.floor)));
-            let kept = wanted.iter().filter(|hit| survivors.rows[probe].contains(&hit.row)).count();
-            if kept < wanted.len() || survivors.overflowed[probe] {
+            let kept = wanted.iter().filter(|hit| candidates.rows[probe].contains(&hit.row)).count();
+            if kept < wanted.len() || candidates.overflowed[probe] {
                 let (name, floor) = (asked.name(), asked.floor);
                 let of = wanted.len();
                 report.wrong(format!("probe {probe} of {batch}, {name}, floor {floor}: {kept} of {of} rows"));

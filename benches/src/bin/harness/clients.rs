@@ -9,14 +9,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use thenar::cli::connect::{self, Server};
-use thenar::cli::demo::load::THRESHOLD;
-use thenar::cli::demo::population::Population;
-use thenar::wire::identify_stream_response::Outcome as StreamOutcome;
-use thenar::wire::{
+use thenar::api::proto::identify_stream_response::Outcome as StreamOutcome;
+use thenar::api::proto::{
     EnrollRequest, ForgetRequest, IdentifyRequest, IdentifyResponse, IdentifyStreamResponse, VerifyRequest,
     VerifyResponse,
 };
+use thenar::cli::connect::{self, Server};
+use thenar::cli::demo::load::THRESHOLD;
+use thenar::cli::demo::population::Population;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use thenar::wire::{Decision, IdentifyResponse, Status, VerifyResponse};
+use thenar::api::proto::{Decision, IdentifyResponse, Status, VerifyResponse};
 
 use crate::scenario::Kind;
 use crate::world::{Life, Question, TOLERANCE, World};
@@ -155,8 +155,8 @@ mod tests {
     use std::time::Duration;
 
     use clap::Parser as _;
+    use thenar::api::proto::{BulkEnrollItem, BulkEnrollRequest, Candidate, PolicyStatus};
     use thenar::cli::demo::population::Population;
-    use thenar::wire::{BulkEnrollItem, BulkEnrollRequest, Candidate, PolicyStatus};
 
     use super::*;
     use crate::Arguments;

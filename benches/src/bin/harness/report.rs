@@ -464,7 +464,10 @@ fn escaped(text: &str) -> String {
 }
 
 /// What the server is, for the report.
-pub(crate) fn server_rows(status: &thenar::wire::Status, templates_per_second: f64) -> Vec<(&'static str, String)> {
+pub(crate) fn server_rows(
+    status: &thenar::api::proto::Status,
+    templates_per_second: f64,
+) -> Vec<(&'static str, String)> {
     let engine = status.engine.clone().unwrap_or_default();
     vec![
         (

@@ -13,7 +13,7 @@ use rand::{Rng as _, RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution as _, Exp};
 use serde::Serialize;
-use thenar::wire::Purpose;
+use thenar::api::proto::Purpose;
 
 /// Arrivals of one measurement, at most: each is held in memory with its answer.
 const ARRIVALS_MAX: f64 = 4e6;

@@ -15,8 +15,8 @@ use std::time::Instant;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
+use thenar::api::proto::{BulkEnrollRequest, Hand, PalmSample, palm_sample};
 use thenar::cli::demo::population::Population;
-use thenar::wire::{BulkEnrollRequest, Hand, PalmSample, palm_sample};
 use thenar_bench::truth::product;
 
 use crate::scenario::{Kind, LoadArgs, seed_of};

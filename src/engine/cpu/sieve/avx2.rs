@@ -5,8 +5,8 @@
 
 use std::arch::x86_64::*;
 
-use thenar_index::codes::{BLOCK_ROWS, Terms};
-use thenar_index::sketch;
+use thenar_index::codebook;
+use thenar_index::codes::{BLOCK_ROWS, Factors};
 
 use super::Level;
 use super::bars::{self, Parts, Scale, tell_rows};
@@ -27,11 +27,11 @@ pub(super) fn spread(call: &SpreadCall<'_>, to: &mut [IndexLine]) {
 pub(super) fn tell(
     scale: &Scale,
     level: Level,
-    terms: &[Terms; BLOCK_ROWS],
+    factors: &[Factors; BLOCK_ROWS],
     along: &mut Parts,
     length: &mut Parts,
 ) -> u64 {
-    tell_rows(scale, level, terms, along, length)
+    tell_rows(scale, level, factors, along, length)
 }
 
 /// See [`super::kernels::TellSketches`].
@@ -45,9 +45,9 @@ pub(super) fn tell_sketches(scale: &Scale, cosines: &[u8; BLOCK_ROWS], along: &m
 pub(super) fn scan(call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
     match call.level {
         // One block at a time: a table of theirs takes four registers.
-        Level::Sketch => by_blocks::<1, { TOGETHER[Level::Sketch as usize] }, WORD_QUARTERS>(call, hits),
-        Level::Sign => by_blocks::<2, { TOGETHER[Level::Sign as usize] }, 1>(call, hits),
-        Level::Two => by_blocks::<2, { TOGETHER[Level::Two as usize] }, 1>(call, hits),
+        Level::Codebook => by_blocks::<1, { TOGETHER[Level::Codebook as usize] }, WORD_QUARTERS>(call, hits),
+        Level::OneBit => by_blocks::<2, { TOGETHER[Level::OneBit as usize] }, 1>(call, hits),
+        Level::TwoBit => by_blocks::<2, { TOGETHER[Level::TwoBit as usize] }, 1>(call, hits),
     }
 }
 
@@ -70,7 +70,7 @@ fn by_blocks<const B: usize, const N: usize, const Q: usize>(call: &ScanCall<'_>
 }
 
 /// Look-ups of sixteen entries that one of a word takes.
-const WORD_QUARTERS: usize = sketch::WORD_COUNT >> BITS;
+const WORD_QUARTERS: usize = codebook::CODEWORD_COUNT >> BITS;
 
 /// The entries of 32 rows at their indices, in a table of `Q` times sixteen.
 #[inline]

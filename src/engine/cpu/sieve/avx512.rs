@@ -5,7 +5,7 @@
 
 use std::arch::x86_64::*;
 
-use thenar_index::codes::{BLOCK_ROWS, Terms};
+use thenar_index::codes::{BLOCK_ROWS, Factors};
 
 use super::Level;
 use super::bars::{Most, Parts, Scale, TileBars};
@@ -25,8 +25,8 @@ const LINES: usize = 3;
 pub(super) fn spread(call: &SpreadCall<'_>, to: &mut [IndexLine]) {
     assert!(to.len() >= call.groups * call.blocks);
     match call.level {
-        Level::Sketch | Level::Sign => spread_by::<6, false>(call, to),
-        Level::Two => spread_by::<3, true>(call, to),
+        Level::Codebook | Level::OneBit => spread_by::<6, false>(call, to),
+        Level::TwoBit => spread_by::<3, true>(call, to),
     }
 }
 
@@ -77,10 +77,10 @@ pub(super) fn scan_planes(planes: &SpreadCall<'_>, call: &ScanCall<'_>, hits: &m
     let mut any = false;
     for block in 0..planes.blocks {
         any |= match (planes.level, call.probes.len()) {
-            (Level::Sketch | Level::Sign, 1) => block_planes::<6, false, 1>(planes, call, block, hits),
-            (Level::Sketch | Level::Sign, _) => block_planes::<6, false, 2>(planes, call, block, hits),
-            (Level::Two, 1) => block_planes::<3, true, 1>(planes, call, block, hits),
-            (Level::Two, _) => block_planes::<3, true, 2>(planes, call, block, hits),
+            (Level::Codebook | Level::OneBit, 1) => block_planes::<6, false, 1>(planes, call, block, hits),
+            (Level::Codebook | Level::OneBit, _) => block_planes::<6, false, 2>(planes, call, block, hits),
+            (Level::TwoBit, 1) => block_planes::<3, true, 1>(planes, call, block, hits),
+            (Level::TwoBit, _) => block_planes::<3, true, 2>(planes, call, block, hits),
         };
     }
     any
@@ -133,7 +133,7 @@ fn block_planes<const WIDTH: usize, const MAGNITUDES: bool, const P: usize>(
             }
         }
     }
-    let rows = if planes.level == Level::Sketch {
+    let rows = if planes.level == Level::Codebook {
         // The line is in reach of what fetched those before, and would not be before they were read.
         let cosines = line(planes.plane, ((block + 1) * planes.stride - 1) * BLOCK_ROWS);
         sketch_bars(call.scale, cosines)
@@ -186,17 +186,17 @@ fn chosen(mask: __m512i, low: __m512i, high: __m512i) -> __m512i {
     _mm512_ternarylogic_epi64::<0xca>(mask, low, high)
 }
 
-/// See [`super::kernels::Tell`]. Reads [`Terms`] as three words: the cosines with sign and two code,
+/// See [`super::kernels::Tell`]. Reads [`Factors`] as three words: the cosines with sign and two code,
 /// the fine one with the number of threes, and the square. Even rows come first, then odd ones.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub(super) fn tell(
     scale: &Scale,
     level: Level,
-    terms: &[Terms; BLOCK_ROWS],
+    factors: &[Factors; BLOCK_ROWS],
     along: &mut Parts,
     length: &mut Parts,
 ) -> u64 {
-    let words: &[u32] = bytemuck::cast_slice(terms);
+    let words: &[u32] = bytemuck::cast_slice(factors);
     let reference = _mm512_set1_epi32(i32::from(scale.reference_parts));
     let most = _mm512_set1_epi32(i32::from(scale.most_parts));
     let mut odd = 0;
@@ -247,7 +247,7 @@ pub(super) fn tell_sketches(scale: &Scale, cosines: &[u8; BLOCK_ROWS], along: &m
     odd_rows
 }
 
-/// [`super::bars::tell_sketches`]. Parts of cosines of sketches are bytes, and so are their ends.
+/// [`super::bars::tell_sketches`]. Parts of cosines of codebook codes are bytes, and so are their ends.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn sketch_bars(scale: &Scale, cosines: __m512i) -> RowBars {
@@ -314,9 +314,9 @@ fn every_third(words: &[u32; 48], word: i32) -> __m512i {
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,bmi2")]
 pub(super) fn scan(call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
     match call.level {
-        Level::Sketch => by_groups::<{ TOGETHER[Level::Sketch as usize] }, false>(call, hits),
-        Level::Sign => by_groups::<{ TOGETHER[Level::Sign as usize] }, false>(call, hits),
-        Level::Two => by_groups::<{ TOGETHER[Level::Two as usize] }, true>(call, hits),
+        Level::Codebook => by_groups::<{ TOGETHER[Level::Codebook as usize] }, false>(call, hits),
+        Level::OneBit => by_groups::<{ TOGETHER[Level::OneBit as usize] }, false>(call, hits),
+        Level::TwoBit => by_groups::<{ TOGETHER[Level::TwoBit as usize] }, true>(call, hits),
     }
 }
 

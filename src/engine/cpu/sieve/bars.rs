@@ -6,7 +6,7 @@
 //! offset - step * deficit >= n b(c' - loss),   b(x) = along x - across sqrt(1 - x²) - slack
 //! ```
 //!
-//! (`Tables`, [`Cut::bar`], [`Cutter::loss`]; b rises.) That is one bar for each row and probe.
+//! (`Tables`, [`Bound::least_product`], [`Bounds::loss`]; b rises.) That is one bar for each row and probe.
 //! b is convex, so it lies above each of its tangents. With the tangent at the level's usual cosine,
 //! of slope beta, and gamma its value at a reference r - loss below nearly all rows,
 //!
@@ -15,20 +15,20 @@
 //! ```
 //!
 //! After a random rotation cosines are close to the usual one, so little is lost: a ten thousandth
-//! where c' is a hundredth off. The terms n (c' - r) and n belong to the row and are kept as whole
+//! where c' is a hundredth off. The factors n (c' - r) and n belong to the row and are kept as whole
 //! numbers of 16 bits, [`TileBars`]; gamma and beta belong to the probe, [`Most`]. The largest
 //! deficit that counts takes three multiplications in 16 bits. Rows below the reference, or of a
 //! length below the usual ones, are *odd*: they always pass. A cosine above the usual ones counts as
 //! the largest of them: with the length that bounds what dithered tables may be off by, see
-//! [`crate::certificate`].
+//! [`crate::engine::certificate`].
 //!
 //! Each number is rounded so that the largest deficit is never below the one of (1).
 
-use thenar_index::codes::{self, BLOCK_ROWS, Terms};
+use thenar_index::codes::{self, BLOCK_ROWS, Factors};
 
 use super::Level;
 use super::kernels::TILE_BLOCKS;
-use crate::certificate::{Cut, Cutter};
+use crate::engine::certificate::{Bound, Bounds};
 
 /// Of each row of a block, a whole number; in the order in which a path's scan has the rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,26 +83,26 @@ pub(super) struct Scale {
 impl Scale {
     pub(super) fn new(level: Level, dim: usize) -> Self {
         let (usual, norm) = (level.usual_cosine(), level.least_norm(dim));
-        // Cosines deviate by about 0.2 / sqrt(dim) with signs, and by 0.5 / sqrt(dim) with sketches.
+        // Cosines deviate by about 0.2 / sqrt(dim) with signs, and by 0.5 / sqrt(dim) with codebook codes.
         let root = (dim as f32).sqrt();
         let reference = (usual - 2.5 / root).max(0.0);
-        let most = usual + if level == Level::Sketch { 1.5 } else { 0.6 } / root;
+        let most = usual + if level == Level::Codebook { 1.5 } else { 0.6 } / root;
         // As the codes have cosines: in parts, of which there are at most as many as make a cosine of one.
-        let part = if level == Level::Sketch { codes::sketch_cosine(1) } else { codes::cosine(1) };
+        let part = if level == Level::Codebook { codes::codebook_cosine(1) } else { codes::cosine(1) };
         let [reference_parts, most_parts] =
             [reference, most].map(|cosine| (cosine / part).min(part.recip() - 1.0) as u16);
         let along_unit = match level {
-            // Parts of a cosine times the one length: no rounding at all. Those of sketches are 256
+            // Parts of a cosine times the one length: no rounding at all. Those of codebook codes are 256
             // times larger, and are multiplied, since the probe's number must be under 1.
-            Level::Sketch => norm * part / 256.0,
-            Level::Sign => norm * part,
+            Level::Codebook => norm * part / 256.0,
+            Level::OneBit => norm * part,
             // n is at most three times the least, and (1 - r) is under a quarter for 200 components and
             // more: what is larger is cut off, which is downwards.
-            Level::Two => 0.75 * norm / f32::from(u16::MAX),
+            Level::TwoBit => 0.75 * norm / f32::from(u16::MAX),
         };
         // Numbers of large components deviate by half a root of all at most; four times that is rare.
         let large = (LARGE_SHARE * dim as f32 - 2.0 * root).max(0.0) as u16;
-        let square_base = if level.has_lengths() { codes::two_square(dim, large) } else { 0 };
+        let square_base = if level.has_lengths() { codes::two_bit_square(dim, large) } else { 0 };
         let length_base = if level.has_lengths() { (square_base as f32).sqrt() } else { norm };
         let length_unit = if level.has_lengths() { 2.0 * norm / f32::from(u16::MAX) } else { 0.0 };
         Self {
@@ -126,15 +126,15 @@ impl Scale {
 pub(super) fn tell_rows(
     scale: &Scale,
     level: Level,
-    terms: &[Terms; BLOCK_ROWS],
+    factors: &[Factors; BLOCK_ROWS],
     along: &mut Parts,
     length: &mut Parts,
 ) -> u64 {
     let mut odd = 0;
-    for (r, terms) in terms.iter().enumerate() {
+    for (r, factors) in factors.iter().enumerate() {
         let (cosine, square) = match level {
-            Level::Two => (terms.two_cosine(), terms.two_square(scale.dim)),
-            _ => (terms.sign_cosine(), scale.dim as u32),
+            Level::TwoBit => (factors.two_bit_cosine(), factors.two_bit_square(scale.dim)),
+            _ => (factors.one_bit_cosine(), scale.dim as u32),
         };
         let n = (square as f32).sqrt();
         odd |= u64::from(cosine < scale.reference || square < scale.square_base) << r;
@@ -147,7 +147,7 @@ pub(super) fn tell_rows(
     odd
 }
 
-/// The numbers of a block's rows at the level of sketches, from the parts of their cosines.
+/// The numbers of a block's rows at the level of codebook codes, from the parts of their cosines.
 #[inline(always)]
 pub(super) fn tell_sketches(scale: &Scale, cosines: &[u8; BLOCK_ROWS], along: &mut Parts) -> u64 {
     let mut odd = 0;
@@ -178,7 +178,7 @@ impl Most {
     /// thousand steps at most and on the row's numbers, which are right to some parts in 10^7 before
     /// they are rounded down. Where gamma is negative, two steps make good that [`Most::of`] rounds down
     /// a summand, and that the length was rounded: |gamma| units, far less than a step.
-    pub(super) fn new(scale: &Scale, cutter: &Cutter, cut: Option<Cut>, (offset, step): (f32, f32)) -> Self {
+    pub(super) fn new(scale: &Scale, cutter: &Bounds, cut: Option<Bound>, (offset, step): (f32, f32)) -> Self {
         let Some(cut) = cut else { return Self::ALL };
         let (value, slope) = cut.tangent(scale.usual);
         let gamma = value + slope * (scale.reference - cutter.loss() - scale.usual);

@@ -13,8 +13,8 @@
 //!
 //! Knows slices only: no live bits, no floors beyond the sums to compare with.
 
-use thenar_index::codes::{BLOCK_ROWS, Codes, Terms, sign_bytes, sketch_bytes};
-use thenar_index::sketch;
+use thenar_index::codebook;
+use thenar_index::codes::{BLOCK_ROWS, Codes, Factors, codebook_bytes, one_bit_bytes};
 
 use super::bars::{Most, Parts, Scale, TileBars};
 use super::portable;
@@ -22,7 +22,7 @@ use super::tables::FineProbe;
 use super::{Level, PLACES_MAX, PROBES_MAX};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512, avx512_close};
-use crate::certificate::{Cut, Cutter};
+use crate::engine::certificate::{Bound, Bounds};
 use crate::simd::Simd;
 
 /// Blocks of the largest tile.
@@ -54,7 +54,7 @@ pub(super) struct ScanCall<'a> {
     /// One to [`SCAN_PROBES`].
     pub(super) probes: &'a [ScanProbe<'a>],
     pub(super) groups: usize,
-    /// A scan of planes of sketches reads their cosines itself, and puts the odd rows among the hits.
+    /// A scan of planes of codebook codes reads their cosines itself, and puts the odd rows among the hits.
     pub(super) bars: &'a TileBars,
     /// Of the level.
     pub(super) scale: &'a Scale,
@@ -72,7 +72,7 @@ pub(super) struct ScanProbe<'a> {
 pub(super) struct SpreadCall<'a> {
     /// Words or signs. Shape: `[blocks, stride, 64]`, as [`thenar_index::codes::Codes`] has them.
     pub(super) plane: &'a [u8],
-    /// Likewise; only read for [`Level::Two`].
+    /// Likewise; only read for [`Level::TwoBit`].
     pub(super) two: &'a [u8],
     pub(super) level: Level,
     /// Lines of a block that have bits, and lines from one block to the next.
@@ -127,10 +127,10 @@ pub(super) struct CloseCall<'a> {
     /// Of a piece. Shape: `[rows, dim / 2]`.
     pub(super) fine: &'a [u8],
     /// Shape: `[rows]`.
-    pub(super) terms: &'a [Terms],
+    pub(super) factors: &'a [Factors],
     /// Those that hits number.
     pub(super) probes: &'a [CloseProbe<'a>],
-    pub(super) cutter: &'a Cutter,
+    pub(super) cutter: &'a Bounds,
 }
 
 /// What a look at fine codes needs of a probe.
@@ -148,7 +148,7 @@ pub(super) struct CloseProbe<'a> {
 
 impl<'a> CloseProbe<'a> {
     /// Without a cut every row passes.
-    pub(super) fn new(fine: &'a FineProbe, cut: Option<Cut>) -> Self {
+    pub(super) fn new(fine: &'a FineProbe, cut: Option<Bound>) -> Self {
         let FineProbe { integers, scale, sum, error } = fine;
         let (along, across, slack) = cut.map_or((0.0, 0.0, f32::INFINITY), |cut| cut.parts());
         Self { integers, scale: *scale, sum: 15 * sum, along, across, slack: slack + error }
@@ -156,10 +156,10 @@ impl<'a> CloseProbe<'a> {
 }
 
 pub(super) type Spread = unsafe fn(&SpreadCall<'_>, &mut [IndexLine]);
-/// (scale, level, terms of a block's rows, numbers along, numbers of length) to the odd rows, in the
+/// (scale, level, factors of a block's rows, numbers along, numbers of length) to the odd rows, in the
 /// order of the rows; the numbers are in the path's own.
-pub(super) type Tell = unsafe fn(&Scale, Level, &[Terms; BLOCK_ROWS], &mut Parts, &mut Parts) -> u64;
-/// [`Tell`] for sketches: (scale, cosines of a block's rows, numbers along) to the odd rows.
+pub(super) type Tell = unsafe fn(&Scale, Level, &[Factors; BLOCK_ROWS], &mut Parts, &mut Parts) -> u64;
+/// [`Tell`] for codebook codes: (scale, cosines of a block's rows, numbers along) to the odd rows.
 pub(super) type TellSketches = unsafe fn(&Scale, &[u8; BLOCK_ROWS], &mut Parts) -> u64;
 /// A scan of planes whose indices are not made before: for a few probes, which would read them no
 /// more often than they were written. The call has no indices.
@@ -233,15 +233,15 @@ impl CodeKernels {
 
     /// Bits of an index.
     pub(in crate::engine::cpu) fn index_bits(&self, level: Level) -> usize {
-        if level == Level::Sketch { sketch::WORD_BITS } else { self.bits }
+        if level == Level::Codebook { codebook::CODEWORD_BITS } else { self.bits }
     }
 
     /// Components of a group.
     pub(super) fn group_dims(&self, level: Level) -> usize {
         match level {
-            Level::Sketch => sketch::GROUP_DIMS,
-            Level::Sign => self.bits,
-            Level::Two => self.bits / 2,
+            Level::Codebook => codebook::GROUP_DIMS,
+            Level::OneBit => self.bits,
+            Level::TwoBit => self.bits / 2,
         }
     }
 
@@ -266,13 +266,13 @@ impl CodeKernels {
     fn planes<'a>(&self, codes: &Codes<'a>, dim: usize, level: Level) -> SpreadCall<'a> {
         let (blocks, groups) = (codes.rows() / BLOCK_ROWS, self.groups(level, dim));
         let (plane, lines, block_bytes) = match level {
-            Level::Sketch => (codes.sketch, sketch::lines(dim), sketch_bytes(dim)),
-            Level::Sign | Level::Two => (codes.sign, dim / 8, sign_bytes(dim)),
+            Level::Codebook => (codes.codebook, codebook::lines(dim), codebook_bytes(dim)),
+            Level::OneBit | Level::TwoBit => (codes.one_bit, dim / 8, one_bit_bytes(dim)),
         };
-        assert!(plane.len() == blocks * block_bytes && codes.two.len() == blocks * sign_bytes(dim));
-        let width = self.index_bits(level) / if level == Level::Two { 2 } else { 1 };
+        assert!(plane.len() == blocks * block_bytes && codes.two_bit.len() == blocks * one_bit_bytes(dim));
+        let width = self.index_bits(level) / if level == Level::TwoBit { 2 } else { 1 };
         let stride = block_bytes / BLOCK_ROWS;
-        SpreadCall { plane, two: codes.two, level, lines, stride, blocks, width, groups }
+        SpreadCall { plane, two: codes.two_bit, level, lines, stride, blocks, width, groups }
     }
 
     /// Writes the indices of a tile: the blocks that `codes` are of.
@@ -312,15 +312,15 @@ impl CodeKernels {
         &self,
         scale: &Scale,
         level: Level,
-        terms: &[Terms; BLOCK_ROWS],
+        factors: &[Factors; BLOCK_ROWS],
         along: &mut Parts,
         length: &mut Parts,
     ) -> u64 {
         // SAFETY: the processor has this path, see `of`.
-        unsafe { (self.tell)(scale, level, terms, along, length) }
+        unsafe { (self.tell)(scale, level, factors, along, length) }
     }
 
-    /// [`CodeKernels::tell`] for sketches, from their cosines.
+    /// [`CodeKernels::tell`] for codebook codes, from their cosines.
     #[inline]
     pub(super) fn tell_sketches(&self, scale: &Scale, cosines: &[u8; BLOCK_ROWS], along: &mut Parts) -> u64 {
         // SAFETY: the processor has this path, see `of`.
@@ -366,17 +366,17 @@ impl CodeKernels {
 /// far apart, and one after the other would take as long as all of the first look.
 #[inline]
 pub(super) fn ask_for(codes: &Codes<'_>, hits: &[Hit]) {
-    let code = fine_codes(codes.fine, codes.terms);
+    let code = fine_codes(codes.four_bit, codes.factors);
     for hit in hits {
         ask_for_lines(code(*hit));
-        prefetch((&raw const codes.terms[hit.row()]).cast());
+        prefetch((&raw const codes.factors[hit.row()]).cast());
     }
 }
 
-/// The fine code of a hit's row, among those of rows of which `terms` are the terms.
+/// The fine code of a hit's row, among those of rows of which `factors` are the factors.
 #[inline(always)]
-fn fine_codes<'a>(fine: &'a [u8], terms: &[Terms]) -> impl Fn(Hit) -> &'a [u8] {
-    let code_bytes = fine.len() / terms.len().max(1);
+fn fine_codes<'a>(fine: &'a [u8], factors: &[Factors]) -> impl Fn(Hit) -> &'a [u8] {
+    let code_bytes = fine.len() / factors.len().max(1);
     move |hit| &fine[hit.row() * code_bytes..][..code_bytes]
 }
 
@@ -406,18 +406,18 @@ const ASKED_AHEAD: usize = 16;
 #[inline(always)]
 pub(super) fn close_by(call: &CloseCall<'_>, hits: &mut [Hit], dot: impl Fn(&[u8], &[i8]) -> i32) -> usize {
     let mut kept = 0;
-    let (loss, code) = (call.cutter.loss(), fine_codes(call.fine, call.terms));
+    let (loss, code) = (call.cutter.loss(), fine_codes(call.fine, call.factors));
     for at in 0..hits.len() {
         let hit = hits[at];
         ask_for_lines(code(hits[(at + ASKED_AHEAD).min(hits.len() - 1)]));
         let probe = &call.probes[hit.probe()];
-        let terms = call.terms[hit.row()];
-        // `Cut::bar`, and `FineProbe`: 2 <k, n> - 15 <k, 1>.
-        let cosine = (terms.fine_cosine() - loss).max(0.0);
+        let factors = call.factors[hit.row()];
+        // `Bound::least_product`, and `FineProbe`: 2 <k, n> - 15 <k, 1>.
+        let cosine = (factors.four_bit_cosine() - loss).max(0.0);
         let sine = (1.0 - cosine * cosine).max(0.0).sqrt();
         let bar = probe.along * cosine - probe.across * sine - probe.slack;
         let product = 2 * dot(code(hit), probe.integers) - probe.sum;
-        let below = probe.scale * (product as f32) < bar * (terms.fine_square() as f32).sqrt();
+        let below = probe.scale * (product as f32) < bar * (factors.four_bit_square() as f32).sqrt();
         // Without a cut every row passes, one of zeros too, whose numbers are none. Who does not pass is
         // written over by the next.
         hits[kept] = hit;
@@ -447,7 +447,7 @@ pub(super) fn spread_bits(call: &SpreadCall<'_>, to: &mut [IndexLine]) {
                 let pair = u16::from(low[r]) | u16::from(high[r]) << 8;
                 to.0[r] = (pair >> shift & mask) as u8;
             }
-            if call.level == Level::Two {
+            if call.level == Level::TwoBit {
                 let (low, high) = (line(call.two, block, at), line(call.two, block, at + 1));
                 for r in 0..BLOCK_ROWS {
                     let pair = u16::from(low[r]) | u16::from(high[r]) << 8;

@@ -30,8 +30,8 @@ use std::sync::OnceLock;
 
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
+use thenar_index::codebook;
 use thenar_index::codes::{BLOCK_ROWS, Codes};
-use thenar_index::sketch;
 use zeroize::Zeroize;
 
 use self::bars::{Most, Scale, TileBars};
@@ -41,51 +41,51 @@ use self::kernels::{
 };
 use self::tables::{FineProbe, Tables};
 use super::floors::Floor;
-use crate::certificate::{Certificate, Cut, Cutter, LOOKS};
+use crate::engine::certificate::{Bound, Bounds, Certificate, PASSES};
 use crate::engine::{BlockView, Seed};
 
 /// Which bits of a row's codes the first look reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Level {
     /// Words: six bits for eight components. Passes nothing over under the deterministic certificate.
-    Sketch,
+    Codebook,
     /// Signs: one bit a component. Passes nothing over under the deterministic certificate.
-    Sign,
+    OneBit,
     /// Signs and two magnitudes.
-    Two,
+    TwoBit,
 }
 
 impl Level {
-    pub(super) const ALL: [Self; 3] = [Self::Sketch, Self::Sign, Self::Two];
+    pub(super) const ALL: [Self; 3] = [Self::Codebook, Self::OneBit, Self::TwoBit];
 
     /// Whether codes of one dimension differ in length.
     pub(super) fn has_lengths(self) -> bool {
-        self == Self::Two
+        self == Self::TwoBit
     }
 
     /// Whether entries that are added in bytes may come to more than one holds. Saturating addition
     /// costs up to a tenth of a scan, and cuts less off than smaller entries: with many groups, and
     /// few of them together, that is worth it.
     pub(super) fn saturates(self) -> bool {
-        self == Self::Two
+        self == Self::TwoBit
     }
 
     /// The cosine of a usual row with its code.
     pub(super) fn usual_cosine(self) -> f32 {
         match self {
             // What words keep of normal variables.
-            Self::Sketch => 0.747,
+            Self::Codebook => 0.747,
             // The mean magnitude of a normal variable, and what four levels keep of one.
-            Self::Sign => 0.798,
-            Self::Two => 0.939,
+            Self::OneBit => 0.798,
+            Self::TwoBit => 0.939,
         }
     }
 
     /// Length of every code of `dim` components; of the shortest, where they differ.
     pub(super) fn least_norm(self, dim: usize) -> f32 {
         match self {
-            Self::Sketch => (sketch::square(dim) as f32).sqrt(),
-            Self::Sign | Self::Two => (dim as f32).sqrt(),
+            Self::Codebook => (codebook::square(dim) as f32).sqrt(),
+            Self::OneBit | Self::TwoBit => (dim as f32).sqrt(),
         }
     }
 }
@@ -126,9 +126,9 @@ const PLACES_MAX: usize = 1 << 16;
 struct Cuts {
     floor: f32,
     /// None while the floor is too low.
-    cut: Option<Cut>,
+    cut: Option<Bound>,
     /// Likewise, for a first look at dithered tables.
-    dithered: Option<Cut>,
+    dithered: Option<Bound>,
 }
 
 /// What one thread sieves in. Kept between sifts.
@@ -203,7 +203,7 @@ struct Tile<'a> {
     blocks: usize,
     /// Place of its first row in the piece.
     at: usize,
-    terms: &'a TileTerms,
+    factors: &'a TileTerms,
     indices: &'a [IndexLine],
 }
 
@@ -215,14 +215,14 @@ pub(super) struct Sieve<'a> {
     probes: &'a [f32],
     prepared: Vec<Prepared>,
     certificate: Certificate,
-    cutter: Cutter,
+    cutter: Bounds,
     scales: [Scale; Level::ALL.len()],
     /// For each level, the largest step of tables that are dithered, if they are.
     dither: [Option<f32>; Level::ALL.len()],
 }
 
 impl<'a> Sieve<'a> {
-    /// Under a randomised certificate each of the four codes has one of [`LOOKS`] parts of the miss
+    /// Under a randomised certificate each of the four codes has one of [`PASSES`] parts of the miss
     /// probability, what dithering may add to it included.
     pub(super) fn new(
         kernels: &'static CodeKernels,
@@ -235,10 +235,10 @@ impl<'a> Sieve<'a> {
         let each = match certificate {
             Certificate::Deterministic => Certificate::Deterministic,
             Certificate::Randomised { miss_probability } => {
-                Certificate::Randomised { miss_probability: miss_probability / LOOKS as f64 }
+                Certificate::Randomised { miss_probability: miss_probability / PASSES as f64 }
             }
         };
-        let cutter = Cutter::dithered(each, dim);
+        let cutter = Bounds::dithered(each, dim);
         let scales = Level::ALL.map(|level| Scale::new(level, dim));
         let dither = Level::ALL.map(|level| {
             let Scale { usual, most, length_base, .. } = scales[level as usize];
@@ -289,7 +289,7 @@ impl<'a> Sieve<'a> {
     }
 
     fn cuts(&self, floor: f32) -> Cuts {
-        Cuts { floor, cut: self.cutter.cut(floor.into()), dithered: self.cutter.dithered_cut(floor.into()) }
+        Cuts { floor, cut: self.cutter.bound(floor.into()), dithered: self.cutter.dithered_bound(floor.into()) }
     }
 
     /// Compares `count` coded rows (whole blocks, few tiles) from row `first` of `block` on with every
@@ -318,9 +318,9 @@ impl<'a> Sieve<'a> {
             let first = t * groups * TILE_BLOCKS;
             if by_planes { 0..0 } else { first..first + groups * blocks_of(t) }
         };
-        for (t, terms) in tiles.iter_mut().enumerate() {
+        for (t, factors) in tiles.iter_mut().enumerate() {
             let codes = codes.blocks(self.dim, t * TILE_BLOCKS, blocks_of(t));
-            self.read_terms(level, by_planes, block, first + t * TILE_ROWS, &codes, terms);
+            self.read_terms(level, by_planes, block, first + t * TILE_ROWS, &codes, factors);
             if !by_planes {
                 self.kernels.spread(&codes, self.dim, level, &mut indices[lines_of(t)]);
             }
@@ -341,9 +341,9 @@ impl<'a> Sieve<'a> {
         let together = (TABLES_BYTES / (groups << self.kernels.index_bits(level))).next_multiple_of(SCAN_PROBES);
         let (mut passed, mut waiting) = (0, 0);
         for (turn, probes) in probes.chunks(together).enumerate() {
-            for (t, terms) in tiles.iter().enumerate() {
+            for (t, factors) in tiles.iter().enumerate() {
                 let (blocks, indices) = (blocks_of(t), &indices[lines_of(t)]);
-                let tile = Tile { level, by_planes, groups, blocks, at: t * TILE_ROWS, terms, indices };
+                let tile = Tile { level, by_planes, groups, blocks, at: t * TILE_ROWS, factors, indices };
                 for (few, probes) in probes.chunks(SCAN_PROBES).enumerate() {
                     // Those of one more call always fit.
                     let number = turn * together + few * SCAN_PROBES;
@@ -382,7 +382,7 @@ impl<'a> Sieve<'a> {
             blocks: tile.blocks,
             probes,
             groups: tile.groups,
-            bars: &tile.terms.bars,
+            bars: &tile.factors.bars,
             scale: &self.scales[tile.level as usize],
         };
         let mut found: ScanHits = Default::default();
@@ -392,7 +392,7 @@ impl<'a> Sieve<'a> {
         } else {
             self.kernels.scan(&call, &mut found)
         };
-        let odd = &tile.terms.bars.odd;
+        let odd = &tile.factors.bars.odd;
         if !any && *odd == [0; TILE_BLOCKS] {
             return 0;
         }
@@ -400,7 +400,7 @@ impl<'a> Sieve<'a> {
             found: &found,
             probes: probes.len(),
             odd,
-            live: &tile.terms.live,
+            live: &tile.factors.live,
             blocks: tile.blocks,
             first_probe: first,
             first_row: tile.at,
@@ -432,7 +432,7 @@ impl<'a> Sieve<'a> {
         bench: &mut SieveBench,
         mut pass: impl FnMut(usize),
     ) {
-        let cutter = Cutter::new(Certificate::Deterministic, self.dim);
+        let cutter = Bounds::new(Certificate::Deterministic, self.dim);
         let SieveBench { hits, .. } = bench;
         let mut offsets = offsets.peekable();
         while let Some(offset) = offsets.peek() {
@@ -448,15 +448,15 @@ impl<'a> Sieve<'a> {
                 waiting += 1;
             }
             let floor = floor.threshold();
-            let closer = [CloseProbe::new(self.fine_probe(probe), cutter.cut(floor.into()))];
+            let closer = [CloseProbe::new(self.fine_probe(probe), cutter.bound(floor.into()))];
             let passed = self.closer(&mut hits[..waiting], &codes.blocks(self.dim, first, blocks), &closer, &cutter);
             hits[..passed].iter().for_each(|hit| pass(first * BLOCK_ROWS + hit.row()));
         }
     }
 
     /// Moves those of `hits` to the front that pass the second look, and returns how many they are.
-    fn closer(&self, hits: &mut [Hit], codes: &Codes<'_>, probes: &[CloseProbe<'_>], cutter: &Cutter) -> usize {
-        let call = CloseCall { fine: codes.fine, terms: codes.terms, probes, cutter };
+    fn closer(&self, hits: &mut [Hit], codes: &Codes<'_>, probes: &[CloseProbe<'_>], cutter: &Bounds) -> usize {
+        let call = CloseCall { fine: codes.four_bit, factors: codes.factors, probes, cutter };
         self.kernels.close(&call, hits)
     }
 
@@ -475,15 +475,15 @@ impl<'a> Sieve<'a> {
         let blocks = codes.rows() / BLOCK_ROWS;
         for (b, live) in live.iter_mut().enumerate().take(blocks) {
             *live = block.live[first / BLOCK_ROWS + b];
-            // Terms of other levels are left alone: a look at sketches reads nothing but their lines.
+            // Factors of other levels are left alone: a look at codebook codes reads nothing but their lines.
             let odd = match level {
-                Level::Sketch if by_planes => 0,
-                Level::Sketch => {
-                    self.kernels.tell_sketches(scale, codes.sketch_cosines(self.dim, b), &mut bars.along[b])
+                Level::Codebook if by_planes => 0,
+                Level::Codebook => {
+                    self.kernels.tell_sketches(scale, codes.codebook_cosines(self.dim, b), &mut bars.along[b])
                 }
-                Level::Sign | Level::Two => {
-                    let terms = codes.terms[b * BLOCK_ROWS..][..BLOCK_ROWS].try_into().expect("a block");
-                    self.kernels.tell(scale, level, terms, &mut bars.along[b], &mut bars.length[b])
+                Level::OneBit | Level::TwoBit => {
+                    let factors = codes.factors[b * BLOCK_ROWS..][..BLOCK_ROWS].try_into().expect("a block");
+                    self.kernels.tell(scale, level, factors, &mut bars.along[b], &mut bars.length[b])
                 }
             };
             bars.odd[b] = odd & *live;

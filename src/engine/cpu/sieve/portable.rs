@@ -1,7 +1,7 @@
 //! Code kernels in plain Rust, for every processor: the twin that the others are held against.
 
-use thenar_index::codes::{BLOCK_ROWS, Terms};
-use thenar_index::sketch;
+use thenar_index::codebook;
+use thenar_index::codes::{BLOCK_ROWS, Factors};
 
 use super::Level;
 use super::bars::{self, Parts, Scale, tell_rows};
@@ -19,11 +19,11 @@ pub(super) fn spread(call: &SpreadCall<'_>, to: &mut [IndexLine]) {
 pub(super) fn tell(
     scale: &Scale,
     level: Level,
-    terms: &[Terms; BLOCK_ROWS],
+    factors: &[Factors; BLOCK_ROWS],
     along: &mut Parts,
     length: &mut Parts,
 ) -> u64 {
-    tell_rows(scale, level, terms, along, length)
+    tell_rows(scale, level, factors, along, length)
 }
 
 /// See [`super::kernels::TellSketches`].
@@ -33,7 +33,7 @@ pub(super) fn tell_sketches(scale: &Scale, cosines: &[u8; BLOCK_ROWS], along: &m
 
 /// See [`super::kernels::Scan`].
 pub(super) fn scan(call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
-    let bits = if call.level == Level::Sketch { sketch::WORD_BITS } else { BITS };
+    let bits = if call.level == Level::Codebook { codebook::CODEWORD_BITS } else { BITS };
     let mut any = false;
     for (probe, hits) in call.probes.iter().zip(hits) {
         let tables = &bytemuck::cast_slice::<IndexLine, u8>(probe.table)[..call.groups << bits];

@@ -4,8 +4,8 @@
 //! Pure but for the dither, whose numbers the caller brings.
 
 use rand::{Rng, RngExt};
+use thenar_index::codebook;
 use thenar_index::codes::BLOCK_ROWS;
-use thenar_index::sketch;
 
 use super::Level;
 use super::kernels::{CodeKernels, IndexLine};
@@ -48,13 +48,13 @@ impl Tables {
     /// ```
     ///
     /// With that floor(x + u) - u + 1/2 = x + e, and e is uniform on (-1/2, 1/2] whatever x is: what
-    /// [`crate::certificate`] asks of errors. An entry or a sum that is too small, because it is capped or
+    /// [`crate::engine::certificate`] asks of errors. An entry or a sum that is too small, because it is capped or
     /// saturates, makes the bound of <q, c> larger.
     ///
     /// [`ENTRY_SLACK`]: an entry must not be larger than floor(x + ENTRY_SLACK + u), with x from `high` as
     /// it stands, an f32, to the part over the reals, and u over the reals too. Since that is at least
     /// zero, a cast that saturates at zero is on the safe side.
-    /// - Parts of signs and two bits are added up in f32 by at most 16 additions of terms whose magnitudes
+    /// - Parts of signs and two bits are added up in f32 by at most 16 additions of factors whose magnitudes
     ///   sum to half the group's range, so they are wrong by less than 2^-18 of the range. Those of words
     ///   are eight products of a group q_g with a word of length 100: wrong by less than
     ///   2^-20 * 100 ‖q_g‖, and the largest range is at least a quarter of the largest 100 ‖q_g‖, since words
@@ -121,10 +121,10 @@ pub(super) fn extremes(numbers: &[f32]) -> (f32, f32) {
 }
 
 /// The parts of <q, c> for every index of a group: numbers of words, or set bits that are negative
-/// components, and above them (`Level::Two`) larger ones. Returns the least and the largest part.
+/// components, and above them (`Level::TwoBit`) larger ones. Returns the least and the largest part.
 pub(super) fn fill_parts(parts: &mut [f32], group: &[f32], dims: usize, level: Level) -> (f32, f32) {
-    if level == Level::Sketch {
-        parts.copy_from_slice(&sketch::products(group));
+    if level == Level::Codebook {
+        parts.copy_from_slice(&codebook::products(group));
         return extremes(parts);
     }
     parts[0] = group.iter().sum();
@@ -135,7 +135,7 @@ pub(super) fn fill_parts(parts: &mut [f32], group: &[f32], dims: usize, level: L
             *next = *done - twice;
         }
     }
-    if level == Level::Two {
+    if level == Level::TwoBit {
         for bit in 0..dims {
             let twice = 2.0 * group.get(bit).copied().unwrap_or(0.0);
             let (done, next) = parts.split_at_mut(1 << (dims + bit));
@@ -145,7 +145,7 @@ pub(super) fn fill_parts(parts: &mut [f32], group: &[f32], dims: usize, level: L
             }
         }
     }
-    let largest = if level == Level::Sign { 1.0 } else { 3.0 };
+    let largest = if level == Level::OneBit { 1.0 } else { 3.0 };
     let reach = largest * group.iter().map(|q| q.abs()).sum::<f32>();
     (-reach, reach)
 }

@@ -5,7 +5,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 use rayon::prelude::*;
-use thenar_index::codes::{OwnedCodes, sketch_bytes, sketch_cosine};
+use thenar_index::codes::{OwnedCodes, codebook_bytes, codebook_cosine};
 
 use super::bars::Parts;
 use super::kernels::PLANES_TOGETHER;
@@ -33,10 +33,11 @@ fn coded(rng: &mut ChaCha8Rng, dim: usize, blocks: usize) -> (Vec<f16>, OwnedCod
             3 => vec![0.0; dim],
             5 => (0..dim).map(|i| if i == row % dim { 1.0 } else { 0.0 }).collect(),
             7 => vec![-1.0 / (dim as f32).sqrt(); dim],
-            // A sketch, and a two code with few large components: a short one.
+            // A codebook code, and a two code with few large components: a short one.
             9 => {
-                let words = (0..dim / sketch::GROUP_DIMS).flat_map(|g| sketch::WORDS[(row + g) % sketch::WORD_COUNT]);
-                words.map(|c| f32::from(c) / (sketch::square(dim) as f32).sqrt()).collect()
+                let words = (0..dim / codebook::GROUP_DIMS)
+                    .flat_map(|g| codebook::CODEWORDS[(row + g) % codebook::CODEWORD_COUNT]);
+                words.map(|c| f32::from(c) / (codebook::square(dim) as f32).sqrt()).collect()
             }
             11 => (0..dim).map(|i| if i % 16 == 0 { 2.0 } else { 1.0 } / (dim as f32 * 1.2).sqrt()).collect(),
             _ => unit(rng, dim),
@@ -49,22 +50,24 @@ fn coded(rng: &mut ChaCha8Rng, dim: usize, blocks: usize) -> (Vec<f16>, OwnedCod
 
 /// The cosine that is known of a row's code at a level, and the code's length.
 fn cosine_and_norm(codes: &Codes<'_>, level: Level, dim: usize, row: usize) -> (f64, f64) {
-    let (terms, norm) = (codes.terms[row], f64::from(level.least_norm(dim)));
+    let (factors, norm) = (codes.factors[row], f64::from(level.least_norm(dim)));
     match level {
-        Level::Sketch => (sketch_cosine(codes.sketch_cosines(dim, row / BLOCK_ROWS)[row % BLOCK_ROWS]).into(), norm),
-        Level::Sign => (terms.sign_cosine().into(), norm),
-        Level::Two => (terms.two_cosine().into(), f64::from(terms.two_square(dim)).sqrt()),
+        Level::Codebook => {
+            (codebook_cosine(codes.codebook_cosines(dim, row / BLOCK_ROWS)[row % BLOCK_ROWS]).into(), norm)
+        }
+        Level::OneBit => (factors.one_bit_cosine().into(), norm),
+        Level::TwoBit => (factors.two_bit_cosine().into(), f64::from(factors.two_bit_square(dim)).sqrt()),
     }
 }
 
 /// What tells the rows of a block apart, and the odd ones, by the kernels of a path.
 fn told(kernels: &CodeKernels, scale: &Scale, level: Level, codes: &Codes<'_>, block: usize) -> (Parts, Parts, u64) {
     let (mut along, mut length) = (Parts::ZERO, Parts::ZERO);
-    let odd = if level == Level::Sketch {
-        kernels.tell_sketches(scale, codes.sketch_cosines(scale.dim, block), &mut along)
+    let odd = if level == Level::Codebook {
+        kernels.tell_sketches(scale, codes.codebook_cosines(scale.dim, block), &mut along)
     } else {
-        let terms = codes.terms[block * BLOCK_ROWS..][..BLOCK_ROWS].try_into().unwrap();
-        kernels.tell(scale, level, terms, &mut along, &mut length)
+        let factors = codes.factors[block * BLOCK_ROWS..][..BLOCK_ROWS].try_into().unwrap();
+        kernels.tell(scale, level, factors, &mut along, &mut length)
     };
     (along, length, odd)
 }
@@ -72,19 +75,20 @@ fn told(kernels: &CodeKernels, scale: &Scale, level: Level, codes: &Codes<'_>, b
 /// The integers of a row's code at a level, from the bits of its planes.
 fn integers(codes: &Codes<'_>, level: Level, dim: usize, row: usize) -> Vec<f64> {
     let (block, lane) = (row / BLOCK_ROWS, row % BLOCK_ROWS);
-    if level == Level::Sketch {
+    if level == Level::Codebook {
         let bit = |at: usize| {
-            let byte = codes.sketch[block * sketch_bytes(dim) + at / 8 * BLOCK_ROWS + lane];
+            let byte = codes.codebook[block * codebook_bytes(dim) + at / 8 * BLOCK_ROWS + lane];
             usize::from(byte >> (at % 8) & 1)
         };
-        let word = |g: usize| (0..sketch::WORD_BITS).map(|n| bit(g * sketch::WORD_BITS + n) << n).sum::<usize>();
-        return (0..sketch::groups(dim)).flat_map(|g| sketch::WORDS[word(g)]).map(f64::from).collect();
+        let word =
+            |g: usize| (0..codebook::CODEWORD_BITS).map(|n| bit(g * codebook::CODEWORD_BITS + n) << n).sum::<usize>();
+        return (0..codebook::groups(dim)).flat_map(|g| codebook::CODEWORDS[word(g)]).map(f64::from).collect();
     }
     let bit = |plane: &[u8], i: usize| plane[(block * dim / 8 + i / 8) * BLOCK_ROWS + lane] >> (i % 8) & 1 == 1;
     (0..dim)
         .map(|i| {
-            let magnitude = if level == Level::Two && bit(codes.two, i) { 3.0 } else { 1.0 };
-            if bit(codes.sign, i) { -magnitude } else { magnitude }
+            let magnitude = if level == Level::TwoBit && bit(codes.two_bit, i) { 3.0 } else { 1.0 };
+            if bit(codes.one_bit, i) { -magnitude } else { magnitude }
         })
         .collect()
 }
@@ -119,12 +123,12 @@ fn ranges(kernels: &CodeKernels, level: Level, probe: &[f32]) -> Vec<f64> {
     let range = |group: &[f32]| {
         let sum = 2.0 * group.iter().map(|q| f64::from(q.abs())).sum::<f64>();
         match level {
-            Level::Sketch => {
-                let (low, high) = extremes(&sketch::products(group));
+            Level::Codebook => {
+                let (low, high) = extremes(&codebook::products(group));
                 f64::from(high) - f64::from(low)
             }
-            Level::Sign => sum,
-            Level::Two => 3.0 * sum,
+            Level::OneBit => sum,
+            Level::TwoBit => 3.0 * sum,
         }
     };
     probe.chunks(kernels.group_dims(level)).map(range).collect()
@@ -216,7 +220,7 @@ fn what_a_dither_leaves_has_one_law_whatever_the_probe() {
     const DIM: usize = 512;
     const DRAWS: usize = 4000;
     let kernels = CodeKernels::of(Simd::Portable);
-    let dims = kernels.group_dims(Level::Sign);
+    let dims = kernels.group_dims(Level::OneBit);
     let groups = DIM / dims;
     let deviation = (groups as f64 / 12.0).sqrt();
     let mut rng = ChaCha8Rng::seed_from_u64(5);
@@ -228,7 +232,7 @@ fn what_a_dither_leaves_has_one_law_whatever_the_probe() {
         let mut mean = 0.0;
         let mut square = 0.0;
         for _ in 0..DRAWS {
-            let tables = Tables::new(kernels, Level::Sign, &probe, Some(step as f32), &mut rng);
+            let tables = Tables::new(kernels, Level::OneBit, &probe, Some(step as f32), &mut rng);
             assert_eq!(f64::from(tables.step), step);
             // The index of a code of minus ones.
             let entries = bytemuck::cast_slice::<IndexLine, u8>(&tables.entries).chunks_exact(256);
@@ -249,7 +253,7 @@ fn what_a_dither_leaves_has_one_law_whatever_the_probe() {
 fn misses(path: Simd, level: Level, dim: usize, probability: f64, pairs: u64) -> u64 {
     const TAU: f64 = 0.5;
     let kernels = CodeKernels::of(path);
-    let cutter = Cutter::dithered(Certificate::Randomised { miss_probability: probability }, dim);
+    let cutter = Bounds::dithered(Certificate::Randomised { miss_probability: probability }, dim);
     let scale = Scale::new(level, dim);
     let errors = kernels.groups(level, dim);
     let step_max = cutter.dither_step(errors, scale.usual, scale.most).expect("a step") * scale.length_base;
@@ -272,7 +276,7 @@ fn misses(path: Simd, level: Level, dim: usize, probability: f64, pairs: u64) ->
             // The score that the server would find for this probe is the floor to hold.
             let stored = &stored[r * dim..(r + 1) * dim];
             let score: f64 = stored.iter().zip(&probe).map(|(y, q)| y.to_f64() * f64::from(*q)).sum();
-            let most = Most::new(&scale, &cutter, cutter.dithered_cut(score), (tables.offset, tables.step));
+            let most = Most::new(&scale, &cutter, cutter.dithered_bound(score), (tables.offset, tables.step));
             let (bits, together) = (kernels.index_bits(level), kernels.together(level));
             let found = deficit(bits, together, &indices, 1, &tables.entries, r);
             let at = place(path, r);
@@ -291,7 +295,7 @@ fn dithered_first_looks_miss_no_more_than_claimed_and_not_never() {
     // Paths of one width of index have the same tables.
     let mut widths = Vec::new();
     for path in paths() {
-        let bits = CodeKernels::of(path).index_bits(Level::Sign);
+        let bits = CodeKernels::of(path).index_bits(Level::OneBit);
         if widths.contains(&bits) {
             continue;
         }
@@ -414,10 +418,10 @@ fn a_scan_reports_exactly_the_rows_whose_deficits_count() {
                 let mut odd = [0; TILE_BLOCKS];
                 for (b, odd) in odd.iter_mut().enumerate().take(blocks) {
                     bars.along[b] = Parts(std::array::from_fn(|_| rng.random()));
-                    if level == Level::Two {
+                    if level == Level::TwoBit {
                         bars.length[b] = Parts(std::array::from_fn(|_| rng.random()));
                     }
-                    if level == Level::Sketch {
+                    if level == Level::Codebook {
                         (bars.along[b], _, *odd) = told(kernels, &scale, level, &codes, b);
                     }
                 }
@@ -538,10 +542,10 @@ fn the_largest_deficit_is_never_below_the_bar_and_close_above_it() {
         for (path, level) in paths().flat_map(|path| Level::ALL.map(|level| (path, level))) {
             let kernels = CodeKernels::of(path);
             for certificate in [Certificate::Deterministic, Certificate::Randomised { miss_probability: 1e-12 }] {
-                let cutter = Cutter::dithered(certificate, dim);
+                let cutter = Bounds::dithered(certificate, dim);
                 let scale = Scale::new(level, dim);
                 for (block, floor) in [0.25, 0.6].into_iter().enumerate() {
-                    let cut = cutter.cut(floor).unwrap();
+                    let cut = cutter.bound(floor).unwrap();
                     let tables = Tables::new(kernels, level, &unit(&mut rng, dim), None, &mut rng);
                     let most = Most::new(&scale, &cutter, Some(cut), (tables.offset, tables.step));
                     let (along, length, odd) = told(kernels, &scale, level, &codes, block);
@@ -583,7 +587,7 @@ fn words_point_everywhere() {
             }
             _ => unit(&mut rng, 8),
         };
-        let (low, high) = extremes(&sketch::products(&group));
+        let (low, high) = extremes(&codebook::products(&group));
         least = least.min(high - low);
     }
     assert!(least > 50.0, "a range of {least}, of words of length 100");
@@ -620,14 +624,14 @@ fn fine_codes_bound_the_cosine_from_above_and_closely_on_every_path() {
                     if zero {
                         continue;
                     }
-                    let code = &codes.fine[row * dim / 2..(row + 1) * dim / 2];
+                    let code = &codes.four_bit[row * dim / 2..(row + 1) * dim / 2];
                     let integer = |i: usize| {
                         let byte = code[i % (dim / 2)];
                         f64::from(2 * i32::from(if i < dim / 2 { byte & 15 } else { byte >> 4 }) - 15)
                     };
                     let norm = (0..dim).map(|i| integer(i).powi(2)).sum::<f64>().sqrt();
                     let exact = (0..dim).map(|i| integer(i) * f64::from(sieve.probe(probe)[i])).sum::<f64>() / norm;
-                    let bar = f64::from(cut.bar(sieve.cutter.leaning(codes.terms[row].fine_cosine())));
+                    let bar = f64::from(cut.least_product(sieve.cutter.angle(codes.factors[row].four_bit_cosine())));
                     let error = f64::from(sieve.fine_probe(probe).error);
                     if exact >= bar + 1e-6 {
                         assert!(passed.contains(&(probe, row)), "{what}: {exact} reaches {bar}");

@@ -16,7 +16,7 @@ use crate::engine::EngineError;
 use crate::engine::gpu::bindings::{Bar, Entry, PROBES_MAX, Slice};
 use crate::engine::gpu::kernels::{self, BAR_BYTES, ENTRY_BYTES, FEW_BYTES, Kernel, SLOT_STEP};
 use crate::engine::gpu::level::Level;
-use crate::palm::DIM_MAX;
+use crate::model::DIM_MAX;
 
 /// Runs of slots in one batch.
 pub(in crate::engine::gpu) const RUNS_MAX: usize = 256;
@@ -231,7 +231,7 @@ impl Device {
                 parts_off: batch.parts_off,
                 look_parts_off: 0,
                 look_at: u32::try_from(look_at / 16).expect("a batch is small"),
-                fine_quads: small(Level::Fine.quads(batch.dim)),
+                fine_quads: small(Level::FourBit.quads(batch.dim)),
                 sign_norm: (batch.dim as f32).sqrt(),
                 ..Slice::zeroed()
             };
@@ -285,7 +285,7 @@ impl Device {
                 encoder.begin_compute_pass(&wgpu::ComputePassDescriptor { label: Some("look"), timestamp_writes });
             pass.set_pipeline(self.pipelines.look());
             for (number, run) in (0_u32..).zip(&batch.runs) {
-                pass.set_bind_group(0, &self.slabs[run.slab].bound[Level::Fine.index()], &[]);
+                pass.set_bind_group(0, &self.slabs[run.slab].bound[Level::FourBit.index()], &[]);
                 pass.set_bind_group(1, &lane.bound, &[number * SLICE_STRIDE as u32]);
                 pass.dispatch_workgroups(kernels::look_workgroups(), 1, 1);
             }

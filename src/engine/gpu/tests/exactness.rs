@@ -84,9 +84,9 @@ fn a_large_gallery_in_several_blocks_agrees_with_brute_force() {
             [(1, 0.5, 0), (1, -1.1, 10), (3, 0.0, 1), (20, 0.5, 10), (40, -1.1, 100), (5, 0.5, 100)]
         {
             let asked = Asked::alike(probes_near(&values, probes, dim, &mut rng), dim, floor, keep, 3000);
-            let survivors =
+            let candidates =
                 hold(&engine, &gallery, &asked, &format!("seed {seed} probes {probes} floor {floor} keep {keep}"));
-            assert!(survivors.overflowed.iter().all(|o| !o), "seed {seed} floor {floor} keep {keep}");
+            assert!(candidates.overflowed.iter().all(|o| !o), "seed {seed} floor {floor} keep {keep}");
         }
     }
 }
@@ -103,11 +103,11 @@ fn probes_of_one_request_may_differ_in_floor_and_keep() {
         probes: probes_near(&values, 6, dim, &mut rng),
         floors: vec![0.5, -1.1, -1.1, 0.0, 2.0, 0.6],
         keep: vec![0, 0, 10, 1, 5, 100],
-        survivors_max: 500,
+        candidates_max: 500,
     };
-    let survivors = hold(&engine, &gallery, &asked, "mixed");
-    assert_eq!(survivors.overflowed, [false, true, false, false, false, false], "seed {seed}");
-    assert!(survivors.rows[4].is_empty());
+    let candidates = hold(&engine, &gallery, &asked, "mixed");
+    assert_eq!(candidates.overflowed, [false, true, false, false, false, false], "seed {seed}");
+    assert!(candidates.rows[4].is_empty());
 }
 
 #[test]
@@ -128,8 +128,8 @@ fn a_floor_equal_to_a_score_keeps_its_row() {
         }
         let copies = 1 + number / 60 % 7;
         let asked = Asked::alike(probe.repeat(copies), dim, floor, 0, 500);
-        let survivors = hold(&engine, &gallery, &asked, &format!("seed {seed} row {row}"));
-        assert!(survivors.rows.iter().all(|rows| rows.contains(row)), "seed {seed} row {row}");
+        let candidates = hold(&engine, &gallery, &asked, &format!("seed {seed} row {row}"));
+        assert!(candidates.rows.iter().all(|rows| rows.contains(row)), "seed {seed} row {row}");
     }
 }
 
@@ -141,15 +141,15 @@ fn too_many_survivors_are_reported_and_nobody_else_suffers() {
     let values = unit_vectors(count, dim, &mut rng);
     let gallery = Gallery::new(dim, &to_rows(&values), &[count]);
     engine.follow(&gallery.view()).unwrap();
-    for survivors_max in [0, 1, 20, 2999, 3000] {
+    for candidates_max in [0, 1, 20, 2999, 3000] {
         let asked = Asked {
             probes: probes_near(&values, 3, dim, &mut rng),
             floors: vec![-1.1, 0.99999, -1.1],
             keep: vec![0, 0, 10],
-            survivors_max,
+            candidates_max,
         };
-        let survivors = hold(&engine, &gallery, &asked, &format!("seed {seed} survivors_max {survivors_max}"));
-        assert_eq!(survivors.overflowed, [survivors_max < 3000, false, survivors_max < 10], "{survivors_max}");
+        let candidates = hold(&engine, &gallery, &asked, &format!("seed {seed} candidates_max {candidates_max}"));
+        assert_eq!(candidates.overflowed, [candidates_max < 3000, false, candidates_max < 10], "{candidates_max}");
     }
 }
 
@@ -165,10 +165,10 @@ fn more_ties_than_survivors_overflow_and_fewer_all_survive() {
     }
     let gallery = Gallery::new(dim, &to_rows(&values), &[4000]);
     engine.follow(&gallery.view()).unwrap();
-    for (survivors_max, overflows) in [(49, true), (50, false)] {
-        let asked = Asked::alike(twin.clone(), dim, -1.1, 10, survivors_max);
-        let survivors = hold(&engine, &gallery, &asked, &format!("seed {seed}"));
-        assert_eq!(survivors.overflowed, [overflows]);
+    for (candidates_max, overflows) in [(49, true), (50, false)] {
+        let asked = Asked::alike(twin.clone(), dim, -1.1, 10, candidates_max);
+        let candidates = hold(&engine, &gallery, &asked, &format!("seed {seed}"));
+        assert_eq!(candidates.overflowed, [overflows]);
     }
 }
 
@@ -182,8 +182,8 @@ fn a_crowded_entries_buffer_is_worked_off_in_smaller_runs() {
     engine.follow(&gallery.view()).unwrap();
     for (probes, floor, keep) in [(1, -1.1, 0), (6, 0.0, 0), (6, -1.1, 100), (1, 0.0, 1), (40, -1.1, 10)] {
         let asked = Asked::alike(probes_near(&values, probes, dim, &mut rng), dim, floor, keep, 5000);
-        let survivors = hold(&engine, &gallery, &asked, &format!("seed {seed} probes {probes} keep {keep}"));
-        assert!(survivors.overflowed.iter().all(|o| !o));
+        let candidates = hold(&engine, &gallery, &asked, &format!("seed {seed} probes {probes} keep {keep}"));
+        assert!(candidates.overflowed.iter().all(|o| !o));
     }
 }
 
@@ -201,8 +201,8 @@ fn a_gallery_that_gets_better_and_better_is_searched_right() {
     engine.follow(&gallery.view()).unwrap();
     for keep in [1, 10, 100] {
         let asked = Asked::alike(probe.clone(), dim, -1.1, keep, 1000);
-        let survivors = hold(&engine, &gallery, &asked, &format!("seed {seed} keep {keep}"));
-        assert_eq!(survivors.overflowed, [false]);
+        let candidates = hold(&engine, &gallery, &asked, &format!("seed {seed} keep {keep}"));
+        assert_eq!(candidates.overflowed, [false]);
     }
 }
 
@@ -224,8 +224,8 @@ fn an_empty_gallery_and_an_empty_request_have_no_survivors() {
     let gallery = Gallery::new(64, &[], &[]);
     engine.follow(&gallery.view()).unwrap();
     let asked = Asked::alike(vec![0.125; 64], 64, -1.1, 3, 10);
-    let survivors = hold(&engine, &gallery, &asked, "no rows");
-    assert_eq!((survivors.rows.len(), survivors.overflowed[0]), (1, false));
+    let candidates = hold(&engine, &gallery, &asked, "no rows");
+    assert_eq!((candidates.rows.len(), candidates.overflowed[0]), (1, false));
     let nothing = Asked::alike(Vec::new(), 64, 0.0, 0, 10);
     assert!(hold(&engine, &gallery, &nothing, "no probes").rows.is_empty());
 }

@@ -25,17 +25,17 @@ fn narrow_and_wide_filters_keep_the_best_of_what_they_allow_beside_probes_withou
     for (certificate, (floor, keep)) in
         CERTIFICATES.into_iter().flat_map(|c| [(-1.1, 10), (0.3, 0), (0.3, 10)].map(|asked| (c, asked)))
     {
-        let request = SiftRequest {
+        let request = CandidateRequest {
             probes: &probes,
             floors: &[floor; 12],
             keep: &[keep; 12],
-            survivors_max: 5000,
+            candidates_max: 5000,
             certificate,
             filters: &allowed,
-            ..SiftRequest::default()
+            ..CandidateRequest::default()
         };
-        let mut survivors = Survivors::default();
-        engine.sift(&gallery.view(), &request, &mut survivors).unwrap();
+        let mut candidates = CandidateRows::default();
+        engine.find_candidates(&gallery.view(), &request, &mut candidates).unwrap();
         for (number, probe) in probes.chunks_exact(dim).enumerate() {
             let what = format!("seed {seed} probe {number} floor {floor} keep {keep} {certificate:?}");
             let is_allowed = |row: u32| allowed[number].is_none_or(|filter| filter.contains(row));
@@ -47,8 +47,8 @@ fn narrow_and_wide_filters_keep_the_best_of_what_they_allow_beside_probes_withou
                 best.sort_by(|a, b| b.total_cmp(a));
                 line = line.max(best[keep as usize - 1]);
             }
-            let found: BTreeSet<u32> = survivors.rows[number].iter().copied().collect();
-            assert!(!survivors.overflowed[number] && found.len() == survivors.rows[number].len(), "{what}");
+            let found: BTreeSet<u32> = candidates.rows[number].iter().copied().collect();
+            assert!(!candidates.overflowed[number] && found.len() == candidates.rows[number].len(), "{what}");
             assert!(found.iter().all(|row| is_allowed(*row)), "{what}: a row that is not allowed");
             let wanted: Vec<u32> = scores.iter().filter(|(_, score)| *score >= line).map(|(row, _)| *row).collect();
             assert!(wanted.iter().all(|row| found.contains(row)), "{what}: a row is missing");
@@ -69,18 +69,18 @@ fn a_narrow_filter_asks_nothing_of_the_device() {
     let filter = every(&gallery, 100);
     let probe = unit_vectors(1, dim, &mut rng);
     let ask = |filters: &[Option<&RoaringBitmap>]| {
-        let mut survivors = Survivors::default();
-        let request = SiftRequest {
+        let mut candidates = CandidateRows::default();
+        let request = CandidateRequest {
             probes: &probe,
             floors: &[-1.1],
             keep: &[10],
-            survivors_max: 100,
+            candidates_max: 100,
             certificate: CERTIFICATES[0],
             filters,
-            ..SiftRequest::default()
+            ..CandidateRequest::default()
         };
-        engine.sift(&gallery.view(), &request, &mut survivors).unwrap();
-        survivors
+        engine.find_candidates(&gallery.view(), &request, &mut candidates).unwrap();
+        candidates
     };
     let all = ask(&[]);
     let narrow = ask(&[Some(&filter)]);

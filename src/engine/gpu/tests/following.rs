@@ -48,8 +48,8 @@ fn a_view_the_device_does_not_hold_is_refused() {
     let asked = ask(&gallery, &values, &mut rng);
     hold(&engine, &gallery, &asked, "followed");
     let refused = |gallery: &Gallery| {
-        let mut survivors = Survivors::default();
-        let result = engine.sift(&gallery.view(), &asked.request(), &mut survivors);
+        let mut candidates = CandidateRows::default();
+        let result = engine.find_candidates(&gallery.view(), &asked.request(), &mut candidates);
         assert!(matches!(result, Err(EngineError::Rebuilding)), "{result:?}");
     };
     // A row without a code is compared all the same; a block that has become full is not there yet.
@@ -155,13 +155,13 @@ fn rows_that_die_or_come_alive_after_follow_are_seen_by_the_next_sift() {
     hold(&engine, &gallery, &asked, "second block alive");
     // The best rows die one after the other: dead rows must not hold the floor up.
     for round in 0..5 {
-        let survivors = hold(&engine, &gallery, &asked, &format!("round {round}"));
-        for &row in &survivors.rows[0] {
+        let candidates = hold(&engine, &gallery, &asked, &format!("round {round}"));
+        for &row in &candidates.rows[0] {
             let block = usize::from(row >= gallery.blocks[1].first_row);
             gallery.kill(block, (row - gallery.blocks[block].first_row) as usize);
         }
     }
-    // Dead rows do not use up the room for survivors either.
+    // Dead rows do not use up the room for candidates either.
     for offset in 0..400 {
         gallery.kill(0, offset);
     }
@@ -193,7 +193,7 @@ fn erased_rows_are_zeros_on_the_device_and_their_neighbours_are_not() {
         for offset in 0..block.rows.len() / dim {
             let row = block.first_row + u32::try_from(offset).unwrap();
             let held = engine.resident_codes(row).unwrap();
-            if offset >= card.terms.len() {
+            if offset >= card.factors.len() {
                 assert_eq!(held, None, "row {row} has no codes");
                 continue;
             }
@@ -203,12 +203,12 @@ fn erased_rows_are_zeros_on_the_device_and_their_neighbours_are_not() {
                 assert!(held.iter().all(|&byte| byte == 0), "row {row}");
             } else {
                 let mut stored: Vec<u32> = Vec::new();
-                for (level, words) in [(Level::Sign, &card.sign), (Level::Fine, &card.fine)] {
+                for (level, words) in [(Level::OneBit, &card.one_bit), (Level::FourBit, &card.four_bit)] {
                     let quads = level.quads(dim);
                     let at = |quad| ((offset / 64 * quads + quad) * 64 + offset % 64) * 4;
                     stored.extend((0..quads).flat_map(|quad| &words[at(quad)..at(quad) + 4]));
                 }
-                stored.extend(card.terms[offset]);
+                stored.extend(card.factors[offset]);
                 assert_eq!(held, bytemuck::cast_slice::<u32, u8>(&stored), "row {row}");
                 whole += 1;
             }

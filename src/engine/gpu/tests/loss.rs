@@ -14,8 +14,8 @@ fn a_lost_device_is_an_error_and_the_next_follow_brings_it_back() {
     let gallery = Gallery::new(dim, &to_rows(&values), &[900]);
     let asked = Asked::alike(probes_near(&values, 6, dim, &mut rng), dim, 0.4, 5, 900);
     let sift = || {
-        let mut survivors = Survivors::default();
-        engine.sift(&gallery.view(), &asked.request(), &mut survivors).map(|()| survivors)
+        let mut candidates = CandidateRows::default();
+        engine.find_candidates(&gallery.view(), &asked.request(), &mut candidates).map(|()| candidates)
     };
     assert!(matches!(sift(), Err(EngineError::Rebuilding)), "nothing was followed yet");
     engine.follow(&gallery.view()).unwrap();

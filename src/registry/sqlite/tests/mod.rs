@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::Connection;
 
 use super::*;
-use crate::palm::{Hand, RequestId};
+use crate::model::{Hand, RequestId};
 use crate::registry::{Action, Outcome, SealedTemplate, Source};
 use crate::vault::{MasterKey, Vault};
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use super::*;
-use crate::palm::TEMPLATES_PER_SUBJECT_MAX;
+use crate::model::TEMPLATES_PER_SUBJECT_MAX;
 use crate::registry::{Event, SubjectRecord, TemplateRecord};
 use thenar_index::SubjectNumber;
 

@@ -1,23 +1,23 @@
 //! A preferred engine with the CPU engine standing in while it cannot answer.
 //!
 //! Losing a device is a state, not an error of a search: the batch at hand and those after it are
-//! answered by the CPU engine, exactly the same, until [`WithStandby::mend`] has brought the
+//! answered by the CPU engine, exactly the same, until [`Failover::mend`] has brought the
 //! preferred engine back.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::{Engine, EngineDescription, EngineError, GalleryView, SiftRequest, Survivors};
+use super::{CandidateRequest, CandidateRows, Engine, EngineDescription, EngineError, GalleryView};
 use crate::telemetry;
 
 /// An engine that always answers.
-pub struct WithStandby {
+pub struct Failover {
     preferred: Arc<dyn Engine>,
     standby: Arc<dyn Engine>,
     lost: AtomicBool,
 }
 
-impl WithStandby {
+impl Failover {
     /// `preferred` where it can, `standby` where not.
     #[must_use]
     pub fn new(preferred: Arc<dyn Engine>, standby: Arc<dyn Engine>) -> Self {
@@ -65,7 +65,7 @@ impl WithStandby {
     }
 }
 
-impl Engine for WithStandby {
+impl Engine for Failover {
     fn describe(&self) -> EngineDescription {
         let standby = self.standby.describe();
         let preferred = self.preferred.describe();
@@ -92,22 +92,22 @@ impl Engine for WithStandby {
         self.standby.erase(rows)
     }
 
-    fn sift(
+    fn find_candidates(
         &self,
         view: &GalleryView<'_>,
-        request: &SiftRequest<'_>,
-        survivors: &mut Survivors,
+        request: &CandidateRequest<'_>,
+        candidates: &mut CandidateRows,
     ) -> Result<(), EngineError> {
-        self.by_whom_answers(|engine| engine.sift(view, request, survivors))
+        self.by_whom_answers(|engine| engine.find_candidates(view, request, candidates))
     }
 
-    fn sift_aside(
+    fn find_candidates_yielding(
         &self,
         view: &GalleryView<'_>,
-        request: &SiftRequest<'_>,
-        survivors: &mut Survivors,
+        request: &CandidateRequest<'_>,
+        candidates: &mut CandidateRows,
     ) -> Result<(), EngineError> {
-        self.by_whom_answers(|engine| engine.sift_aside(view, request, survivors))
+        self.by_whom_answers(|engine| engine.find_candidates_yielding(view, request, candidates))
     }
 }
 
@@ -149,7 +149,12 @@ mod tests {
             self.check()
         }
 
-        fn sift(&self, _: &GalleryView<'_>, _: &SiftRequest<'_>, _: &mut Survivors) -> Result<(), EngineError> {
+        fn find_candidates(
+            &self,
+            _: &GalleryView<'_>,
+            _: &CandidateRequest<'_>,
+            _: &mut CandidateRows,
+        ) -> Result<(), EngineError> {
             self.sifts.fetch_add(1, Ordering::SeqCst);
             self.check()
         }
@@ -158,10 +163,11 @@ mod tests {
     #[test]
     fn a_lost_engine_is_a_state_that_ends() {
         let (gpu, cpu) = (Named::new("gpu"), Named::new("cpu"));
-        let engines = WithStandby::new(Arc::clone(&gpu) as _, Arc::clone(&cpu) as _);
+        let engines = Failover::new(Arc::clone(&gpu) as _, Arc::clone(&cpu) as _);
         let view = GalleryView { dim: 32, blocks: Vec::new() };
-        let request = SiftRequest { probes: &[], floors: &[], keep: &[], survivors_max: 1, ..SiftRequest::default() };
-        let sift = || engines.sift(&view, &request, &mut Survivors::default());
+        let request =
+            CandidateRequest { probes: &[], floors: &[], keep: &[], candidates_max: 1, ..CandidateRequest::default() };
+        let sift = || engines.find_candidates(&view, &request, &mut CandidateRows::default());
         let counts = || (gpu.sifts.load(Ordering::SeqCst), cpu.sifts.load(Ordering::SeqCst));
 
         sift().unwrap();
@@ -186,7 +192,7 @@ mod tests {
     #[test]
     fn an_engine_lost_while_following_or_erasing_stops_nobody() {
         let (gpu, cpu) = (Named::new("gpu"), Named::new("cpu"));
-        let engines = WithStandby::new(Arc::clone(&gpu) as _, cpu as _);
+        let engines = Failover::new(Arc::clone(&gpu) as _, cpu as _);
         let view = GalleryView { dim: 32, blocks: Vec::new() };
         gpu.broken.store(true, Ordering::SeqCst);
         engines.erase(&[1]).unwrap();

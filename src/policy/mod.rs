@@ -2,7 +2,7 @@
 //!
 //! Knows no subjects, no clocks and no I/O, so every rule can be tested by its table.
 
-use crate::palm::{Invalid, Purpose};
+use crate::model::{Invalid, Purpose};
 
 /// What a purpose demands of an identification.
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -1,8 +1,8 @@
-//! The gate between readers and the one writer: when may bytes that readers see be overwritten?
+//! The barrier between readers and the one writer: when may bytes that readers see be overwritten?
 //!
 //! A reader enters and holds a [`Ticket`] for as long as it looks at rows. The writer, before it
-//! overwrites rows that were shown, closes the gate and waits until no ticket is held; the proof
-//! of that is a [`Quiet`]. Once the gate is closing, who comes to enter waits, so readers that
+//! overwrites rows that were shown, closes the barrier and waits until no ticket is held; the proof
+//! of that is a [`Quiet`]. Once the barrier is closing, who comes to enter waits, so readers that
 //! keep coming cannot starve an erasure. When it opens, all who wait are handed their tickets in
 //! the same step, so erasures that keep coming cannot starve a reader either.
 //!
@@ -11,9 +11,9 @@
 //!
 //! Knows nothing of files or rows.
 //!
-//! A gate that is *retired* lets nobody in any more: the files behind it belong to another gate.
+//! A barrier that is *retired* lets nobody in any more: the files behind it belong to another barrier.
 //!
-//! Invariants: while a `Quiet` lives no `Ticket` does; there is one `Writer` a gate at most, and none
+//! Invariants: while a `Quiet` lives no `Ticket` does; there is one `Writer` a barrier at most, and none
 //! is made once it is retired.
 
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::error::Error;
 
-/// What someone hears who enters a retired gate.
+/// What someone hears who enters a retired barrier.
 const RETIRED: &str = "the index was opened again: snapshots come from its own reader";
 
 #[derive(Debug, Default)]
@@ -44,7 +44,7 @@ struct State {
 
 /// Counts readers in and out.
 #[derive(Debug, Default)]
-pub(crate) struct Gate {
+pub(crate) struct ReaderBarrier {
     state: Mutex<State>,
     opened: Condvar,
     emptied: Condvar,
@@ -53,13 +53,13 @@ pub(crate) struct Gate {
 /// Proof that its holder entered as a reader.
 #[derive(Debug)]
 pub(crate) struct Ticket {
-    gate: Arc<Gate>,
+    reader_barrier: Arc<ReaderBarrier>,
 }
 
 /// Proof of being the one writer.
 #[derive(Debug)]
 pub(crate) struct Writer {
-    gate: Arc<Gate>,
+    reader_barrier: Arc<ReaderBarrier>,
 }
 
 /// Proof that no reader holds a ticket, and none will get one before this is dropped.
@@ -68,20 +68,20 @@ pub(crate) struct Quiet<'w> {
     writer: &'w mut Writer,
 }
 
-/// A new gate, open, and its one writer.
-pub(crate) fn gate() -> (Arc<Gate>, Writer) {
-    let gate = Arc::new(Gate::default());
-    let writer = gate.writer().expect("a new gate has no writer");
-    (gate, writer)
+/// A new barrier, open, and its one writer.
+pub(crate) fn reader_barrier() -> (Arc<ReaderBarrier>, Writer) {
+    let reader_barrier = Arc::new(ReaderBarrier::default());
+    let writer = reader_barrier.writer().expect("a new reader_barrier has no writer");
+    (reader_barrier, writer)
 }
 
-impl Gate {
-    /// The one writer; none while there is one, or once the gate is retired.
+impl ReaderBarrier {
+    /// The one writer; none while there is one, or once the barrier is retired.
     pub(crate) fn writer(self: &Arc<Self>) -> Option<Writer> {
         let mut state = self.state.lock();
         let free = !state.has_writer && !state.retired;
         state.has_writer |= free;
-        free.then(|| Writer { gate: Arc::clone(self) })
+        free.then(|| Writer { reader_barrier: Arc::clone(self) })
     }
 
     /// Whether nobody may enter ever again.
@@ -89,10 +89,10 @@ impl Gate {
         self.state.lock().retired
     }
 
-    /// Waits while the gate is closed, then enters.
+    /// Waits while the barrier is closed, then enters.
     ///
     /// # Panics
-    /// If the gate is retired.
+    /// If the barrier is retired.
     pub(crate) fn enter(self: &Arc<Self>) -> Ticket {
         let mut state = self.state.lock();
         assert!(!state.retired, "{RETIRED}");
@@ -103,12 +103,12 @@ impl Gate {
                 self.opened.wait(&mut state);
             }
             assert!(!state.retired, "{RETIRED}");
-            // Whoever opened the gate has counted this ticket among those held.
+            // Whoever opened the barrier has counted this ticket among those held.
             assert!(state.held > 0);
         } else {
             state.held += 1;
         }
-        Ticket { gate: Arc::clone(self) }
+        Ticket { reader_barrier: Arc::clone(self) }
     }
 
     /// Closes and waits until no ticket is held, `timeout` at most; opens again if that is not enough.
@@ -139,41 +139,41 @@ impl Gate {
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let mut state = self.gate.state.lock();
+        let mut state = self.reader_barrier.state.lock();
         assert!(state.held > 0);
         state.held -= 1;
         if state.held == 0 {
-            self.gate.emptied.notify_all();
+            self.reader_barrier.emptied.notify_all();
         }
     }
 }
 
 impl Writer {
-    /// Closes the gate and waits until no ticket is held, `timeout` at most.
+    /// Closes the barrier and waits until no ticket is held, `timeout` at most.
     ///
     /// # Errors
-    /// [`Error::Readers`] where tickets are held after that; the gate is open again then.
+    /// [`Error::Readers`] where tickets are held after that; the barrier is open again then.
     pub(crate) fn quiet(&mut self, timeout: Duration) -> Result<Quiet<'_>, Error> {
-        self.gate.close(timeout)?;
+        self.reader_barrier.close(timeout)?;
         Ok(Quiet { writer: self })
     }
 
     /// Waits until no ticket is held, `timeout` at most, and lets nobody in from then on.
     ///
     /// # Errors
-    /// [`Error::Readers`] if tickets are held after that; the gate is open again then.
+    /// [`Error::Readers`] if tickets are held after that; the barrier is open again then.
     pub(crate) fn retire(&mut self, timeout: Duration) -> Result<(), Error> {
-        self.gate.close(timeout)?;
-        let mut state = self.gate.state.lock();
+        self.reader_barrier.close(timeout)?;
+        let mut state = self.reader_barrier.state.lock();
         state.retired = true;
-        self.gate.open(&mut state);
+        self.reader_barrier.open(&mut state);
         Ok(())
     }
 }
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        self.gate.state.lock().has_writer = false;
+        self.reader_barrier.state.lock().has_writer = false;
     }
 }
 
@@ -187,10 +187,10 @@ impl Quiet<'_> {
 
 impl Drop for Quiet<'_> {
     fn drop(&mut self) {
-        let gate = &self.writer.gate;
-        let mut state = gate.state.lock();
+        let reader_barrier = &self.writer.reader_barrier;
+        let mut state = reader_barrier.state.lock();
         assert_eq!(state.held, 0);
-        gate.open(&mut state);
+        reader_barrier.open(&mut state);
     }
 }
 
@@ -203,22 +203,22 @@ mod tests {
 
     #[test]
     fn quiet_waits_for_tickets_and_tickets_for_quiet() {
-        let (gate, mut writer) = gate();
-        let first = gate.enter();
+        let (reader_barrier, mut writer) = reader_barrier();
+        let first = reader_barrier.enter();
         let (asked, entered) = (AtomicBool::new(false), AtomicBool::new(false));
         thread::scope(|scope| {
             scope.spawn(|| {
                 // Asks while the writer waits for the first ticket; must not overtake it.
-                while !gate.state.lock().closed {
+                while !reader_barrier.state.lock().closed {
                     thread::yield_now();
                 }
                 asked.store(true, Ordering::SeqCst);
-                let ticket = gate.enter();
+                let ticket = reader_barrier.enter();
                 entered.store(true, Ordering::SeqCst);
                 drop(ticket);
             });
             scope.spawn(|| {
-                while gate.state.lock().waiting == 0 {
+                while reader_barrier.state.lock().waiting == 0 {
                     thread::yield_now();
                 }
                 assert!(asked.load(Ordering::SeqCst) && !entered.load(Ordering::SeqCst));
@@ -231,21 +231,21 @@ mod tests {
             drop(quiet);
         });
         assert!(entered.into_inner());
-        assert_eq!(gate.state.lock().held, 0);
+        assert_eq!(reader_barrier.state.lock().held, 0);
     }
 
     #[test]
     fn who_waited_is_let_in_before_the_next_quiet() {
-        let (gate, mut writer) = gate();
+        let (reader_barrier, mut writer) = reader_barrier();
         thread::scope(|scope| {
             let quiet = writer.quiet(Duration::ZERO).unwrap();
             let (go, wait) = std::sync::mpsc::channel::<()>();
-            let reader = Arc::clone(&gate);
+            let reader = Arc::clone(&reader_barrier);
             scope.spawn(move || {
                 let _ticket = reader.enter();
                 wait.recv().unwrap();
             });
-            while gate.state.lock().waiting == 0 {
+            while reader_barrier.state.lock().waiting == 0 {
                 thread::yield_now();
             }
             drop(quiet);
@@ -261,16 +261,16 @@ mod tests {
 
     #[test]
     fn a_retired_gate_waited_for_its_tickets_and_has_no_more_writers_or_readers() {
-        let (gate, mut writer) = gate();
-        assert!(gate.writer().is_none());
-        let ticket = gate.enter();
+        let (reader_barrier, mut writer) = reader_barrier();
+        assert!(reader_barrier.writer().is_none());
+        let ticket = reader_barrier.enter();
         assert!(matches!(writer.retire(Duration::ZERO), Err(Error::Readers { held: 1, .. })));
-        drop((ticket, gate.enter()));
+        drop((ticket, reader_barrier.enter()));
         drop(writer);
-        let mut writer = gate.writer().expect("the other one is gone");
+        let mut writer = reader_barrier.writer().expect("the other one is gone");
         writer.retire(Duration::ZERO).unwrap();
         drop(writer);
-        assert!(gate.is_retired() && gate.writer().is_none());
-        assert!(thread::spawn(move || drop(gate.enter())).join().is_err());
+        assert!(reader_barrier.is_retired() && reader_barrier.writer().is_none());
+        assert!(thread::spawn(move || drop(reader_barrier.enter())).join().is_err());
     }
 }

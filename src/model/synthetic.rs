@@ -29,9 +29,9 @@ enum Draw {
 /// A synthetic gallery and its probes. Cheap to make and to copy to threads.
 ///
 /// ```
-/// use thenar::standard::StandardGallery;
+/// use thenar::model::synthetic::SyntheticGallery;
 ///
-/// let gallery = StandardGallery::new(7, 512);
+/// let gallery = SyntheticGallery::new(7, 512);
 /// let (mut row, mut probe) = ([0.0; 512], [0.0; 512]);
 /// gallery.row(12, &mut row);
 /// gallery.mate(12, 0, &mut probe);
@@ -39,12 +39,12 @@ enum Draw {
 /// assert!(score > 0.6);
 /// ```
 #[derive(Debug, Clone)]
-pub struct StandardGallery {
+pub struct SyntheticGallery {
     origin: ChaCha8Rng,
     scales: Vec<f32>,
 }
 
-impl StandardGallery {
+impl SyntheticGallery {
     /// The gallery of `seed` with embeddings of `dim` components.
     #[must_use]
     pub fn new(seed: u64, dim: usize) -> Self {
@@ -123,7 +123,7 @@ mod tests {
 
     #[test]
     fn scores_have_the_published_statistics() {
-        let gallery = StandardGallery::new(1, 512);
+        let gallery = SyntheticGallery::new(1, 512);
         let (mut row, mut probe) = ([0.0; 512], [0.0; 512]);
         let mut genuine = Vec::new();
         for i in 0..256 {
@@ -153,19 +153,19 @@ mod tests {
     #[test]
     fn a_row_depends_on_seed_and_number_alone() {
         let (mut first, mut again) = ([0.0; 64], [0.0; 64]);
-        StandardGallery::new(3, 64).row(9, &mut first);
-        let gallery = StandardGallery::new(3, 64);
+        SyntheticGallery::new(3, 64).row(9, &mut first);
+        let gallery = SyntheticGallery::new(3, 64);
         gallery.row(8, &mut again);
         gallery.mate(9, 1, &mut again);
         gallery.row(9, &mut again);
         assert_eq!(first, again);
-        StandardGallery::new(4, 64).row(9, &mut again);
+        SyntheticGallery::new(4, 64).row(9, &mut again);
         assert_ne!(first, again, "another seed");
     }
 
     #[test]
     fn rows_captures_and_strangers_of_one_number_are_different_draws() {
-        let gallery = StandardGallery::new(5, 256);
+        let gallery = SyntheticGallery::new(5, 256);
         let mut draws = vec![vec![0.0; 256]; 4];
         gallery.row(2, &mut draws[0]);
         gallery.stranger(2, &mut draws[1]);
@@ -182,7 +182,7 @@ mod tests {
     #[test]
     fn the_gallery_of_a_seed_stays_the_same_in_every_version() {
         let mut row = [0.0; 32];
-        StandardGallery::new(1, 32).row(0, &mut row);
+        SyntheticGallery::new(1, 32).row(0, &mut row);
         assert_eq!(row[..3].iter().map(|v| v.to_bits()).collect::<Vec<_>>(), PINNED);
     }
 

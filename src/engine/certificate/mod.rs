@@ -100,7 +100,7 @@
 //!
 //! Pure: numbers in, numbers out. Does not know engines, galleries or probes.
 
-use crate::palm::LENGTH_ERROR_MAX;
+use crate::model::LENGTH_ERROR_MAX;
 
 /// The largest probability of a miss that may be asked for, and the smallest.
 pub const MISS_PROBABILITY_MAX: f64 = 1e-6;
@@ -109,10 +109,10 @@ pub const MISS_PROBABILITY_MIN: f64 = 1e-15;
 /// What is taken where nothing is asked for.
 pub const MISS_PROBABILITY_DEFAULT: f64 = 1e-12;
 /// Looks at codes that may pass a row over under a randomised certificate, of all engines together: the CPU
-/// engine's at sketches, signs and two bits, the GPU engine's at signs, and that of either at fine codes.
+/// engine's at codebook codes, signs and two bits, the GPU engine's at signs, and that of either at fine codes.
 /// Which of them look at a row is decided by timing, by what passes, and by which engine answers, so each
 /// has an equal part of the miss probability.
-pub const LOOKS: usize = 5;
+pub const PASSES: usize = 5;
 /// Floors at or below this are not certified: the arguments need angles under 90 degrees.
 pub const FLOOR_MIN: f64 = 0.02;
 /// Largest length of a stored row and of a rotated probe, multiplied.
@@ -146,13 +146,13 @@ impl Certificate {
     /// The randomised certificate of that probability.
     ///
     /// # Errors
-    /// [`crate::palm::Invalid`] where it is not from [`MISS_PROBABILITY_MIN`] to
+    /// [`crate::model::Invalid`] where it is not from [`MISS_PROBABILITY_MIN`] to
     /// [`MISS_PROBABILITY_MAX`].
-    pub fn randomised(miss_probability: f64) -> Result<Self, crate::palm::Invalid> {
+    pub fn randomised(miss_probability: f64) -> Result<Self, crate::model::Invalid> {
         if (MISS_PROBABILITY_MIN..=MISS_PROBABILITY_MAX).contains(&miss_probability) {
             Ok(Self::Randomised { miss_probability })
         } else {
-            Err(crate::palm::Invalid::new(
+            Err(crate::model::Invalid::new(
                 "miss_probability",
                 format!("{miss_probability:e} is not from {MISS_PROBABILITY_MIN:e} to {MISS_PROBABILITY_MAX:e}"),
             ))
@@ -179,11 +179,11 @@ impl std::fmt::Display for Certificate {
 }
 
 impl std::str::FromStr for Certificate {
-    type Err = crate::palm::Invalid;
+    type Err = crate::model::Invalid;
 
     /// `deterministic`, `randomised` (of [`MISS_PROBABILITY_DEFAULT`]) or `randomised:P`.
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let bad = |problem: String| crate::palm::Invalid::new("certificate", problem);
+        let bad = |problem: String| crate::model::Invalid::new("certificate", problem);
         match text.split_once(':') {
             None if text == "deterministic" => Ok(Self::Deterministic),
             None if text == "randomised" => Ok(Self::Randomised { miss_probability: MISS_PROBABILITY_DEFAULT }),
@@ -198,7 +198,7 @@ impl std::str::FromStr for Certificate {
 
 /// Turns floors into cuts, for rows of one dimension under one certificate.
 #[derive(Debug, Clone, Copy)]
-pub struct Cutter {
+pub struct Bounds {
     /// The quantile t, or 1 under the deterministic certificate.
     spread: f64,
     /// What the row moved when it was rounded, where that matters.
@@ -206,7 +206,7 @@ pub struct Cutter {
     dim: usize,
 }
 
-impl Cutter {
+impl Bounds {
     /// The cutter of `certificate` for `dim` components.
     ///
     /// # Panics
@@ -222,7 +222,7 @@ impl Cutter {
     }
 
     /// The cutter of `certificate` for estimates that may be dithered, in steps of at most
-    /// [`Cutter::dither_step`] and for [`Cutter::dithered_cut`].
+    /// [`Bounds::dither_step`] and for [`Bounds::dithered_bound`].
     #[must_use]
     pub fn dithered(certificate: Certificate, dim: usize) -> Self {
         match certificate {
@@ -255,13 +255,13 @@ impl Cutter {
 
     /// The cut of a floor for dithered estimates.
     #[must_use]
-    pub fn dithered_cut(&self, floor: f64) -> Option<Cut> {
-        self.cut(if floor > DITHERED_FLOOR_MAX { DITHERED_FLOOR_MAX } else { floor })
+    pub fn dithered_bound(&self, floor: f64) -> Option<Bound> {
+        self.bound(if floor > DITHERED_FLOOR_MAX { DITHERED_FLOOR_MAX } else { floor })
     }
 
     /// The cut of a floor, or none where the floor is so low that nothing can be certified.
     #[must_use]
-    pub fn cut(&self, floor: f64) -> Option<Cut> {
+    pub fn bound(&self, floor: f64) -> Option<Bound> {
         // A score of at least the floor, as a cosine between probe and (unrounded) row.
         let tau = ((floor - self.moved * NORMS_MAX) / NORMS_MAX).min(1.0);
         if floor.is_nan() || tau < FLOOR_MIN {
@@ -269,13 +269,13 @@ impl Cutter {
         }
         let across = self.spread * (1.0 - tau * tau).sqrt();
         // The slack of the bar covers rounding these to f32.
-        Some(Cut { along: tau as f32, across: across as f32, slack: ARITHMETIC_SLACK as f32 })
+        Some(Bound { along: tau as f32, across: across as f32, slack: ARITHMETIC_SLACK as f32 })
     }
 }
 
-/// What a code must reach: below [`Cut::bar`] of its row's cosine, the row cannot matter.
+/// What a code must reach: below [`Bound::least_product`] of its row's cosine, the row cannot matter.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Cut {
+pub struct Bound {
     along: f32,
     across: f32,
     slack: f32,
@@ -283,14 +283,14 @@ pub struct Cut {
 
 /// A cosine as bars use it: the part of a unit vector along the code and the part across.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Leaning {
+pub struct CodeAngle {
     /// A lower bound of the cosine.
     pub along: f32,
     /// The sine that belongs to it.
     pub across: f32,
 }
 
-impl Cutter {
+impl Bounds {
     /// What the row's rounding may have taken from the cosine.
     #[must_use]
     pub fn loss(&self) -> f32 {
@@ -302,30 +302,30 @@ impl Cutter {
     /// the row's rounding.
     #[inline]
     #[must_use]
-    pub fn leaning(&self, cosine: f32) -> Leaning {
+    pub fn angle(&self, cosine: f32) -> CodeAngle {
         let along = (cosine - self.loss()).max(0.0);
-        Leaning { along, across: (1.0 - along * along).max(0.0).sqrt() }
+        CodeAngle { along, across: (1.0 - along * along).max(0.0).sqrt() }
     }
 }
 
-impl Cut {
+impl Bound {
     /// The least <q, u> of a row that reaches the floor. Rises with the cosine, so that a lower
     /// bound of many cosines gives a lower bound of their bars.
     #[inline]
     #[must_use]
-    pub fn bar(&self, leaning: Leaning) -> f32 {
-        self.scaled_bar(leaning.along, leaning.across, 1.0)
+    pub fn least_product(&self, angle: CodeAngle) -> f32 {
+        self.scaled_least_product(angle.along, angle.across, 1.0)
     }
 
-    /// The bar of <q, c> for a code of length `norm`, whose row's leaning has been multiplied by it.
+    /// The bar of <q, c> for a code of length `norm`, whose row's angle has been multiplied by it.
     #[inline]
     #[must_use]
-    pub fn scaled_bar(&self, along: f32, across: f32, norm: f32) -> f32 {
+    pub fn scaled_least_product(&self, along: f32, across: f32, norm: f32) -> f32 {
         self.along * along - self.across * across - self.slack * norm
     }
 
     /// Value and slope at `cosine` of the tangent of the bar as a function of what a row's cosine is
-    /// after its [`Cutter::loss`]. The bar is convex in it, so the tangent is nowhere above it.
+    /// after its [`Bounds::loss`]. The bar is convex in it, so the tangent is nowhere above it.
     #[inline]
     #[must_use]
     pub fn tangent(&self, cosine: f32) -> (f32, f32) {

@@ -15,10 +15,10 @@ use tokio_util::sync::CancellationToken;
 use tonic::{Code, Request, Response, Status, Streaming};
 
 use super::connect::{ENROLLMENT_BYTES_MAX, ServerArgs};
-use crate::wire::administration_server::{Administration, AdministrationServer};
-use crate::wire::enrollment_server::{Enrollment, EnrollmentServer};
-use crate::wire::identification_server::{Identification, IdentificationServer};
-use crate::wire::*;
+use crate::api::proto::administration_server::{Administration, AdministrationServer};
+use crate::api::proto::enrollment_server::{Enrollment, EnrollmentServer};
+use crate::api::proto::identification_server::{Identification, IdentificationServer};
+use crate::api::proto::*;
 
 /// The decision's threshold of every purpose.
 pub(crate) const THRESHOLD: f64 = 0.5;
@@ -372,9 +372,9 @@ impl Identification for Service {
 
 #[tonic::async_trait]
 impl Administration for Service {
-    async fn get_status(&self, _: Request<GetStatusRequest>) -> Result<Response<crate::wire::Status>, Status> {
+    async fn get_status(&self, _: Request<GetStatusRequest>) -> Result<Response<crate::api::proto::Status>, Status> {
         let held = self.0.lock();
-        Ok(Response::new(crate::wire::Status {
+        Ok(Response::new(crate::api::proto::Status {
             version: "0.0.0-fake".to_owned(),
             dim: u32::try_from(held.dim).unwrap(),
             templates: held.templates(),

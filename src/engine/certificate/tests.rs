@@ -4,8 +4,8 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 use rand_distr::StandardNormal;
 use rayon::prelude::*;
-use thenar_index::codes::{OwnedCodes, sketch_cosine};
-use thenar_index::sketch;
+use thenar_index::codebook;
+use thenar_index::codes::{OwnedCodes, codebook_cosine};
 
 use super::*;
 
@@ -45,20 +45,20 @@ fn stored(y: &[f64]) -> (Vec<f64>, [(Vec<f64>, f32); CODES]) {
     let mut codes = OwnedCodes::zeroed(dim, 64);
     codes.put(0, &row);
     let bit = |plane: &[u8], i: usize| plane[i / 8 * 64] >> (i % 8) & 1 == 1;
-    let sign: Vec<f64> = (0..dim).map(|i| if bit(&codes.sign, i) { -1.0 } else { 1.0 }).collect();
-    let two: Vec<f64> = (0..dim).map(|i| sign[i] * if bit(&codes.two, i) { 3.0 } else { 1.0 }).collect();
+    let sign: Vec<f64> = (0..dim).map(|i| if bit(&codes.one_bit, i) { -1.0 } else { 1.0 }).collect();
+    let two: Vec<f64> = (0..dim).map(|i| sign[i] * if bit(&codes.two_bit, i) { 3.0 } else { 1.0 }).collect();
     let fine: Vec<f64> = (0..dim)
         .map(|i| {
-            let byte = codes.fine[i % (dim / 2)];
+            let byte = codes.four_bit[i % (dim / 2)];
             f64::from(2 * i32::from(if i < dim / 2 { byte & 15 } else { byte >> 4 }) - 15)
         })
         .collect();
-    let bits = |g: usize| (0..sketch::WORD_BITS).map(move |n| g * sketch::WORD_BITS + n);
-    let word = |g: usize| bits(g).rev().fold(0, |word, at| word << 1 | usize::from(bit(&codes.sketch, at)));
-    let words = (0..sketch::groups(dim)).flat_map(|g| sketch::WORDS[word(g)]).map(f64::from).collect();
-    let terms = codes.terms[0];
-    let sketch_cosine = sketch_cosine(codes.as_codes().sketch_cosines(dim, 0)[0]);
-    let cosines = [sketch_cosine, terms.sign_cosine(), terms.two_cosine(), terms.fine_cosine()];
+    let bits = |g: usize| (0..codebook::CODEWORD_BITS).map(move |n| g * codebook::CODEWORD_BITS + n);
+    let word = |g: usize| bits(g).rev().fold(0, |word, at| word << 1 | usize::from(bit(&codes.codebook, at)));
+    let words = (0..codebook::groups(dim)).flat_map(|g| codebook::CODEWORDS[word(g)]).map(f64::from).collect();
+    let factors = codes.factors[0];
+    let codebook_cosine = codebook_cosine(codes.as_codes().codebook_cosines(dim, 0)[0]);
+    let cosines = [codebook_cosine, factors.one_bit_cosine(), factors.two_bit_cosine(), factors.four_bit_cosine()];
     let mut cosines = cosines.into_iter();
     let codes = [words, sign, two, fine].map(|c| (scaled(&c, 1.0 / dot(&c, &c).sqrt()), cosines.next().unwrap()));
     (row.iter().map(|v| v.to_f64()).collect(), codes)
@@ -140,7 +140,7 @@ fn dithered_bars_spend_what_they_claim() {
         let tail = tails(dim);
         let (uniform, tosses) = (sum_of_uniform(errors), sum_of_tosses(errors));
         for probability in [1e-3, 1e-6, 1e-9, 1e-12] {
-            let cutter = Cutter::dithered(Certificate::Randomised { miss_probability: probability }, dim);
+            let cutter = Bounds::dithered(Certificate::Randomised { miss_probability: probability }, dim);
             let (usual, most) = (0.75_f32, 0.8_f32);
             let step = f64::from(cutter.dither_step(errors, usual, most).expect("a step"));
             // Of the longest k that rows and floors may have it is the shortest that counts.
@@ -163,7 +163,7 @@ fn dithered_bars_spend_what_they_claim() {
             }
         }
     }
-    let cutter = Cutter::dithered(Certificate::Deterministic, 512);
+    let cutter = Bounds::dithered(Certificate::Deterministic, 512);
     assert_eq!(cutter.dither_step(64, 0.75, 0.8), None, "what may not miss may not leave it to chance");
 }
 
@@ -171,21 +171,21 @@ fn dithered_bars_spend_what_they_claim() {
 fn dithered_bars_are_those_of_low_floors() {
     let certificate = Certificate::Randomised { miss_probability: 1e-12 };
     let (cutter, rest) = (
-        Cutter::dithered(certificate, 512),
-        Cutter::new(Certificate::Randomised { miss_probability: 1e-12 / DITHER_FACTOR }, 512),
+        Bounds::dithered(certificate, 512),
+        Bounds::new(Certificate::Randomised { miss_probability: 1e-12 / DITHER_FACTOR }, 512),
     );
-    assert_eq!(cutter.cut(0.5), rest.cut(0.5), "some of the probability is for the dither");
-    assert_eq!(cutter.dithered_cut(0.5), cutter.cut(0.5));
-    assert_eq!(cutter.dithered_cut(0.9), cutter.cut(DITHERED_FLOOR_MAX));
-    assert_eq!(cutter.dithered_cut(f64::NAN), None);
-    assert_eq!(cutter.dithered_cut(0.0), None);
+    assert_eq!(cutter.bound(0.5), rest.bound(0.5), "some of the probability is for the dither");
+    assert_eq!(cutter.dithered_bound(0.5), cutter.bound(0.5));
+    assert_eq!(cutter.dithered_bound(0.9), cutter.bound(DITHERED_FLOOR_MAX));
+    assert_eq!(cutter.dithered_bound(f64::NAN), None);
+    assert_eq!(cutter.dithered_bound(0.0), None);
 }
 
 #[test]
 fn bars_rise_with_the_floor_and_with_the_cosine() {
     for certificate in [Certificate::Deterministic, Certificate::Randomised { miss_probability: 1e-12 }] {
-        let cutter = Cutter::new(certificate, 512);
-        let bar = |floor: f64, cosine: f32| cutter.cut(floor).unwrap().bar(cutter.leaning(cosine));
+        let cutter = Bounds::new(certificate, 512);
+        let bar = |floor: f64, cosine: f32| cutter.bound(floor).unwrap().least_product(cutter.angle(cosine));
         for i in 3..99 {
             for j in 50..99 {
                 let (floor, cosine) = (f64::from(i) / 100.0, j as f32 / 100.0);
@@ -193,10 +193,10 @@ fn bars_rise_with_the_floor_and_with_the_cosine() {
                 assert!(bar(floor, cosine) < bar(floor, cosine + 0.01), "{certificate:?} {floor} {cosine}");
             }
         }
-        assert_eq!(cutter.cut(0.0), None, "orthogonal vectors certify nothing");
-        assert_eq!(cutter.cut(-0.5), None);
-        assert_eq!(cutter.cut(f64::NAN), None);
-        assert!(cutter.cut(1.5).is_some(), "a floor nobody reaches is a floor");
+        assert_eq!(cutter.bound(0.0), None, "orthogonal vectors certify nothing");
+        assert_eq!(cutter.bound(-0.5), None);
+        assert_eq!(cutter.bound(f64::NAN), None);
+        assert!(cutter.bound(1.5).is_some(), "a floor nobody reaches is a floor");
     }
 }
 
@@ -223,15 +223,15 @@ proptest! {
         let (row, codes) = stored(&y);
         let length = dot(&row, &row).sqrt();
         let direction = scaled(&row, 1.0 / length);
-        let cutter = Cutter::new(Certificate::Deterministic, dim);
+        let cutter = Bounds::new(Certificate::Deterministic, dim);
         for (nth, (u, cosine)) in codes.into_iter().enumerate() {
             let away = scaled(&across(&u, &direction), -1.0);
             let worst = at_cosine(tau, &direction, &away);
             let score = dot(&worst, &row);
             let reach = dot(&worst, &u);
-            let bar = f64::from(cutter.cut(score).unwrap().bar(cutter.leaning(cosine)));
+            let bar = f64::from(cutter.bound(score).unwrap().least_product(cutter.angle(cosine)));
             prop_assert!(bar <= reach, "tau {tau}: bar {bar}, reach {reach}");
-            // A sketch's cosine, the first, is within two parts of 256, and near a score of 1 a
+            // A codebook code's cosine, the first, is within two parts of 256, and near a score of 1 a
             // thousandth of the length is as much again.
             let near = if nth == 0 { 0.02 } else { 0.01 };
             prop_assert!(reach - bar < near, "tau {tau}: bar {bar}, reach {reach}");
@@ -243,15 +243,15 @@ proptest! {
         let dim = 32 * size;
         let mut rng = SmallRng::seed_from_u64(seed);
         let (row, codes) = stored(&unit(&mut rng, dim));
-        let cutter = Cutter::new(Certificate::Deterministic, dim);
+        let cutter = Bounds::new(Certificate::Deterministic, dim);
         for _ in 0..32 {
             let noise = unit(&mut rng, dim);
             let strength = rng.random_range(0.0..2.0);
             let mixed: Vec<f64> = row.iter().zip(&noise).map(|(x, n)| x + strength * n).collect();
             let probe = scaled(&mixed, 1.0 / dot(&mixed, &mixed).sqrt());
             for (u, cosine) in &codes {
-                if let Some(cut) = cutter.cut(dot(&probe, &row)) {
-                    prop_assert!(f64::from(cut.bar(cutter.leaning(*cosine))) <= dot(&probe, u));
+                if let Some(cut) = cutter.bound(dot(&probe, &row)) {
+                    prop_assert!(f64::from(cut.least_product(cutter.angle(*cosine))) <= dot(&probe, u));
                 }
             }
         }
@@ -261,14 +261,14 @@ proptest! {
 /// Misses among `pairs` mated pairs of exactly the floor's score, for each code.
 fn misses(dim: usize, tau: f64, probability: f64, pairs: u64) -> [u64; CODES] {
     const PROBES_A_ROW: u64 = 4096;
-    let cutter = Cutter::new(Certificate::Randomised { miss_probability: probability }, dim);
+    let cutter = Bounds::new(Certificate::Randomised { miss_probability: probability }, dim);
     (0..pairs / PROBES_A_ROW)
         .into_par_iter()
         .map(|nth| {
             let mut rng = SmallRng::seed_from_u64(nth);
             let y = unit(&mut rng, dim);
             let (row, codes) = stored(&y);
-            let bars = codes.each_ref().map(|(_, cosine)| cutter.leaning(*cosine));
+            let bars = codes.each_ref().map(|(_, cosine)| cutter.angle(*cosine));
             let mut missed = [0; CODES];
             let mut w = vec![0.0_f32; dim];
             let y32: Vec<f32> = y.iter().map(|v| *v as f32).collect();
@@ -283,9 +283,9 @@ fn misses(dim: usize, tau: f64, probability: f64, pairs: u64) -> [u64; CODES] {
                 let scale = sine / dot32(&w, &w).sqrt();
                 w.iter_mut().zip(&y32).for_each(|(w, y)| *w = *w * scale + cosine * y);
                 // The score that the server would find for this probe is the floor to hold.
-                let cut = cutter.cut(f64::from(dot32(&w, &row))).unwrap();
+                let cut = cutter.bound(f64::from(dot32(&w, &row))).unwrap();
                 for i in 0..CODES {
-                    missed[i] += u64::from(dot32(&w, &units[i]) < cut.bar(bars[i]));
+                    missed[i] += u64::from(dot32(&w, &units[i]) < cut.least_product(bars[i]));
                 }
             }
             missed

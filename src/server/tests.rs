@@ -12,13 +12,13 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::*;
-use crate::config::Raw;
-use crate::engine::{EngineDescription, GalleryView, SiftRequest};
-use crate::standard::StandardGallery;
-use crate::wire;
-use crate::wire::administration_client::AdministrationClient;
-use crate::wire::enrollment_client::EnrollmentClient;
-use crate::wire::identification_client::IdentificationClient;
+use crate::api::proto;
+use crate::api::proto::administration_client::AdministrationClient;
+use crate::api::proto::enrollment_client::EnrollmentClient;
+use crate::api::proto::identification_client::IdentificationClient;
+use crate::engine::{CandidateRequest, EngineDescription, GalleryView};
+use crate::model::synthetic::SyntheticGallery;
+use crate::server::config::Raw;
 
 const DIM: usize = 64;
 /// Longer than anything here takes on a busy machine.
@@ -58,17 +58,17 @@ impl Engine for Rigged {
         self.cpu.erase(rows)
     }
 
-    fn sift(
+    fn find_candidates(
         &self,
         view: &GalleryView<'_>,
-        request: &SiftRequest<'_>,
-        survivors: &mut Survivors,
+        request: &CandidateRequest<'_>,
+        candidates: &mut CandidateRows,
     ) -> Result<(), EngineError> {
         assert!(!self.has(SIFT_PANICS), "on purpose");
         if self.has(SIFT_FAILS) {
             return Err(EngineError::DeviceLost { reason: "on purpose".into() });
         }
-        self.cpu.sift(view, request, survivors)
+        self.cpu.find_candidates(view, request, candidates)
     }
 }
 
@@ -171,41 +171,41 @@ impl Running {
     }
 }
 
-fn samples(person: u32) -> Vec<wire::PalmSample> {
+fn samples(person: u32) -> Vec<proto::PalmSample> {
     samples_of(DIM, person)
 }
 
-fn samples_of(dim: usize, person: u32) -> Vec<wire::PalmSample> {
+fn samples_of(dim: usize, person: u32) -> Vec<proto::PalmSample> {
     let mut values = vec![0.0; dim];
-    StandardGallery::new(3, dim).row(person, &mut values);
-    let content = Some(wire::palm_sample::Content::Embedding(wire::Embedding { values }));
-    vec![wire::PalmSample { hand: wire::Hand::Left.into(), content }]
+    SyntheticGallery::new(3, dim).row(person, &mut values);
+    let content = Some(proto::palm_sample::Content::Embedding(proto::Embedding { values }));
+    vec![proto::PalmSample { hand: proto::Hand::Left.into(), content }]
 }
 
-fn enroll(person: u32) -> wire::EnrollRequest {
-    wire::EnrollRequest {
+fn enroll(person: u32) -> proto::EnrollRequest {
+    proto::EnrollRequest {
         request_id: format!("enrol-{person}"),
         subject_id: format!("person-{person}"),
         samples: samples(person),
     }
 }
 
-fn identify(person: u32) -> wire::IdentifyRequest {
-    wire::IdentifyRequest {
+fn identify(person: u32) -> proto::IdentifyRequest {
+    proto::IdentifyRequest {
         request_id: "identify".into(),
         venue_id: "gate-1".into(),
-        purpose: wire::Purpose::Entry.into(),
+        purpose: proto::Purpose::Entry.into(),
         probes: samples(person),
         max_candidates: 1,
         ..Default::default()
     }
 }
 
-fn verify(person: u32) -> wire::VerifyRequest {
-    wire::VerifyRequest {
+fn verify(person: u32) -> proto::VerifyRequest {
+    proto::VerifyRequest {
         request_id: "verify".into(),
         venue_id: "gate-1".into(),
-        purpose: wire::Purpose::Entry.into(),
+        purpose: proto::Purpose::Entry.into(),
         subject_id: format!("person-{person}"),
         probes: samples(person),
     }
@@ -256,7 +256,7 @@ async fn a_panic_of_the_writer_thread_ends_the_server() {
 #[tokio::test]
 async fn a_panic_of_the_mending_thread_ends_the_server() {
     let rigged = Rigged::new();
-    let both = Arc::new(WithStandby::new(Arc::clone(&rigged) as _, Arc::new(CpuEngine::new(1).unwrap())));
+    let both = Arc::new(Failover::new(Arc::clone(&rigged) as _, Arc::new(CpuEngine::new(1).unwrap())));
     let engines: Engines = (Arc::clone(&both) as _, Some(both));
     is_seen_and_ends_the_server("mender", engines, async |server: &Running| {
         rigged.defects.store(SIFT_FAILS | FOLLOW_PANICS, Ordering::SeqCst);
@@ -278,8 +278,8 @@ async fn while_every_computing_thread_is_busy_work_waits_and_other_calls_are_ans
     let enrolment = tokio::spawn(async move { enrollment.enroll(enroll(2)).await });
     for _ in 0..20 {
         server.is_healthy().await;
-        server.administration().get_status(wire::GetStatusRequest {}).await.unwrap();
-        server.enrollment().get_subject(wire::GetSubjectRequest { subject_id: "person-1".into() }).await.unwrap();
+        server.administration().get_status(proto::GetStatusRequest {}).await.unwrap();
+        server.enrollment().get_subject(proto::GetSubjectRequest { subject_id: "person-1".into() }).await.unwrap();
     }
     assert!(!search.is_finished() && !verification.is_finished() && !enrolment.is_finished());
     drop(busy);
@@ -300,7 +300,7 @@ async fn while_the_gallery_makes_verifications_wait_other_calls_are_answered() {
     let gallery = &server.service.core().unwrap().gallery;
     let held = gallery.snapshot().unwrap();
     let mut enrollment = server.enrollment();
-    let forget = wire::ForgetRequest { request_id: "forget".into(), subject_id: "person-2".into() };
+    let forget = proto::ForgetRequest { request_id: "forget".into(), subject_id: "person-2".into() };
     let deletion = tokio::spawn(async move { enrollment.forget(forget).await });
     while gallery.lsn() < thenar_index::Lsn(3) {
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -309,7 +309,7 @@ async fn while_the_gallery_makes_verifications_wait_other_calls_are_answered() {
     for _ in 0..20 {
         let (mut identification, mut administration) = (server.identification(), server.administration());
         verifications.push(tokio::spawn(async move { identification.verify(verify(1)).await }));
-        pages.push(tokio::spawn(async move { administration.get_status(wire::GetStatusRequest {}).await }));
+        pages.push(tokio::spawn(async move { administration.get_status(proto::GetStatusRequest {}).await }));
         server.is_healthy().await;
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -373,7 +373,7 @@ async fn a_change_whose_sync_failed_is_told_as_in_doubt_and_done_once_when_repea
     let answer = again.identification().identify(identify(2)).await.unwrap();
     assert_eq!(answer.get_ref().candidates[0].subject_id, "person-2", "it was there after all");
     assert_eq!(again.enrollment().enroll(enroll(2)).await.unwrap().get_ref().lsn, 2);
-    let status = again.administration().get_status(wire::GetStatusRequest {}).await.unwrap();
+    let status = again.administration().get_status(proto::GetStatusRequest {}).await.unwrap();
     assert_eq!((status.get_ref().subjects, status.get_ref().registry_lsn), (2, 2), "done once");
     drop(health);
     for server in [server, again] {
@@ -386,35 +386,35 @@ async fn a_change_whose_sync_failed_is_told_as_in_doubt_and_done_once_when_repea
 async fn without_a_configured_dimension_the_first_good_enrolment_decides() {
     let server = Running::start_with((Rigged::new() as _, None), None).await;
     let mut administration = server.administration();
-    let mut status = async || administration.get_status(wire::GetStatusRequest {}).await.unwrap().into_inner();
+    let mut status = async || administration.get_status(proto::GetStatusRequest {}).await.unwrap().into_inner();
     let page = status().await;
     assert_eq!((page.dim, page.templates, page.engine.unwrap().kind.as_str()), (0, 0, "cpu"));
     assert_eq!(server.readyz(), "200");
 
     // Nobody is there: whoever is asked for is not found, and what is wrong is said all the same.
     let nobody = server.identification().identify(identify(1)).await.unwrap().into_inner();
-    assert_eq!((nobody.decision(), nobody.gallery_size), (wire::Decision::NoMatch, 0));
+    assert_eq!((nobody.decision(), nobody.gallery_size), (proto::Decision::NoMatch, 0));
     assert_eq!(nobody.certificate.unwrap().miss_probability, 1e-12);
-    let odd = wire::IdentifyRequest { probes: samples_of(33, 1), ..identify(1) };
+    let odd = proto::IdentifyRequest { probes: samples_of(33, 1), ..identify(1) };
     assert_eq!(server.identification().identify(odd).await.unwrap_err().code(), tonic::Code::InvalidArgument);
-    let none = wire::IdentifyRequest { probes: Vec::new(), ..identify(1) };
+    let none = proto::IdentifyRequest { probes: Vec::new(), ..identify(1) };
     assert_eq!(server.identification().identify(none).await.unwrap_err().code(), tonic::Code::InvalidArgument);
     assert_eq!(server.identification().verify(verify(1)).await.unwrap_err().code(), tonic::Code::NotFound);
-    let forget = wire::ForgetRequest { request_id: "forget".into(), subject_id: "person-1".into() };
+    let forget = proto::ForgetRequest { request_id: "forget".into(), subject_id: "person-1".into() };
     assert_eq!(server.enrollment().forget(forget).await.unwrap_err().code(), tonic::Code::NotFound);
     let mut zero = enroll(1);
-    zero.samples = vec![wire::PalmSample {
-        hand: wire::Hand::Left.into(),
-        content: Some(wire::palm_sample::Content::Embedding(wire::Embedding { values: vec![0.0; 128] })),
+    zero.samples = vec![proto::PalmSample {
+        hand: proto::Hand::Left.into(),
+        content: Some(proto::palm_sample::Content::Embedding(proto::Embedding { values: vec![0.0; 128] })),
     }];
-    for bad in [zero.clone(), wire::EnrollRequest { samples: samples_of(33, 1), ..enroll(1) }] {
+    for bad in [zero.clone(), proto::EnrollRequest { samples: samples_of(33, 1), ..enroll(1) }] {
         assert_eq!(server.enrollment().enroll(bad).await.unwrap_err().code(), tonic::Code::InvalidArgument);
     }
     assert_eq!(status().await.dim, 0, "what is refused decides nothing");
 
     // Many come first at once, of two kinds; one kind is in, and the other is told why not.
-    let narrow = (1..=4).map(|person| (64, wire::EnrollRequest { samples: samples_of(64, person), ..enroll(person) }));
-    let wide = (5..=8).map(|person| (96, wire::EnrollRequest { samples: samples_of(96, person), ..enroll(person) }));
+    let narrow = (1..=4).map(|person| (64, proto::EnrollRequest { samples: samples_of(64, person), ..enroll(person) }));
+    let wide = (5..=8).map(|person| (96, proto::EnrollRequest { samples: samples_of(96, person), ..enroll(person) }));
     let calls: Vec<_> = narrow
         .chain(wide)
         .map(|(dim, request)| {

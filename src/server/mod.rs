@@ -3,6 +3,11 @@
 //! [`open`] makes the use cases over a data folder, without a socket: the local import uses them as
 //! they are. [`run`] puts the sockets before them.
 
+pub mod config;
+pub mod data_folder;
+#[cfg(test)]
+mod tests;
+
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -16,22 +21,22 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::api;
-use crate::batch::{BatchConfig, Batcher, SearchThreads};
-use crate::config::{Config, EngineConfig, EngineKind};
-use crate::data::{DataFolder, FolderError};
 use crate::engine::cpu::{CpuEngine, CpuEngineError};
+use crate::engine::failover::Failover;
 use crate::engine::gpu::{AdapterChoice, GpuEngine, GpuOptions};
-use crate::engine::standby::WithStandby;
-use crate::engine::{Engine, EngineError, Survivors};
+use crate::engine::{CandidateRows, Engine, EngineError};
 use crate::gallery::{self, Gallery, GalleryError, Setup};
+use crate::model::Invalid;
 use crate::net::descriptors::{self, TooFewDescriptors};
 use crate::net::tls::{self, TlsError};
-use crate::palm::Invalid;
+use crate::process::supervisor::{Died, Supervisor};
 use crate::registry::sqlite::SqliteRegistry;
 use crate::registry::{GalleryIdentity, Registry, RegistryError};
+use crate::search::batch::{BatchConfig, Batcher, SearchThreads};
+use crate::server::config::{Config, EngineConfig, EngineKind};
+use crate::server::data_folder::{DataFolder, FolderError};
 use crate::service::writer::{Writer, WriterConfig, WriterThread};
 use crate::service::{Core, GallerySearcher, Parts, Service, ServiceError};
-use crate::supervisor::{Died, Supervisor};
 use crate::vault::{CREDENTIAL, KeyError, KeySource, MasterKey, Rotation, Vault};
 use crate::web;
 
@@ -195,7 +200,7 @@ impl Opening {
         let rotation = rotation.map_err(|_| ServerError::Thread(io::Error::other("the rotation panicked")))??;
 
         let searcher =
-            |aside| GallerySearcher { gallery: Arc::clone(&gallery), aside, survivors: Survivors::default() };
+            |aside| GallerySearcher { gallery: Arc::clone(&gallery), aside, candidates: CandidateRows::default() };
         let searchers = [searcher(false), searcher(true)];
         let (batcher, search) = Batcher::start(self.batch, searchers, supervisor).map_err(ServerError::Thread)?;
         let writer_config = WriterConfig { data: self.data.clone(), reserve_bytes: self.reserve_bytes };
@@ -343,7 +348,7 @@ pub fn key_source(file: Option<&Path>) -> KeySource {
     }
 }
 
-type Engines = (Arc<dyn Engine>, Option<Arc<WithStandby>>);
+type Engines = (Arc<dyn Engine>, Option<Arc<Failover>>);
 
 /// The engine that is configured; a GPU's compiled kernels are kept in `folder`.
 fn engine(config: &EngineConfig, folder: &Path, supervisor: &Supervisor) -> Result<Engines, ServerError> {
@@ -367,7 +372,7 @@ fn engine(config: &EngineConfig, folder: &Path, supervisor: &Supervisor) -> Resu
     Ok(match gpu {
         None => (cpu, None),
         Some(gpu) => {
-            let both = Arc::new(WithStandby::new(Arc::new(gpu), cpu));
+            let both = Arc::new(Failover::new(Arc::new(gpu), cpu));
             (Arc::clone(&both) as Arc<dyn Engine>, Some(both))
         }
     })
@@ -473,7 +478,3 @@ async fn run_over(
     tracing::info!("stopped");
     Ok(served?)
 }
-
-#[cfg(test)]
-#[path = "server_tests.rs"]
-mod tests;

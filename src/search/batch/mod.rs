@@ -20,8 +20,8 @@ use tokio::sync::oneshot;
 
 pub use self::schedule::Class;
 use self::schedule::{Lane, Schedule};
+use crate::process::supervisor::Supervisor;
 use crate::search::{Answer, BatchTiming, Search};
-use crate::supervisor::Supervisor;
 use crate::telemetry;
 
 /// Limits of the batcher.
@@ -287,7 +287,7 @@ fn run(shared: &Shared, lane: Lane, mut searcher: impl BatchSearcher) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::palm::Hand;
+    use crate::model::Hand;
     use crate::search::{Certificate, NO_FLOOR, Probe};
     use std::sync::mpsc as std_mpsc;
 

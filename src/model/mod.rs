@@ -3,6 +3,8 @@
 //! Pure values: nothing here does I/O or knows a transport, a file or a GPU. A value that
 //! exists is valid; the constructors are the only door, and they name the field and the limit.
 
+pub mod synthetic;
+
 use std::collections::HashMap;
 use std::fmt;
 

@@ -1,5 +1,8 @@
 //! What is settled for the whole process before it has a second thread.
 
+pub mod supervisor;
+pub mod zeroing_alloc;
+
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// With this variable set to 1, debuggers, profilers and core dumps get at the process: for

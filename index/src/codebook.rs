@@ -1,6 +1,6 @@
-//! The words of the sketch code: directions of eight dimensions, 64 of them.
+//! The words of the codebook code code: directions of eight dimensions, 64 of them.
 //!
-//! A sketch says of every group of [`GROUP_DIMS`] components which word points most nearly where
+//! A codebook code says of every group of [`GROUP_DIMS`] components which word points most nearly where
 //! they do: six bits for eight components. That is less than a bit a component, and yet says more
 //! than so many signs would: a word is chosen for all eight at once. After the secret rotation
 //! components are as good as normal and independent, so one set of words serves every gallery.
@@ -10,20 +10,20 @@
 //! 60,000 normal vectors the best, refined on a million, times 100, rounded to integers of squared
 //! length 10,000 exactly.
 //!
-//! Pure. Invariant: all words are of one length, so that all sketches of a dimension are.
+//! Pure. Invariant: all words are of one length, so that all codebook codes of a dimension are.
 
 use crate::nouns::DIM_STEP;
 
 /// Components of a group.
 pub const GROUP_DIMS: usize = 8;
 /// Bits that number a word.
-pub const WORD_BITS: usize = 6;
+pub const CODEWORD_BITS: usize = 6;
 /// How many words there are.
-pub const WORD_COUNT: usize = 1 << WORD_BITS;
+pub const CODEWORD_COUNT: usize = 1 << CODEWORD_BITS;
 /// Squared length of every word.
-pub const WORD_SQUARE: u32 = 10_000;
+pub const CODEWORD_SQUARE: u32 = 10_000;
 
-const _: () = assert!(DIM_STEP.is_multiple_of(GROUP_DIMS) && (DIM_STEP / GROUP_DIMS * WORD_BITS).is_multiple_of(8));
+const _: () = assert!(DIM_STEP.is_multiple_of(GROUP_DIMS) && (DIM_STEP / GROUP_DIMS * CODEWORD_BITS).is_multiple_of(8));
 
 /// Groups of `dim` components.
 #[must_use]
@@ -31,23 +31,23 @@ pub const fn groups(dim: usize) -> usize {
     dim / GROUP_DIMS
 }
 
-/// Squared length of the sketch of a row of `dim` components.
+/// Squared length of the codebook code of a row of `dim` components.
 #[must_use]
 pub const fn square(dim: usize) -> u32 {
-    groups(dim) as u32 * WORD_SQUARE
+    groups(dim) as u32 * CODEWORD_SQUARE
 }
 
 /// Lines of 64 bytes that the words of a block take, 8 bits a row each.
 #[must_use]
 pub const fn lines(dim: usize) -> usize {
-    groups(dim) * WORD_BITS / 8
+    groups(dim) * CODEWORD_BITS / 8
 }
 
 /// The products of a group of [`GROUP_DIMS`] components with every word, added up in f32 in the order
 /// of the components.
 #[must_use]
-pub fn products(group: &[f32]) -> [f32; WORD_COUNT] {
-    let mut products = [0.0; WORD_COUNT];
+pub fn products(group: &[f32]) -> [f32; CODEWORD_COUNT] {
+    let mut products = [0.0; CODEWORD_COUNT];
     for (value, of_words) in group.iter().zip(&BY_COMPONENT) {
         for (product, component) in products.iter_mut().zip(of_words) {
             *product += value * component;
@@ -65,13 +65,13 @@ pub(crate) fn nearest(group: &[f32]) -> usize {
 }
 
 /// The words again, a component of all of them at a time.
-const BY_COMPONENT: [[f32; WORD_COUNT]; GROUP_DIMS] = {
-    let mut turned = [[0.0; WORD_COUNT]; GROUP_DIMS];
+const BY_COMPONENT: [[f32; CODEWORD_COUNT]; GROUP_DIMS] = {
+    let mut turned = [[0.0; CODEWORD_COUNT]; GROUP_DIMS];
     let mut word = 0;
-    while word < WORD_COUNT {
+    while word < CODEWORD_COUNT {
         let mut i = 0;
         while i < GROUP_DIMS {
-            turned[i][word] = WORDS[word][i] as f32;
+            turned[i][word] = CODEWORDS[word][i] as f32;
             i += 1;
         }
         word += 1;
@@ -81,7 +81,7 @@ const BY_COMPONENT: [[f32; WORD_COUNT]; GROUP_DIMS] = {
 
 /// The words, by number.
 #[rustfmt::skip]
-pub const WORDS: [[i8; GROUP_DIMS]; WORD_COUNT] = [
+pub const CODEWORDS: [[i8; GROUP_DIMS]; CODEWORD_COUNT] = [
     [-86, -23, -16, 29, 25, 6, 14, -11],
     [-59, -31, 33, -17, 7, -9, -45, 45],
     [-54, 66, -28, 16, -26, -6, 24, -20],
@@ -154,9 +154,13 @@ mod tests {
 
     #[test]
     fn words_are_of_one_length_and_none_is_another() {
-        for (at, word) in WORDS.iter().enumerate() {
-            assert_eq!(word.iter().map(|c| u32::from(c.unsigned_abs()).pow(2)).sum::<u32>(), WORD_SQUARE, "word {at}");
-            assert!(!WORDS[..at].contains(word), "word {at}");
+        for (at, word) in CODEWORDS.iter().enumerate() {
+            assert_eq!(
+                word.iter().map(|c| u32::from(c.unsigned_abs()).pow(2)).sum::<u32>(),
+                CODEWORD_SQUARE,
+                "word {at}"
+            );
+            assert!(!CODEWORDS[..at].contains(word), "word {at}");
         }
     }
 
@@ -175,12 +179,12 @@ mod tests {
     fn words_lie_where_they_are_of_the_most_use() {
         let (mut state, count) = (1_u64, 40_000);
         let (mut along, mut square) = (0.0, 0.0);
-        let mut centres = [[0.0_f64; GROUP_DIMS]; WORD_COUNT];
+        let mut centres = [[0.0_f64; GROUP_DIMS]; CODEWORD_COUNT];
         for _ in 0..count {
             let group: [f32; GROUP_DIMS] = std::array::from_fn(|_| normal(&mut state));
             let word = nearest(&group);
             for (i, value) in group.into_iter().map(f64::from).enumerate() {
-                along += value * f64::from(WORDS[word][i]) / f64::from(WORD_SQUARE).sqrt();
+                along += value * f64::from(CODEWORDS[word][i]) / f64::from(CODEWORD_SQUARE).sqrt();
                 square += value * value;
                 centres[word][i] += value;
             }
@@ -188,9 +192,9 @@ mod tests {
         let cosine = along / (f64::from(count) * square).sqrt();
         assert!((cosine - 0.7471).abs() < 0.005, "{cosine}");
         // Lloyd's condition: each word points to the middle of what it stands for.
-        for (word, centre) in WORDS.iter().zip(centres) {
+        for (word, centre) in CODEWORDS.iter().zip(centres) {
             let dot = word.iter().zip(centre).map(|(c, x)| f64::from(*c) * x).sum::<f64>();
-            let length = centre.iter().map(|x| x * x).sum::<f64>().sqrt() * f64::from(WORD_SQUARE).sqrt();
+            let length = centre.iter().map(|x| x * x).sum::<f64>().sqrt() * f64::from(CODEWORD_SQUARE).sqrt();
             assert!(dot / length > 0.98, "{word:?}: {}", dot / length);
         }
     }

@@ -1,13 +1,13 @@
-//! The engine's own copy of sketches, in large pages.
+//! The engine's own copy of codebook codes, in large pages.
 //!
-//! A look at sketches for one probe is bound by memory, and a file is mapped in pages of 4 KiB: the
+//! A look at codebook codes for one probe is bound by memory, and a file is mapped in pages of 4 KiB: the
 //! processor fetches ahead within a page only, and looks up each. Anonymous memory comes in pages of
-//! 2 MiB where the system has them, which takes a sixth off the time. So whole segments' sketches,
+//! 2 MiB where the system has them, which takes a sixth off the time. So whole segments' codebook codes,
 //! 49 bytes a row of 512, are copied once; the last segment, which still grows, is read where it is.
 //!
 //! Knows blocks and their identities. Does not know probes or certificates.
 //!
-//! Invariants: a copy is of the sketches that its segment's blocks had, but for rows that were erased
+//! Invariants: a copy is of the codebook codes that its segment's blocks had, but for rows that were erased
 //! since, which are zeros; memory is zeroed before it is given to another segment or back to the
 //! system. Where there is no memory for a copy there is none, and the map is read.
 
@@ -36,7 +36,7 @@ struct Place {
 
 /// See the module.
 #[derive(Default)]
-pub(super) struct Sketches {
+pub(super) struct CodebookCopy {
     /// Zero where no copy is.
     slabs: Vec<MmapMut>,
     /// What of the slabs has no copy: slab and bytes, ascending, none touching the next.
@@ -45,7 +45,7 @@ pub(super) struct Sketches {
     places: HashMap<u64, Place>,
 }
 
-impl Sketches {
+impl CodebookCopy {
     /// Bytes of all copies.
     pub(super) fn bytes(&self) -> usize {
         self.places.values().map(|place| place.bytes).sum()
@@ -54,14 +54,14 @@ impl Sketches {
     /// The blocks that there should be copies of: those behind which others come are whole.
     fn whole<'v, 'a>(view: &'v GalleryView<'a>) -> impl Iterator<Item = &'v BlockView<'a>> {
         let count = view.blocks.len().saturating_sub(1);
-        view.blocks[..count].iter().filter(|block| !block.codes.sketch.is_empty())
+        view.blocks[..count].iter().filter(|block| !block.codes.codebook.is_empty())
     }
 
-    /// Whether [`Sketches::follow`] has nothing to do.
+    /// Whether [`CodebookCopy::follow`] has nothing to do.
     pub(super) fn is_up_to(&self, view: &GalleryView<'_>) -> bool {
         let is_here = |block: &BlockView<'_>| {
             let place = self.places.get(&block.identity);
-            place.is_some_and(|place| place.bytes == block.codes.sketch.len() && place.first_row == block.first_row)
+            place.is_some_and(|place| place.bytes == block.codes.codebook.len() && place.first_row == block.first_row)
         };
         Self::whole(view).all(is_here) && self.places.len() == Self::whole(view).count()
     }
@@ -73,7 +73,7 @@ impl Sketches {
         gone.into_iter().for_each(|identity| self.give_up(identity));
         for block in Self::whole(view) {
             match self.places.entry(block.identity) {
-                Entry::Occupied(mut place) if place.get().bytes == block.codes.sketch.len() => {
+                Entry::Occupied(mut place) if place.get().bytes == block.codes.codebook.len() => {
                     place.get_mut().first_row = block.first_row;
                 }
                 Entry::Occupied(_) => {
@@ -86,9 +86,9 @@ impl Sketches {
     }
 
     fn copy(&mut self, block: &BlockView<'_>) {
-        let bytes = block.codes.sketch.len();
+        let bytes = block.codes.codebook.len();
         let Some(place) = self.room(bytes) else { return };
-        self.slabs[place.slab][place.at..][..bytes].copy_from_slice(block.codes.sketch);
+        self.slabs[place.slab][place.at..][..bytes].copy_from_slice(block.codes.codebook);
         let block_bytes = bytes / (block.codes.rows() / BLOCK_ROWS);
         self.places.insert(block.identity, Place { first_row: block.first_row, block_bytes, ..place });
     }
@@ -132,7 +132,7 @@ impl Sketches {
         Some(place)
     }
 
-    /// Overwrites the sketches of these rows with zeros.
+    /// Overwrites the codebook codes of these rows with zeros.
     pub(super) fn erase(&mut self, rows: &[u32]) {
         for place in self.places.values() {
             let block_bytes = place.block_bytes;
@@ -147,15 +147,15 @@ impl Sketches {
         }
     }
 
-    /// `view`, with sketches read from copies where there are some.
+    /// `view`, with codebook codes read from copies where there are some.
     pub(super) fn over<'s>(&'s self, view: &GalleryView<'s>) -> GalleryView<'s> {
         let over = |block: &BlockView<'s>| {
             let mut codes = block.codes;
             // Of a view older than the copy, fewer blocks.
             if let Some(place) = self.places.get(&block.identity)
-                && place.bytes >= codes.sketch.len()
+                && place.bytes >= codes.codebook.len()
             {
-                codes.sketch = &self.slabs[place.slab][place.at..][..codes.sketch.len()];
+                codes.codebook = &self.slabs[place.slab][place.at..][..codes.codebook.len()];
             }
             BlockView {
                 identity: block.identity,
@@ -169,7 +169,7 @@ impl Sketches {
     }
 }
 
-impl Drop for Sketches {
+impl Drop for CodebookCopy {
     fn drop(&mut self) {
         for place in self.places.values() {
             self.slabs[place.slab][place.at..][..place.bytes].zeroize();
@@ -180,7 +180,7 @@ impl Drop for Sketches {
 #[cfg(test)]
 mod tests {
     use half::f16;
-    use thenar_index::codes::{OwnedCodes, sketch_bytes};
+    use thenar_index::codes::{OwnedCodes, codebook_bytes};
 
     use super::*;
 
@@ -203,21 +203,21 @@ mod tests {
     }
 
     /// Whether what is read of each segment lies in a slab.
-    fn copied(sketches: &Sketches, view: &GalleryView<'_>) -> Vec<bool> {
+    fn copied(sketches: &CodebookCopy, view: &GalleryView<'_>) -> Vec<bool> {
         let seen = sketches.over(view);
         for (seen, block) in seen.blocks.iter().zip(&view.blocks) {
-            assert_eq!(seen.codes.sketch, block.codes.sketch);
+            assert_eq!(seen.codes.codebook, block.codes.codebook);
             assert_eq!((seen.identity, seen.first_row), (block.identity, block.first_row));
         }
         let is_elsewhere = |(seen, block): (&BlockView<'_>, &BlockView<'_>)| {
-            !std::ptr::eq(seen.codes.sketch.as_ptr(), block.codes.sketch.as_ptr())
+            !std::ptr::eq(seen.codes.codebook.as_ptr(), block.codes.codebook.as_ptr())
         };
         seen.blocks.iter().zip(&view.blocks).map(is_elsewhere).collect()
     }
 
     #[test]
     fn whole_segments_are_copied_once_and_their_place_is_used_again() {
-        let mut sketches = Sketches::default();
+        let mut sketches = CodebookCopy::default();
         let mut segments = vec![(7, 0, codes(1, 4)), (8, 256, codes(2, 4)), (9, 512, codes(3, 2))];
         assert!(!sketches.is_up_to(&view(&segments)));
         sketches.follow(&view(&segments));
@@ -232,19 +232,19 @@ mod tests {
         assert_eq!(copied(&sketches, &view(&segments)), [true, true, true, false]);
         assert_eq!(
             (sketches.slabs.len(), &*sketches.free),
-            (1, &[(0, 3 * 4 * sketch_bytes(DIM)..SLAB_BYTES)][..]),
+            (1, &[(0, 3 * 4 * codebook_bytes(DIM)..SLAB_BYTES)][..]),
             "the place was used again"
         );
         // A view of before has fewer rows of a segment.
         segments[2].2 = codes(3, 4);
         let older = [(9, 512, codes(3, 2)), (11, 768, codes(5, 1))];
         let older_view = view(&older);
-        assert_eq!(sketches.over(&older_view).blocks[0].codes.sketch.len(), 2 * sketch_bytes(DIM));
+        assert_eq!(sketches.over(&older_view).blocks[0].codes.codebook.len(), 2 * codebook_bytes(DIM));
     }
 
     #[test]
     fn of_an_erased_row_nothing_is_left_and_of_others_everything() {
-        let mut sketches = Sketches::default();
+        let mut sketches = CodebookCopy::default();
         let segments = vec![(7, 128, codes(1, 4)), (8, 1024, codes(2, 4)), (9, 2048, codes(3, 1))];
         sketches.follow(&view(&segments));
         // Before the first segment, in it, behind it, in the second, in the one that is not copied.
@@ -259,7 +259,7 @@ mod tests {
 
     #[test]
     fn segments_of_all_sizes_come_and_go_in_the_same_memory() {
-        let mut sketches = Sketches::default();
+        let mut sketches = CodebookCopy::default();
         let mut segments: Vec<(u64, u32, OwnedCodes)> = Vec::new();
         for round in 0..200_u64 {
             // Four are there at a time, of 1 to 8 blocks, and leave out of order.
@@ -286,7 +286,7 @@ mod tests {
 
     #[test]
     fn what_is_given_up_is_zeros() {
-        let mut sketches = Sketches::default();
+        let mut sketches = CodebookCopy::default();
         let segments = vec![(7, 0, codes(1, 4)), (9, 512, codes(3, 1))];
         sketches.follow(&view(&segments));
         assert!(sketches.slabs[0].iter().any(|byte| *byte != 0));

@@ -57,7 +57,7 @@ impl Class {
     pub(super) fn lane(self) -> Lane {
         match self {
             Self::Urgent | Self::Ordinary => Lane::First,
-            Self::Floorless => Lane::Aside,
+            Self::Floorless => Lane::Yielding,
         }
     }
 
@@ -66,7 +66,7 @@ impl Class {
         match self {
             Self::Urgent => usize::MAX,
             Self::Ordinary => 32,
-            Self::Floorless => crate::palm::PROBES_MAX,
+            Self::Floorless => crate::model::PROBES_MAX,
         }
     }
 
@@ -86,11 +86,11 @@ pub(super) enum Lane {
     /// For searches with a floor.
     First,
     /// For the others, which let those go first.
-    Aside,
+    Yielding,
 }
 
 impl Lane {
-    pub(super) const ALL: [Self; 2] = [Self::First, Self::Aside];
+    pub(super) const ALL: [Self; 2] = [Self::First, Self::Yielding];
 }
 
 /// How long batches of one class take, by their size.
@@ -428,7 +428,7 @@ mod tests {
         bench.run(Vec::new(), None);
         // Ordinary ones fill an urgent batch up to where they would hold it up.
         assert_eq!(bench.batches, [(Class::Urgent, FILLED_PROBES), (Class::Ordinary, 6)]);
-        bench.lane = Lane::Aside;
+        bench.lane = Lane::Yielding;
         bench.run(Vec::new(), None);
         assert_eq!(bench.batches[2..], [(Class::Floorless, 1)], "floorless ones never do");
     }

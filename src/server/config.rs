@@ -12,11 +12,11 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::api::CallLimits;
-use crate::batch::BatchConfig;
-use crate::certificate::{self, Certificate};
-use crate::gate::{Policies, Policy};
+use crate::engine::certificate::{self, Certificate};
+use crate::model::{self, PROBES_MAX, Purpose, VenueId};
 use crate::net;
-use crate::palm::{self, PROBES_MAX, Purpose, VenueId};
+use crate::policy::{Policies, Policy};
+use crate::search::batch::BatchConfig;
 
 /// What the file says, before it is checked. Every key is optional here.
 #[derive(Debug, Clone, Default, Deserialize)]
@@ -278,7 +278,7 @@ impl Raw {
             problems.push("data: is missing; name the data folder here or with --data".into());
             PathBuf::new()
         });
-        let dim = self.dim.and_then(|dim| keep(&mut problems, palm::checked_dim(dim)));
+        let dim = self.dim.and_then(|dim| keep(&mut problems, model::checked_dim(dim)));
         let venues = self.venues.unwrap_or_default();
         let venues = venues
             .iter()
@@ -328,7 +328,7 @@ impl Raw {
     }
 }
 
-fn keep<T>(problems: &mut Vec<String>, result: Result<T, palm::Invalid>) -> Option<T> {
+fn keep<T>(problems: &mut Vec<String>, result: Result<T, model::Invalid>) -> Option<T> {
     result.map_err(|e| problems.push(e.to_string())).ok()
 }
 
@@ -514,7 +514,7 @@ mod tests {
 
     #[test]
     fn the_commented_default_file_says_what_the_defaults_are() {
-        let shipped: Raw = toml::from_str(include_str!("../deploy/thenar.toml")).unwrap();
+        let shipped: Raw = toml::from_str(include_str!("../../deploy/thenar.toml")).unwrap();
         let shipped = shipped.validated().unwrap();
         let data = shipped.data.clone();
         let mut bare = Raw { data: Some(data), ..Raw::default() }.validated().unwrap();

@@ -5,7 +5,7 @@
 //! be never, so forgetting a template would leave copies of it all over the heap. Overwriting each
 //! block as it is freed reaches all of them. Costs a pass over memory that is hot in the cache.
 //!
-//! A thread's stack is nobody's to free: [`stack`] overwrites what a call has left on it, for threads
+//! A thread's stack is nobody's to free: [`clear_stack`] overwrites what a call has left on it, for threads
 //! that wait long for their next work.
 //!
 //! Knows nothing of palms. Does not reach memory that C libraries allocate for themselves (SQLite's
@@ -18,18 +18,18 @@ const STACK_BYTES: usize = 64 << 10;
 
 /// Overwrites this thread's stack below the caller: what the functions it has called have left there.
 #[inline(never)]
-pub fn stack() {
+pub fn clear_stack() {
     std::hint::black_box(&mut [0_u8; STACK_BYTES]);
 }
 
 /// The system's allocator, with every block zeroed before it is freed.
 #[derive(Debug, Clone, Copy, Default)]
-pub struct Wiping;
+pub struct ZeroingAllocator;
 
 // SAFETY: every block comes from `System` and goes back to it with its own layout; writing zeros to a
 // block before that is within the block, and nobody may read it any more. `realloc` is the trait's
 // own: a new block, a copy, and `dealloc` of the old one, which wipes it.
-unsafe impl GlobalAlloc for Wiping {
+unsafe impl GlobalAlloc for ZeroingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promises are `System`'s.
         unsafe { System.alloc(layout) }
