@@ -10,6 +10,8 @@ pub mod certificate;
 pub mod cpu;
 pub mod failover;
 pub mod gpu;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::time::Duration;
 

@@ -10,8 +10,8 @@ use thenar_index::{GalleryId, KeyId, SubjectNumber};
 
 use super::*;
 use crate::engine::certificate::Certificate;
-use crate::engine::cpu::CpuEngine;
-use crate::engine::{CandidateRequest, EngineError, GalleryView};
+use crate::engine::testing::{Hooked, Hooks};
+use crate::engine::{EngineError, GalleryView};
 use crate::model::{Hand, RequestId, SubjectId};
 use crate::registry::sqlite::SqliteRegistry;
 use crate::registry::{Action, Change, SealedTemplate, Source};
@@ -24,7 +24,7 @@ mod reopening;
 
 const DIM: usize = 32;
 
-/// An engine that has nothing but what it followed, and complains about a gallery that shows more.
+/// Of an engine: what it followed, and complaints about a gallery that shows more.
 #[derive(Default)]
 struct Watching {
     gallery: OnceLock<Weak<Gallery>>,
@@ -32,15 +32,9 @@ struct Watching {
     followed: Mutex<BTreeMap<u64, (u32, Vec<f16>)>>,
     erased: Mutex<Vec<u32>>,
     complaints: Mutex<Vec<String>>,
-    /// Answers searches.
-    cpu: OnceLock<CpuEngine>,
 }
 
 impl Watching {
-    fn cpu(&self) -> &CpuEngine {
-        self.cpu.get_or_init(|| CpuEngine::new(1).unwrap())
-    }
-
     /// Compares what searches see with what was followed.
     fn check(&self, when: &str, view: &GalleryView<'_>) {
         let followed = self.followed.lock();
@@ -67,12 +61,8 @@ impl Watching {
     }
 }
 
-impl Engine for Watching {
-    fn describe(&self) -> EngineDescription {
-        EngineDescription { kind: "cpu", adapter: "watching".into(), threads: 1, host_bytes: 0, device_bytes: 0 }
-    }
-
-    fn follow(&self, view: &GalleryView<'_>) -> Result<(), EngineError> {
+impl Hooks for Watching {
+    fn before_follow(&self, view: &GalleryView<'_>) -> Result<(), EngineError> {
         self.check_shown("before it follows");
         let mut held = std::mem::take(&mut *self.followed.lock());
         for block in &view.blocks {
@@ -83,10 +73,10 @@ impl Engine for Watching {
             self.followed.lock().insert(block.identity, (block.first_row, copy));
         }
         self.check_shown("after it followed");
-        self.cpu().follow(view)
+        Ok(())
     }
 
-    fn erase(&self, rows: &[u32]) -> Result<(), EngineError> {
+    fn before_erase(&self, rows: &[u32]) {
         self.check_shown("before it erases");
         // Searches that could see the rows would read their bytes: those go when no search is left.
         if let Some(gallery) = self.gallery.get().and_then(Weak::upgrade)
@@ -103,18 +93,16 @@ impl Engine for Watching {
             }
         }
         self.erased.lock().extend(rows);
-        self.cpu().erase(rows)
     }
 
-    fn find_candidates(
-        &self,
-        view: &GalleryView<'_>,
-        request: &CandidateRequest<'_>,
-        candidates: &mut CandidateRows,
-    ) -> Result<(), EngineError> {
+    fn before_find(&self, view: &GalleryView<'_>) -> Result<(), EngineError> {
         self.check("in a search", view);
-        self.cpu().find_candidates(view, request, candidates)
+        Ok(())
     }
+}
+
+fn watching() -> Arc<Hooked<Watching>> {
+    Arc::new(Hooked::new(1, Watching::default()))
 }
 
 /// The template of a person: of unit length, and like nobody else's.
@@ -129,7 +117,7 @@ fn values(person: u32) -> Vec<f16> {
 struct Home {
     registry: Arc<SqliteRegistry>,
     sealer: Arc<Sealer>,
-    engine: Arc<Watching>,
+    engine: Arc<Hooked<Watching>>,
     gallery: Arc<Gallery>,
     changes: u64,
     _folder: tempfile::TempDir,
@@ -146,7 +134,7 @@ impl Home {
         let registry = SqliteRegistry::open(&folder.path().join("registry.sqlite"), vault.registry_keys());
         let registry = Arc::new(registry.unwrap());
         let sealer = Arc::new(vault.sealer(DIM));
-        let engine = Arc::new(Watching::default());
+        let engine = watching();
         let setup = Setup {
             dir: folder.path().join("index"),
             storage,
@@ -319,6 +307,6 @@ fn a_gallery_that_is_compacted_answers_as_before_and_the_engine_is_never_behind(
     let writer = gallery.writer.lock().index.take();
     *gallery.reader.write() = None;
     drop(writer);
-    let again = Gallery::open(setup, Arc::new(Watching::default()), None);
+    let again = Gallery::open(setup, watching(), None);
     assert_eq!(again.unwrap().status().templates, people.len() as u64);
 }

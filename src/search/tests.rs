@@ -14,7 +14,8 @@ use thenar_index::{GalleryId, Geometry, Index, KeyId, Lsn, NewRow, Origin, Row, 
 use super::*;
 use crate::engine::cpu::CpuEngine;
 use crate::engine::failover::Failover;
-use crate::engine::{CandidateRequest, CandidateRows, Engine, EngineDescription, EngineError, GalleryView, Seed};
+use crate::engine::testing::{Hooked, Hooks};
+use crate::engine::{CandidateRequest, CandidateRows, Engine, EngineError, GalleryView, Seed};
 
 const DIM: usize = 64;
 const RANDOMISED: Certificate = Certificate::Randomised { miss_probability: 1e-12 };
@@ -124,7 +125,7 @@ fn search(probes: &[Vec<f32>], floor: f64, k: usize, certificate: Certificate) -
     Search { probes: probes.iter().map(probe).collect(), floor, k, certificate, allowed: None }
 }
 
-/// What one sift was asked for one probe, and what it left.
+/// What one call was asked for one probe, and what it found.
 #[derive(Debug, Clone)]
 struct Round {
     engine: &'static str,
@@ -136,51 +137,34 @@ struct Round {
 /// The rounds of each probe, by the bits of its first component.
 type Rounds = Mutex<BTreeMap<u32, Vec<Round>>>;
 
-/// What happens after a sift: takes its number, from 1, and what it left.
+/// What happens after a call: takes its number, from 1, and what was found.
 type After<'a> = Box<dyn Fn(usize, &mut CandidateRows) -> Result<(), EngineError> + Send + Sync + 'a>;
 
-/// An engine that is watched, with something that happens after each of its sifts.
-struct Watched<'a> {
-    inner: CpuEngine,
+/// Records the rounds of an engine, and does something after each.
+struct Watch<'a> {
     name: &'static str,
     rounds: &'a Rounds,
     after: After<'a>,
-    sifts: AtomicUsize,
+    calls: AtomicUsize,
 }
 
-impl<'a> Watched<'a> {
-    fn new(
-        name: &'static str,
-        rounds: &'a Rounds,
-        after: impl Fn(usize, &mut CandidateRows) -> Result<(), EngineError> + Send + Sync + 'a,
-    ) -> Self {
-        let inner = CpuEngine::new(2).unwrap();
-        Self { inner, name, rounds, after: Box::new(after), sifts: AtomicUsize::new(0) }
-    }
+fn watched<'a>(
+    name: &'static str,
+    rounds: &'a Rounds,
+    after: impl Fn(usize, &mut CandidateRows) -> Result<(), EngineError> + Send + Sync + 'a,
+) -> Hooked<Watch<'a>> {
+    Hooked::new(2, Watch { name, rounds, after: Box::new(after), calls: AtomicUsize::new(0) })
 }
 
-impl Engine for Watched<'_> {
-    fn describe(&self) -> EngineDescription {
-        self.inner.describe()
-    }
-
-    fn follow(&self, view: &GalleryView<'_>) -> Result<(), EngineError> {
-        self.inner.follow(view)
-    }
-
-    fn erase(&self, rows: &[u32]) -> Result<(), EngineError> {
-        self.inner.erase(rows)
-    }
-
-    fn find_candidates(
+impl Hooks for Watch<'_> {
+    fn after_find(
         &self,
         view: &GalleryView<'_>,
         request: &CandidateRequest<'_>,
         candidates: &mut CandidateRows,
     ) -> Result<(), EngineError> {
-        let sift = 1 + self.sifts.fetch_add(1, Ordering::SeqCst);
-        self.inner.find_candidates(view, request, candidates)?;
-        (self.after)(sift, candidates)?;
+        let call = 1 + self.calls.fetch_add(1, Ordering::SeqCst);
+        (self.after)(call, candidates)?;
         for (nth, probe) in request.probes.chunks_exact(view.dim).enumerate() {
             let (rows, held) = (candidates.rows[nth].clone(), candidates.floors[nth]);
             let round = Round { engine: self.name, seed: request.seed(nth), rows, held };
@@ -221,11 +205,11 @@ fn all_rounds_of_a_search_have_one_seed_a_probe_also_where_the_standby_takes_ove
     for lost_in in [1, 2, 3, 99] {
         // Engines of a `Failover` may live as long as they like.
         let rounds: &'static Rounds = Box::leak(Box::default());
-        let lost = move |sift, _: &mut CandidateRows| {
-            if sift < lost_in { Ok(()) } else { Err(EngineError::DeviceLost { reason: "unplugged".into() }) }
+        let lost = move |call, _: &mut CandidateRows| {
+            if call < lost_in { Ok(()) } else { Err(EngineError::DeviceLost { reason: "unplugged".into() }) }
         };
-        let preferred = Arc::new(Watched::new("preferred", rounds, lost));
-        let standby = Arc::new(Watched::new("standby", rounds, |_, _| Ok(())));
+        let preferred = Arc::new(watched("preferred", rounds, lost));
+        let standby = Arc::new(watched("standby", rounds, |_, _| Ok(())));
         let engine = Failover::new(preferred, standby);
         for (answer, search) in answer(&engine, &snapshot, &batch).iter().zip(&searches) {
             assert_eq!(found(answer), truth(&snapshot, search), "lost in round {lost_in}");
@@ -282,7 +266,7 @@ fn over_all_rounds_of_a_search_a_mate_is_missed_no_more_often_than_claimed_for_o
         let home = Home::new(&subjects);
         let snapshot = home.snapshot();
         let rounds = Rounds::default();
-        let engine = Watched::new("cpu", &rounds, |_, _| Ok(()));
+        let engine = watched("cpu", &rounds, |_, _| Ok(()));
         let batch: Vec<&Search> = searches.iter().collect();
         let answers = answer(&engine, &snapshot, &batch);
         let rounds = rounds.lock();
@@ -314,10 +298,10 @@ fn an_engine_that_raised_a_floor_too_far_is_asked_again() {
     let snapshot = home.snapshot();
     for (k, floor) in [(1, NO_FLOOR), (5, 0.2), (10, NO_FLOOR), (50, 0.4)] {
         let search = search(&[at(&mut rng, &centre, 0.95)], floor, k, Certificate::Deterministic);
-        // The first sift ends with a floor that only the first two rows reach, as if the rows that raised
+        // The first call ends with a floor that only the first two rows reach, as if the rows that raised
         // it were no longer there: fewer rows than it was asked to keep, and not all at or above the floor.
-        let hasty = |sift, candidates: &mut CandidateRows| {
-            if sift == 1 {
+        let hasty = |call, candidates: &mut CandidateRows| {
+            if call == 1 {
                 let score = |row: &u32| score::exact(snapshot.row(Row(*row)), &search.probes[0].vector);
                 candidates.rows[0].sort_by(|a, b| score(b).total_cmp(&score(a)));
                 candidates.rows[0].truncate(2);
@@ -327,13 +311,13 @@ fn an_engine_that_raised_a_floor_too_far_is_asked_again() {
             Ok(())
         };
         let rounds = Rounds::default();
-        let engine = Watched::new("hasty", &rounds, hasty);
+        let engine = watched("hasty", &rounds, hasty);
         assert_eq!(
             found(&answer(&engine, &snapshot, &[&search])[0]),
             truth(&snapshot, &search),
             "k {k}, floor {floor}"
         );
-        assert_eq!(engine.sifts.load(Ordering::SeqCst) > 1, k > 1, "k {k}, floor {floor}");
+        assert_eq!(engine.calls.load(Ordering::SeqCst) > 1, k > 1, "k {k}, floor {floor}");
     }
 }
 
@@ -345,14 +329,14 @@ fn an_engine_that_promises_nothing_is_asked_a_few_times_and_then_every_row_is_sc
     let snapshot = home.snapshot();
     let search = search(&[at(&mut rng, &centre, 0.95)], 0.3, 5, RANDOMISED);
     let rounds = Rounds::default();
-    let engine = Watched::new("silent", &rounds, |_, candidates: &mut CandidateRows| {
+    let engine = watched("silent", &rounds, |_, candidates: &mut CandidateRows| {
         candidates.rows[0].clear();
         candidates.floors[0] = f32::INFINITY;
         Ok(())
     });
     let answer = &answer(&engine, &snapshot, &[&search])[0];
     assert_eq!((found(answer), answer.certificate), (truth(&snapshot, &search), Certificate::Deterministic));
-    assert!((2..10).contains(&engine.sifts.load(Ordering::SeqCst)));
+    assert!((2..10).contains(&engine.calls.load(Ordering::SeqCst)));
 }
 
 #[test]
@@ -365,10 +349,10 @@ fn an_answer_is_right_at_one_moment_whoever_goes_meanwhile_and_ends_if_they_neve
             let search = search(&[at(&mut rng, &centre, 0.95), at(&mut rng, &centre, 0.9)], floor, k, certificate);
             let snapshot = home.snapshot();
             let then = truth(&snapshot, &search);
-            // After every sift, of which there are several, the best of those who are left goes: those that
+            // After every call, of which there are several, the best of those who are left goes: those that
             // raised floors, those whose scores were floors, those that were verified.
             let rounds = Rounds::default();
-            let engine = Watched::new("cpu", &rounds, |_, _| {
+            let engine = watched("cpu", &rounds, |_, _| {
                 let left = truth(&home.snapshot(), &search);
                 left.iter().take(2).for_each(|(subject, _)| home.forget(SubjectNumber(*subject)));
                 Ok(())
@@ -377,15 +361,15 @@ fn an_answer_is_right_at_one_moment_whoever_goes_meanwhile_and_ends_if_they_neve
             let answers = answer(&engine, &snapshot, &[&search]);
             assert_eq!(found(&answers[0]), then, "{what}");
             assert_eq!(answers[0].gallery_size, snapshot.live(), "{what}");
-            let sifts = engine.sifts.load(Ordering::SeqCst);
-            assert!((if k == 1 { 1 } else { 2 }..=7).contains(&sifts), "{what}: {sifts} sifts");
+            let calls = engine.calls.load(Ordering::SeqCst);
+            assert!((if k == 1 { 1 } else { 2 }..=7).contains(&calls), "{what}: {calls} calls");
             drop(snapshot);
             // Whoever has gone is found by no search that begins later.
             let snapshot = home.snapshot();
             let now = truth(&snapshot, &search);
             assert!(now.iter().all(|found| !then[..2.min(k)].contains(found)), "{what}");
             let rounds = Rounds::default();
-            let quiet = Watched::new("cpu", &rounds, |_, _| Ok(()));
+            let quiet = watched("cpu", &rounds, |_, _| Ok(()));
             assert_eq!(found(&answer(&quiet, &snapshot, &[&search])[0]), now, "{what}");
             assert_eq!(plan::scan(&snapshot, &search).len(), now.len(), "{what}");
         }

@@ -16,7 +16,8 @@ use crate::api::proto;
 use crate::api::proto::administration_client::AdministrationClient;
 use crate::api::proto::enrollment_client::EnrollmentClient;
 use crate::api::proto::identification_client::IdentificationClient;
-use crate::engine::{CandidateRequest, EngineDescription, GalleryView};
+use crate::engine::GalleryView;
+use crate::engine::testing::{Hooked, Hooks};
 use crate::model::synthetic::SyntheticGallery;
 use crate::server::config::Raw;
 
@@ -24,52 +25,39 @@ const DIM: usize = 64;
 /// Longer than anything here takes on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-const SIFT_PANICS: u8 = 1;
+const FIND_PANICS: u8 = 1;
 const FOLLOW_PANICS: u8 = 2;
-const SIFT_FAILS: u8 = 4;
+const FIND_FAILS: u8 = 4;
 
-/// The CPU engine, with a bug or a defect that can be switched on.
-struct Rigged {
-    cpu: CpuEngine,
-    defects: AtomicU8,
-}
+/// Defects of an engine that can be switched on.
+#[derive(Default)]
+struct Defects(AtomicU8);
 
-impl Rigged {
-    fn new() -> Arc<Self> {
-        Arc::new(Self { cpu: CpuEngine::new(1).unwrap(), defects: AtomicU8::new(0) })
+impl Defects {
+    fn set(&self, defects: u8) {
+        self.0.store(defects, Ordering::SeqCst);
     }
 
     fn has(&self, defect: u8) -> bool {
-        self.defects.load(Ordering::SeqCst) & defect != 0
+        self.0.load(Ordering::SeqCst) & defect != 0
     }
 }
 
-impl Engine for Rigged {
-    fn describe(&self) -> EngineDescription {
-        self.cpu.describe()
-    }
-
-    fn follow(&self, view: &GalleryView<'_>) -> Result<(), EngineError> {
+impl Hooks for Defects {
+    fn before_follow(&self, _: &GalleryView<'_>) -> Result<(), EngineError> {
         assert!(!self.has(FOLLOW_PANICS), "on purpose");
-        self.cpu.follow(view)
+        Ok(())
     }
 
-    fn erase(&self, rows: &[u32]) -> Result<(), EngineError> {
-        self.cpu.erase(rows)
+    fn before_find(&self, _: &GalleryView<'_>) -> Result<(), EngineError> {
+        assert!(!self.has(FIND_PANICS), "on purpose");
+        if self.has(FIND_FAILS) { Err(EngineError::DeviceLost { reason: "on purpose".into() }) } else { Ok(()) }
     }
+}
 
-    fn find_candidates(
-        &self,
-        view: &GalleryView<'_>,
-        request: &CandidateRequest<'_>,
-        candidates: &mut CandidateRows,
-    ) -> Result<(), EngineError> {
-        assert!(!self.has(SIFT_PANICS), "on purpose");
-        if self.has(SIFT_FAILS) {
-            return Err(EngineError::DeviceLost { reason: "on purpose".into() });
-        }
-        self.cpu.find_candidates(view, request, candidates)
-    }
+/// The CPU engine, with defects that can be switched on.
+fn rigged() -> Arc<Hooked<Defects>> {
+    Arc::new(Hooked::new(1, Defects::default()))
 }
 
 /// A server on a runtime of its own, whose connections share one thread.
@@ -233,9 +221,9 @@ async fn is_seen_and_ends_the_server(thread: &'static str, engines: Engines, pro
 
 #[tokio::test]
 async fn a_panic_of_the_search_thread_ends_the_server() {
-    let rigged = Rigged::new();
-    is_seen_and_ends_the_server("search", (Arc::clone(&rigged) as _, None), async |server: &Running| {
-        rigged.defects.store(SIFT_PANICS, Ordering::SeqCst);
+    let engine = rigged();
+    is_seen_and_ends_the_server("search", (Arc::clone(&engine) as _, None), async |server: &Running| {
+        engine.set(FIND_PANICS);
         let refused = server.identification().identify(identify(1)).await.unwrap_err();
         assert_eq!(refused.code(), tonic::Code::Unavailable);
     })
@@ -244,9 +232,9 @@ async fn a_panic_of_the_search_thread_ends_the_server() {
 
 #[tokio::test]
 async fn a_panic_of_the_writer_thread_ends_the_server() {
-    let rigged = Rigged::new();
-    is_seen_and_ends_the_server("writer", (Arc::clone(&rigged) as _, None), async |server: &Running| {
-        rigged.defects.store(FOLLOW_PANICS, Ordering::SeqCst);
+    let engine = rigged();
+    is_seen_and_ends_the_server("writer", (Arc::clone(&engine) as _, None), async |server: &Running| {
+        engine.set(FOLLOW_PANICS);
         let refused = server.enrollment().enroll(enroll(2)).await.unwrap_err();
         assert_eq!(refused.code(), tonic::Code::Unavailable);
     })
@@ -255,11 +243,11 @@ async fn a_panic_of_the_writer_thread_ends_the_server() {
 
 #[tokio::test]
 async fn a_panic_of_the_mending_thread_ends_the_server() {
-    let rigged = Rigged::new();
-    let both = Arc::new(Failover::new(Arc::clone(&rigged) as _, Arc::new(CpuEngine::new(1).unwrap())));
+    let engine = rigged();
+    let both = Arc::new(Failover::new(Arc::clone(&engine) as _, Arc::new(CpuEngine::new(1).unwrap())));
     let engines: Engines = (Arc::clone(&both) as _, Some(both));
     is_seen_and_ends_the_server("mender", engines, async |server: &Running| {
-        rigged.defects.store(SIFT_FAILS | FOLLOW_PANICS, Ordering::SeqCst);
+        engine.set(FIND_FAILS | FOLLOW_PANICS);
         let answer = server.identification().identify(identify(1)).await.unwrap();
         assert_eq!(answer.get_ref().candidates[0].subject_id, "person-1", "the standby answers");
     })
@@ -268,7 +256,7 @@ async fn a_panic_of_the_mending_thread_ends_the_server() {
 
 #[tokio::test]
 async fn while_every_computing_thread_is_busy_work_waits_and_other_calls_are_answered() {
-    let server = Running::start((Rigged::new() as _, None)).await;
+    let server = Running::start((rigged() as _, None)).await;
     server.enrollment().enroll(enroll(1)).await.unwrap();
     let busy = server.service.compute().take_all().await;
     let (mut identification, mut enrollment) = (server.identification(), server.enrollment());
@@ -292,7 +280,7 @@ async fn while_every_computing_thread_is_busy_work_waits_and_other_calls_are_ans
 
 #[tokio::test]
 async fn while_the_gallery_makes_verifications_wait_other_calls_are_answered() {
-    let server = Running::start((Rigged::new() as _, None)).await;
+    let server = Running::start((rigged() as _, None)).await;
     for person in 1..=2 {
         server.enrollment().enroll(enroll(person)).await.unwrap();
     }
@@ -339,7 +327,7 @@ fn left_by_kill_9(server: &Running) -> tempfile::TempDir {
 
 #[tokio::test]
 async fn a_change_whose_sync_failed_is_told_as_in_doubt_and_done_once_when_repeated() {
-    let server = Running::start((Rigged::new() as _, None)).await;
+    let server = Running::start((rigged() as _, None)).await;
     // The second answer comes after the upkeep behind the first, which commits too and would be the one to
     // meet the failing sync.
     for _ in 0..2 {
@@ -368,7 +356,7 @@ async fn a_change_whose_sync_failed_is_told_as_in_doubt_and_done_once_when_repea
     let answer = server.identification().identify(identify(1)).await.unwrap();
     assert_eq!(answer.get_ref().candidates[0].subject_id, "person-1");
 
-    let again = Running::start_in(left_by_kill_9(&server), (Rigged::new() as _, None), Some(DIM)).await;
+    let again = Running::start_in(left_by_kill_9(&server), (rigged() as _, None), Some(DIM)).await;
     assert_eq!(again.readyz(), "200");
     let answer = again.identification().identify(identify(2)).await.unwrap();
     assert_eq!(answer.get_ref().candidates[0].subject_id, "person-2", "it was there after all");
@@ -384,7 +372,7 @@ async fn a_change_whose_sync_failed_is_told_as_in_doubt_and_done_once_when_repea
 
 #[tokio::test]
 async fn without_a_configured_dimension_the_first_good_enrolment_decides() {
-    let server = Running::start_with((Rigged::new() as _, None), None).await;
+    let server = Running::start_with((rigged() as _, None), None).await;
     let mut administration = server.administration();
     let mut status = async || administration.get_status(proto::GetStatusRequest {}).await.unwrap().into_inner();
     let page = status().await;

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::thread;
 
 use super::*;
+use crate::engine::cpu::CpuEngine;
 use crate::model::synthetic::SyntheticGallery;
 
 const WIDE: usize = 512;

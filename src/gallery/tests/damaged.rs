@@ -23,7 +23,7 @@ impl Home {
     /// Stops the gallery, lets `damage` happen to its files, and opens it again.
     fn reopened(mut self, damage: impl FnOnce(&std::path::Path)) -> Self {
         self.gallery.checkpoint().unwrap();
-        self.engine = Arc::new(Watching::default());
+        self.engine = watching();
         let (setup, engine) = (self.setup(Arc::new(thenar_index::storage::Files)), Arc::clone(&self.engine));
         let old = Arc::into_inner(self.gallery).expect("nobody else has it");
         drop(old);
