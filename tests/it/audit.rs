@@ -27,9 +27,9 @@ fn only_the_feature_brings_faiss_and_cmake() {
 #[cfg(not(feature = "faiss"))]
 #[test]
 fn a_build_without_faiss_says_how_to_get_it() {
-    let output = crate::harness::thenar(&["audit", "--data", "nowhere"]);
+    let output = crate::support::processes::thenar(&["audit", "--data", "nowhere"]);
     assert_eq!(output.status.code(), Some(2));
-    assert!(crate::harness::text(&output).contains("cargo build --release --features faiss"));
+    assert!(crate::support::processes::text(&output).contains("cargo build --release --features faiss"));
 }
 
 #[cfg(feature = "faiss")]
@@ -45,12 +45,13 @@ mod with_faiss {
     use serde_json::Value;
     use xxhash_rust::xxh3::xxh3_64;
 
-    use crate::arrays::{Dtype, write_npy};
-    use crate::client::enroll_request;
-    use crate::harness::{
-        Options, Site, TestServer, command, files_under, gpu_is_required, llvmpipe_is_here, skip, text,
-    };
-    use crate::palms::{Palm, Palms};
+    use crate::support::arrays::{Dtype, write_npy};
+    use crate::support::client::enroll_request;
+    use crate::support::disk::files_under;
+    use crate::support::machine::{gpu_is_required, llvmpipe_is_here, skip};
+    use crate::support::palms::{Palm, Palms};
+    use crate::support::processes::{command, text};
+    use crate::support::server::{Options, Site, TestServer};
 
     const SEED: u64 = 71;
     const DIM: usize = 64;

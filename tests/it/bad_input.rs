@@ -5,11 +5,11 @@ use thenar::model::Hand;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::client::{
+use crate::support::client::{
     Client, enroll_request, forget_request, fresh_id, identify_request, sample, update_request, verify_request,
 };
-use crate::harness::{Options, TestServer};
-use crate::palms::{Palm, Palms};
+use crate::support::palms::{Palm, Palms};
+use crate::support::server::{Options, TestServer};
 
 const SEED: u64 = 41;
 const DIM: usize = 64;

@@ -2,16 +2,17 @@
 //! what they say on standard error, and what they exit with.
 
 use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use serde_json::Value;
 use thenar::model::Hand;
 use tonic::Code;
 
-use crate::arrays::{Dtype, write_list, write_npy};
-use crate::client::enroll_request;
-use crate::harness::{Options, Site, TestServer, command, files_under, text, thenar};
-use crate::palms::{Palm, Palms};
+use crate::support::arrays::{Dtype, write_list, write_npy};
+use crate::support::index_files::{ROWS_AT, live_row, only_segment};
+use crate::support::palms::{Palm, Palms};
+use crate::support::processes::{command, text, thenar};
+use crate::support::server::{Options, Site, TestServer};
 
 const SEED: u64 = 81;
 const DIM: usize = 64;
@@ -141,16 +142,12 @@ fn object(stdout: &str) -> Value {
 }
 
 fn people(seed: u64, count: usize) -> Vec<(String, Palm)> {
-    let mut palms = Palms::new(seed, DIM);
-    (0..count).map(|number| (format!("person-{number}"), palms.palm())).collect()
+    Palms::new(seed, DIM).people("person", count)
 }
 
 /// A server that knows these people.
 async fn server_with(people: &[(String, Palm)]) -> TestServer {
-    let server = TestServer::start(Options::dim(DIM));
-    let mut client = server.client().await;
-    client.bulk(people.iter().map(|(id, palm)| enroll_request(id, std::slice::from_ref(palm))).collect()).await;
-    server
+    TestServer::with(Options::dim(DIM), people).await.0
 }
 
 fn address(server: &TestServer) -> String {
@@ -553,7 +550,8 @@ async fn verify_tells_a_sound_folder_from_a_damaged_one() {
     assert_eq!((&report["registry_templates"], &report["problems"]), (&39.into(), &Value::Array(Vec::new())));
     assert_eq!(report["lsn"], report["registry_lsn"]);
 
-    let (segment, row) = a_live_row(&site);
+    let segment = only_segment(&site);
+    let row = ROWS_AT + live_row(&segment, 0) * 2 * DIM as u64;
     let file = std::fs::File::options().read(true).write(true).open(&segment).unwrap();
     let mut byte = [0];
     file.read_exact_at(&mut byte, row).unwrap();
@@ -619,23 +617,6 @@ async fn verify_tells_a_sound_folder_from_a_damaged_one() {
     let (code, _, stderr) = run(&["verify", "--data", &folder, "--key-file", &shown(&other.key())]);
     assert_eq!(code, Some(1));
     assert!(stderr.contains("key"), "{stderr}");
-}
-
-/// The segment and where in it a live row's values begin. Of the file format: a header page, a
-/// record of 128 bytes for each of 65,536 rows, then the rows.
-fn a_live_row(site: &Site) -> (PathBuf, u64) {
-    const ROWS_AT: u64 = 4096 + 128 * 65_536;
-    let mut segments = files_under(&site.data().join("index"));
-    segments.retain(|path| std::fs::metadata(path).is_ok_and(|m| m.len() >= ROWS_AT));
-    let segment = segments.pop().expect("a gallery has a segment");
-    let file = std::fs::File::open(&segment).unwrap();
-    let is_live = |row: &u64| {
-        let mut state = [0; 4];
-        file.read_exact_at(&mut state, 4096 + row * 128 + 24).unwrap();
-        state == *b"LIVE"
-    };
-    let row = (0..40).find(is_live).expect("most rows are live");
-    (segment, ROWS_AT + row * 2 * DIM as u64)
 }
 
 /// `thenar ... | head` must not look like a crash.

@@ -1,28 +1,20 @@
 //! A damaged index is found out, reported, rewritten from the registry, and answers right.
 
-use std::os::unix::fs::FileExt as _;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use crate::client::enroll_request;
-use crate::harness::{Options, Site, TestServer, files_under};
-use crate::palms::{Palm, Palms};
+use crate::support::index_files::{ROWS_AT, flip, live_row, only_segment, record_at};
+use crate::support::palms::{Palm, Palms};
+use crate::support::server::{Options, Site, TestServer};
 
 const SEED: u64 = 61;
 const DIM: usize = 64;
 const PEOPLE: usize = 400;
-/// Of the file format: a header page, a record of 128 bytes for each of 65,536 rows, then the rows.
-const HEADER_BYTES: u64 = 4096;
-const META_BYTES: u64 = 128;
-const ROWS_AT: u64 = HEADER_BYTES + META_BYTES * 65_536;
 const ROW_BYTES: u64 = 2 * DIM as u64;
 
 /// A stopped server over a gallery of which every tenth person was forgotten.
 async fn stopped() -> (Site, Vec<(String, Palm)>) {
-    let server = TestServer::start(Options::dim(DIM));
-    let mut client = server.client().await;
-    let mut palms = Palms::new(SEED, DIM);
-    let people: Vec<_> = (0..PEOPLE).map(|i| (format!("person-{i}"), palms.palm())).collect();
-    client.bulk(people.iter().map(|(id, palm)| enroll_request(id, std::slice::from_ref(palm))).collect()).await;
+    let people = Palms::new(SEED, DIM).people("person", PEOPLE);
+    let (server, mut client) = TestServer::with(Options::dim(DIM), &people).await;
     for (id, _) in people.iter().step_by(10) {
         client.forget(id).await.unwrap();
     }
@@ -31,32 +23,6 @@ async fn stopped() -> (Site, Vec<(String, Palm)>) {
     let (code, said) = site.verify_index();
     assert_eq!(code, Some(0), "before the damage: {said}");
     (site, people)
-}
-
-fn segment(site: &Site) -> PathBuf {
-    let mut segments = files_under(&site.data().join("index"));
-    segments.retain(|path| std::fs::metadata(path).is_ok_and(|m| m.len() >= ROWS_AT));
-    assert_eq!(segments.len(), 1, "{segments:?}");
-    segments.remove(0)
-}
-
-fn flip(path: &Path, at: u64, mask: u8) {
-    let file = std::fs::File::options().read(true).write(true).open(path).unwrap();
-    let mut byte = [0];
-    file.read_exact_at(&mut byte, at).unwrap();
-    file.write_all_at(&[byte[0] ^ mask], at).unwrap();
-}
-
-/// The first live row from `from` on: bulk messages are worked on side by side, so which person has
-/// which row is not fixed.
-fn live_row(site: &Site, from: u64) -> u64 {
-    let file = std::fs::File::open(segment(site)).unwrap();
-    let is_live = |row: &u64| {
-        let mut state = [0; 4];
-        file.read_exact_at(&mut state, HEADER_BYTES + row * META_BYTES + 24).unwrap();
-        state == *b"LIVE"
-    };
-    (from..PEOPLE as u64).find(is_live).expect("most rows are live")
 }
 
 /// Damages the index, sees that `verify` says so, starts the server, and checks that it has
@@ -113,7 +79,7 @@ async fn a_truncated_manifest_makes_the_index_anew() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_truncated_segment_is_rewritten() {
     let damage = |site: &Site| {
-        let file = std::fs::File::options().write(true).open(segment(site)).unwrap();
+        let file = std::fs::File::options().write(true).open(only_segment(site)).unwrap();
         file.set_len(ROWS_AT + 100 * ROW_BYTES).unwrap();
     };
     is_found_out_and_mended("truncated segment", damage, &["damaged", "registry"]).await;
@@ -121,32 +87,41 @@ async fn a_truncated_segment_is_rewritten() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_missing_segment_is_rewritten() {
-    let damage = |site: &Site| std::fs::remove_file(segment(site)).unwrap();
+    let damage = |site: &Site| std::fs::remove_file(only_segment(site)).unwrap();
     is_found_out_and_mended("missing segment", damage, &["damaged", "registry"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_flipped_bit_in_a_row_is_found_and_the_segment_rewritten() {
-    let damage = |site: &Site| flip(&segment(site), ROWS_AT + live_row(site, 123) * ROW_BYTES + 77, 0x04);
+    let damage = |site: &Site| {
+        let segment = only_segment(site);
+        flip(&segment, ROWS_AT + live_row(&segment, 123) * ROW_BYTES + 77, 0x04);
+    };
     is_found_out_and_mended("row", damage, &["damaged", "registry"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_flipped_bit_in_a_record_is_found_and_the_segment_rewritten() {
     // The subject's number: it would put one person's palm to another's name.
-    let damage = |site: &Site| flip(&segment(site), HEADER_BYTES + live_row(site, 124) * META_BYTES + 8, 0x01);
+    let damage = |site: &Site| {
+        let segment = only_segment(site);
+        flip(&segment, record_at(live_row(&segment, 124)) + 8, 0x01);
+    };
     is_found_out_and_mended("record", damage, &["damaged", "registry"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_flipped_bit_in_a_state_word_is_found_and_the_segment_rewritten() {
-    let damage = |site: &Site| flip(&segment(site), HEADER_BYTES + live_row(site, 125) * META_BYTES + 24, 0x01);
+    let damage = |site: &Site| {
+        let segment = only_segment(site);
+        flip(&segment, record_at(live_row(&segment, 125)) + 24, 0x01);
+    };
     is_found_out_and_mended("state word", damage, &["damaged", "registry"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_flipped_bit_in_a_header_is_found_and_the_segment_rewritten() {
-    let damage = |site: &Site| flip(&segment(site), 20, 0x01);
+    let damage = |site: &Site| flip(&only_segment(site), 20, 0x01);
     is_found_out_and_mended("header", damage, &["damaged", "registry"]).await;
 }
 
@@ -192,11 +167,8 @@ fn put_registry(site: &Site, from: &Path) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_registry_rolled_back_under_the_index_is_noticed_and_everybody_on_record_found() {
-    let server = TestServer::start(Options::dim(DIM));
-    let mut client = server.client().await;
-    let mut palms = Palms::new(SEED, DIM);
-    let people: Vec<_> = (0..100).map(|i| (format!("person-{i}"), palms.palm())).collect();
-    client.bulk(people.iter().map(|(id, palm)| enroll_request(id, std::slice::from_ref(palm))).collect()).await;
+    let people = Palms::new(SEED, DIM).people("person", 100);
+    let (server, client) = TestServer::with(Options::dim(DIM), &people).await;
     drop(client);
     let site = server.terminate();
     let copy = site.dir.path().join("copy.sqlite");

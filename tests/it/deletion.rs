@@ -14,10 +14,13 @@ use std::time::{Duration, Instant};
 use thenar::model::Embedding;
 use tonic::Code;
 
-use crate::client::{Client, enroll_request, forget_request};
-use crate::harness::{Options, Site, TestServer, copy_folder, files_under, gpu_is_required, llvmpipe_is_here, skip};
-use crate::oracle::Rotated;
-use crate::palms::{Palm, Palms};
+use crate::support::client::{Client, enroll_request, forget_request};
+use crate::support::disk::{copy_folder, files_under};
+use crate::support::machine::{gpu_is_required, llvmpipe_is_here, skip};
+use crate::support::oracle::Rotated;
+use crate::support::palms::{Palm, Palms};
+use crate::support::processes::{Mapping, memory};
+use crate::support::server::{Options, Site, TestServer};
 
 const SEED: u64 = 91;
 const DIM: usize = 64;
@@ -117,19 +120,10 @@ fn in_files(folder: &Path, traces: &Traces) -> HashMap<String, usize> {
 /// What is in the memory of a process, by the kind of mapping. `None` where it may not be read.
 fn in_memory(pid: u32, traces: &Traces) -> Option<HashMap<String, usize>> {
     const STEP: usize = 1 << 20;
-    let memory = std::fs::File::open(format!("/proc/{pid}/mem")).ok()?;
-    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
+    let (memory, mappings) = memory(pid)?;
     let mut found = HashMap::new();
     let mut buffer = vec![0; STEP + RUN];
-    for line in maps.lines() {
-        let mut words = line.split_whitespace();
-        let (range, access) = (words.next()?, words.next()?);
-        let name = words.nth(3).unwrap_or("anonymous").to_owned();
-        if !access.starts_with('r') || name == "[vvar]" || name == "[vsyscall]" {
-            continue;
-        }
-        let (from, to) = range.split_once('-')?;
-        let (from, to) = (u64::from_str_radix(from, 16).ok()?, u64::from_str_radix(to, 16).ok()?);
+    for Mapping { from, to, name, .. } in mappings {
         let mut at = from;
         let mut here = HashMap::new();
         while at < to {
@@ -339,8 +333,7 @@ async fn a_forgotten_template_is_not_in_the_servers_memory() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_forgotten_template_is_not_in_the_memory_of_a_server_that_speaks_tls() {
-    const { assert!(crate::tls::DIM == DIM) };
-    let (server, client) = crate::tls::served().await;
+    let (server, client) = crate::support::tls::served(DIM).await;
     is_gone_from_memory(server, client).await;
 }
 

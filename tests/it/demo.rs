@@ -4,14 +4,15 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::harness::{THENAR, skip, text};
+use crate::support::disk::SmallDisk;
+use crate::support::processes::{Running, command, text};
 
 /// A demo that has not ended by then hangs. Generous: tests share two cores.
 const PATIENCE: Duration = Duration::from_secs(100);
@@ -27,22 +28,18 @@ impl Stage {
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(THENAR);
-        command
-            .arg("demo")
-            .args(args)
-            .env("TMPDIR", self.temp.path())
-            .env("NO_COLOR", "1")
-            .env_remove("THENAR_MASTER_KEY")
-            .env_remove("CREDENTIALS_DIRECTORY")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped());
+        let mut command = command(&[&["demo"], args].concat());
+        // As a newcomer runs it: the memory of its server is closed.
+        command.env("TMPDIR", self.temp.path()).env_remove("THENAR_DEBUGGABLE");
         command
     }
 
     fn start(&self, args: &[&str]) -> Demo<'_> {
-        Demo { child: Some(self.command(args).spawn().expect("the demo runs")), stage: self }
+        self.run_as(self.command(args))
+    }
+
+    fn run_as(&self, command: Command) -> Demo<'_> {
+        Demo { process: Running::start(command), stage: self }
     }
 
     fn run(&self, args: &[&str]) -> Output {
@@ -90,36 +87,13 @@ impl Drop for Stage {
     }
 }
 
-/// A small disk in memory, unmounted when dropped.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    /// None where this user may not mount one.
-    fn mount(folder: PathBuf) -> Option<Self> {
-        fs::create_dir(&folder).expect("the folder is made");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", "size=8m", "tmpfs"]).arg(&folder).output();
-        mounted.is_ok_and(|mounted| mounted.status.success()).then_some(Self(folder))
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Lazily: a server that is still dying must not keep it in the way.
-        let _ = Command::new("umount").arg("--lazy").arg(&self.0).status();
-    }
-}
-
-/// A demo under way. Killed if the test fails.
+/// A demo under way.
 struct Demo<'s> {
-    child: Option<Child>,
+    process: Running,
     stage: &'s Stage,
 }
 
 impl Demo<'_> {
-    fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(self.child.as_ref().expect("it runs")), signal).expect("it runs");
-    }
-
     /// Waits until its server is there and has enrolled somebody.
     fn wait_until_it_enrols(&self) -> i32 {
         let until = Instant::now() + PATIENCE;
@@ -137,24 +111,8 @@ impl Demo<'_> {
     }
 
     /// Waits for its end by itself.
-    fn end(mut self) -> Output {
-        let until = Instant::now() + PATIENCE;
-        let child = self.child.as_mut().expect("it runs");
-        // What it prints fits into a pipe, so it does not wait for a reader.
-        while child.try_wait().expect("it is ours").is_none() {
-            assert!(Instant::now() < until, "the demo does not end");
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        self.child.take().expect("it ran").wait_with_output().expect("its output is read")
-    }
-}
-
-impl Drop for Demo<'_> {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+    fn end(self) -> Output {
+        self.process.end(PATIENCE)
     }
 }
 
@@ -265,9 +223,9 @@ fn few_dimensions_are_warned_of_and_what_is_then_wrong_fails_the_demo() {
 fn an_interrupted_demo_stops_its_server_and_removes_its_folder() {
     for signal in [Signal::INT, Signal::TERM, Signal::HUP] {
         let stage = Stage::new();
-        let demo = stage.start(&["--palms", "3000", "--seconds", "600", "--engine", "cpu"]);
+        let mut demo = stage.start(&["--palms", "3000", "--seconds", "600", "--engine", "cpu"]);
         let server = demo.wait_until_it_enrols();
-        demo.signal(signal);
+        demo.process.signal(signal);
         let output = demo.end();
         assert_eq!(output.status.code(), Some(1), "{signal:?}: {}", text(&output));
         assert!(text(&output).contains("interrupted; the demo's server is stopped and its folder removed"));
@@ -282,9 +240,9 @@ fn an_interrupted_demo_does_not_claim_to_have_removed_what_it_was_to_keep() {
     let stage = Stage::new();
     let kept = stage.temp.path().join("kept");
     let args = ["--palms", "3000", "--seconds", "600", "--engine", "cpu", "--keep"];
-    let demo = stage.start(&[&args[..], &[kept.to_str().expect("a plain path")]].concat());
+    let mut demo = stage.start(&[&args[..], &[kept.to_str().expect("a plain path")]].concat());
     demo.wait_until_it_enrols();
-    demo.signal(Signal::INT);
+    demo.process.signal(Signal::INT);
     let output = demo.end();
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     assert!(text(&output).contains("its folder kept"), "{}", text(&output));
@@ -309,18 +267,9 @@ fn a_server_that_dies_in_the_middle_fails_the_demo_with_its_reason() {
 fn a_server_that_cannot_start_has_the_last_word() {
     let stage = Stage::new();
     // Without a Vulkan driver there is no GPU, on any machine.
-    let demo = Demo {
-        child: Some(
-            stage
-                .command(&["--palms", "100", "--engine", "gpu"])
-                .env("VK_DRIVER_FILES", "/nonexistent")
-                .env("VK_ICD_FILENAMES", "/nonexistent")
-                .spawn()
-                .expect("the demo runs"),
-        ),
-        stage: &stage,
-    };
-    let output = demo.end();
+    let mut command = stage.command(&["--palms", "100", "--engine", "gpu"]);
+    command.env("VK_DRIVER_FILES", "/nonexistent").env("VK_ICD_FILENAMES", "/nonexistent");
+    let output = stage.run_as(command).end();
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     let said = text(&output);
     assert!(said.contains("the demo's server ended before it was ready (exit status: 1); its last lines:"), "{said}");
@@ -332,12 +281,11 @@ fn a_server_that_cannot_start_has_the_last_word() {
 #[test]
 fn a_disk_that_is_too_small_is_named_with_a_way_out() {
     let stage = Stage::new();
-    let Some(disk) = SmallDisk::mount(stage.temp.path().join("disk")) else {
-        return skip("mounting a small disk takes root");
-    };
-    let child = stage.command(&["--palms", "2000"]).env("TMPDIR", &disk.0).spawn().expect("the demo runs");
-    let output = Demo { child: Some(child), stage: &stage }.end();
-    let left: Vec<_> = fs::read_dir(&disk.0).expect("it is there").collect();
+    let Some(disk) = SmallDisk::mount(stage.temp.path(), 8) else { return };
+    let mut command = stage.command(&["--palms", "2000"]);
+    command.env("TMPDIR", disk.path());
+    let output = stage.run_as(command).end();
+    let left: Vec<_> = fs::read_dir(disk.path()).expect("it is there").collect();
     assert!(left.is_empty(), "{left:?}");
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     let said = text(&output);
@@ -353,8 +301,9 @@ fn a_folder_that_cannot_be_made_is_an_error_with_its_path() {
     let stage = Stage::new();
     let file = stage.temp.path().join("a-file");
     fs::write(&file, "in the way").expect("it is written");
-    let demo = Demo { child: Some(stage.command(&[]).env("TMPDIR", &file).spawn().expect("it runs")), stage: &stage };
-    let output = demo.end();
+    let mut command = stage.command(&[]);
+    command.env("TMPDIR", &file);
+    let output = stage.run_as(command).end();
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     assert!(text(&output).contains(&format!("cannot create {}", file.display())), "{}", text(&output));
 }

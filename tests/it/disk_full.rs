@@ -2,43 +2,24 @@
 
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
-use std::process::Command;
 
-use tempfile::TempDir;
 use tonic::Code;
 
-use crate::client::{Client, bulk_messages, enroll_request};
-use crate::harness::{Options, Site, TestServer, skip};
-use crate::palms::{Palm, Palms};
+use crate::support::client::{Client, bulk_messages, enroll_request, enrolments};
+use crate::support::disk::SmallDisk;
+use crate::support::palms::{Palm, Palms};
+use crate::support::server::{Options, Site, TestServer};
 
 const SEED: u64 = 101;
 const DIM: usize = 64;
 const DISK_MIB: u64 = 64;
 
-/// A small disk in memory, unmounted and removed when dropped. In a folder of its own: a site's may be
-/// dropped while this is still mounted.
-struct Disk(TempDir);
+/// A small disk that can be filled.
+struct Disk(SmallDisk);
 
 impl Disk {
-    /// `None`, with the reason printed, where this user may not mount one.
-    fn mount() -> Option<Self> {
-        let at = tempfile::Builder::new().prefix("thenar-it-disk-").tempdir().unwrap();
-        let size = format!("size={DISK_MIB}m,mode=0700");
-        let mounted = Command::new("mount").args(["-t", "tmpfs", "-o", &size, "thenar-test"]).arg(at.path()).output();
-        match mounted {
-            Ok(output) if output.status.success() => Some(Self(at)),
-            other => {
-                // CI runs as root and has every tool: there a skip would hide a broken promise.
-                assert!(!crate::harness::gpu_is_required(), "a small disk cannot be mounted: {other:?}");
-                skip("a small disk cannot be mounted (it takes root)");
-                None
-            }
-        }
-    }
-
     fn free(&self) -> u64 {
-        let fs = rustix::fs::statvfs(self.0.path()).unwrap();
-        fs.f_bavail * fs.f_frsize
+        self.0.free()
     }
 
     fn filler(&self) -> PathBuf {
@@ -62,16 +43,11 @@ impl Disk {
     }
 }
 
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
-}
-
 /// A server whose data is on a small disk.
 fn on_a_small_disk(reserve_mib: u64) -> Option<(TestServer, Disk)> {
     let mut site = Site::new(Options { reserve_mib, ..Options::dim(DIM) });
-    let disk = Disk::mount()?;
+    // Not in the site's folder, which may be dropped while this is still mounted.
+    let disk = Disk(SmallDisk::mount(&std::env::temp_dir(), DISK_MIB)?);
     site.options.data = Some(disk.0.path().join("data"));
     Some((site.start(), disk))
 }
@@ -97,8 +73,8 @@ async fn within_the_reserve_enrolments_are_refused_and_deletions_work() {
     let Some((server, disk)) = on_a_small_disk(16) else { return };
     let mut client = server.client().await;
     let mut palms = Palms::new(SEED, DIM);
-    let mut people: Vec<_> = (0..40).map(|i| (format!("person-{i}"), palms.palm())).collect();
-    client.bulk(people.iter().map(|(id, p)| enroll_request(id, std::slice::from_ref(p))).collect()).await;
+    let mut people = palms.people("person", 40);
+    client.bulk(enrolments(&people)).await;
     disk.fill(8 << 20);
 
     let late: Vec<Palm> = (0..3).map(|_| palms.palm()).collect();

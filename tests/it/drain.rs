@@ -12,9 +12,9 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::client::{Client, bulk_messages, enroll_request, identify_request};
-use crate::harness::{Options, TestServer};
-use crate::palms::{Palm, Palms};
+use crate::support::client::{Client, bulk_messages, enrolments, identify_request};
+use crate::support::palms::{Palm, Palms};
+use crate::support::server::{Options, TestServer};
 
 const SEED: u64 = 111;
 const DIM: usize = 64;
@@ -23,11 +23,8 @@ const LONG_DRAIN: &str = "drain_seconds = 120";
 const IN_TIME: Duration = Duration::from_secs(60);
 
 async fn with_people(options: Options, count: usize) -> (TestServer, Client, Vec<(String, Palm)>) {
-    let server = TestServer::start(options);
-    let mut client = server.client().await;
-    let mut palms = Palms::new(SEED, DIM);
-    let people: Vec<_> = (0..count).map(|i| (format!("person-{i}"), palms.palm())).collect();
-    client.bulk(people.iter().map(|(id, p)| enroll_request(id, std::slice::from_ref(p))).collect()).await;
+    let people = Palms::new(SEED, DIM).people("person", count);
+    let (server, client) = TestServer::with(options, &people).await;
     (server, client, people)
 }
 
@@ -218,8 +215,8 @@ async fn a_bulk_enrolment_that_is_cut_short_keeps_what_it_acknowledged() {
     let mut server = TestServer::start(patient());
     let mut client = server.client().await;
     let mut palms = Palms::new(SEED + 2, DIM);
-    let people: Vec<_> = (0..4000).map(|i| (format!("person-{i}"), palms.palm())).collect();
-    let requests: Vec<_> = people.iter().map(|(id, p)| enroll_request(id, std::slice::from_ref(p))).collect();
+    let people = palms.people("person", 4000);
+    let requests = enrolments(&people);
     let messages = futures::stream::iter(bulk_messages(requests.clone(), 8)).then(|message| async {
         tokio::time::sleep(Duration::from_millis(2)).await;
         message

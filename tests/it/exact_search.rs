@@ -15,9 +15,9 @@ use thenar::search::{Answer, Certificate, NO_FLOOR, Probe, Search, plan};
 use thenar::simd::Simd;
 use thenar_index::{GalleryId, Geometry, Index, KeyId, Lsn, NewRow, Origin, SubjectNumber, TemplateId};
 
-use crate::harness::{gpu_is_required, llvmpipe_is_here, skip};
-use crate::oracle::{Ranked, Subject, published_score, rank};
-use crate::palms::{Palms, Shape};
+use crate::support::machine::{gpu_is_required, llvmpipe_is_here, skip};
+use crate::support::oracle::{Ranked, Subject, published_score, rank};
+use crate::support::palms::{Palms, Shape};
 
 const SEED: u64 = 31;
 

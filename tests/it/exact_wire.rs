@@ -6,10 +6,12 @@ use std::collections::BTreeMap;
 use thenar::api::proto;
 use thenar::model::Hand;
 
-use crate::client::{Client, enroll_request, identify_request};
-use crate::harness::{Options, Site, TestServer, copy_folder, gpu_is_required, llvmpipe_is_here, skip};
-use crate::oracle::{Gallery, Ranked, Rotated, Subject, answered, check_close, expected, rank_by_cosine};
-use crate::palms::{Palm, Palms, Shape};
+use crate::support::client::{Client, enroll_request, identify_request};
+use crate::support::disk::copy_folder;
+use crate::support::machine::{gpu_is_required, llvmpipe_is_here, skip};
+use crate::support::oracle::{Gallery, Ranked, Rotated, Subject, answered, check_close, expected, rank_by_cosine};
+use crate::support::palms::{Palm, Palms, Shape};
+use crate::support::server::{Options, Site, TestServer};
 
 const SEED: u64 = 21;
 const DIM: usize = 64;
@@ -244,7 +246,7 @@ async fn the_scale_of_a_vector_does_not_change_a_score() {
         let found = answered(&client.identify(&[scaled(&probe, by)], 10, Some(-1.0)).await.unwrap());
         assert_eq!(found.iter().map(|f| f.subject.as_str()).collect::<Vec<_>>(), ["one", "large", "small"]);
         assert!(found.iter().all(|f| f.score.to_bits() == found[0].score.to_bits()), "{found:?}");
-        assert!((found[0].score - crate::oracle::cosine(&palm, &probe)).abs() < 2e-3);
+        assert!((found[0].score - crate::support::oracle::cosine(&palm, &probe)).abs() < 2e-3);
     }
 }
 

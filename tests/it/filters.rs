@@ -10,10 +10,10 @@ use thenar::model::{
     CANDIDATES_MAX, DIM_MAX, FILTER_SUBJECTS_MAX, Hand, NAME_BYTES_MAX, PROBES_MAX, SUBJECT_ID_BYTES_MAX,
 };
 
-use crate::client::{Client, enroll_request, identify_request};
-use crate::harness::{Options, TestServer};
-use crate::oracle::{Rotated, Subject, answered, expected};
-use crate::palms::{Palm, Palms};
+use crate::support::client::{Client, enroll_request, identify_request};
+use crate::support::oracle::{Rotated, Subject, answered, expected};
+use crate::support::palms::{Palm, Palms};
+use crate::support::server::{Options, TestServer};
 
 const SEED: u64 = 131;
 const DIM: usize = 64;

@@ -14,9 +14,10 @@ use tonic::transport::Endpoint;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::client::{Client, bulk_messages, enroll_request, identify_request};
-use crate::harness::{Options, Site, TestServer, soon};
-use crate::palms::{Palm, Palms};
+use crate::support::client::{Client, bulk_messages, enroll_request, enrolments, identify_request};
+use crate::support::palms::{Palm, Palms};
+use crate::support::processes::{processor_time, soon, status_bytes};
+use crate::support::server::{Options, Site, TestServer};
 
 const SEED: u64 = 141;
 const DIM: usize = 64;
@@ -107,27 +108,9 @@ impl Open {
     }
 }
 
-/// A number of /proc/PID/status, in bytes.
-fn memory(server: &TestServer, key: &str) -> usize {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
-    let line = status.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(':')).expect("Linux says it");
-    line.trim().trim_end_matches("kB").trim().parse::<usize>().unwrap() << 10
-}
-
-/// Time that the server has spent on processors, in the system's ticks of 10 ms.
-fn busy(server: &TestServer) -> Duration {
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", server.pid())).unwrap();
-    let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
-    let ticks: u64 = fields[11..13].iter().map(|ticks| ticks.parse::<u64>().unwrap()).sum();
-    Duration::from_millis(ticks * 10)
-}
-
 async fn with_people(options: Options, count: usize) -> (TestServer, Client, Vec<(String, Palm)>) {
-    let server = TestServer::start(options);
-    let mut client = server.client().await;
-    let mut palms = Palms::new(SEED, DIM);
-    let people: Vec<_> = (0..count).map(|i| (format!("person-{i}"), palms.palm())).collect();
-    client.bulk(people.iter().map(|(id, p)| enroll_request(id, std::slice::from_ref(p))).collect()).await;
+    let people = Palms::new(SEED, DIM).people("person", count);
+    let (server, client) = TestServer::with(options, &people).await;
     (server, client, people)
 }
 
@@ -149,7 +132,7 @@ fn options(server: &str) -> Options {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn ten_thousand_messages_that_are_declared_and_not_sent_take_no_memory() {
     let (server, mut client, people) = with_people(Options::dim(DIM), 50).await;
-    let (space, resident) = (memory(&server, "VmSize"), memory(&server, "RssAnon"));
+    let (space, resident) = (status_bytes(server.pid(), "VmSize"), status_bytes(server.pid(), "RssAnon"));
     let (mut hostile, mut calls) = (Vec::new(), Vec::new());
     for _ in 0..40 {
         let mut connection = Hostile::to(&server).await;
@@ -161,13 +144,14 @@ async fn ten_thousand_messages_that_are_declared_and_not_sent_take_no_memory() {
     let charged = f64::from(10_000 * (16 << 10));
     soon("every call has arrived", || server.metric("thenar_message_bytes") >= Some(charged)).await;
     let during = all_are_found(&mut client, &people).await;
-    let (more_space, more) = (memory(&server, "VmSize") - space, memory(&server, "RssAnon").saturating_sub(resident));
-    let before = busy(&server);
+    let (more_space, more) =
+        (status_bytes(server.pid(), "VmSize") - space, status_bytes(server.pid(), "RssAnon").saturating_sub(resident));
+    let before = processor_time(server.pid());
     drop(calls);
     hostile.into_iter().for_each(Hostile::vanish);
     let closing = all_are_found(&mut client, &people).await;
     soon("the calls have ended", || server.metric("thenar_message_bytes") == Some(0.0)).await;
-    let spent = busy(&server) - before;
+    let spent = processor_time(server.pid()) - before;
     println!(
         "{} MiB of addresses, {} MiB resident, searches {during:?} and {closing:?}, {spent:?} to close",
         more_space / MIB,
@@ -195,7 +179,7 @@ async fn a_length_over_the_methods_limit_is_refused_before_anything_follows() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn over_the_budget_of_bytes_newcomers_come_back_later_and_searches_go_on() {
     let (server, mut client, people) = with_people(options("messages_mib = 128\nmessage_seconds = 8"), 50).await;
-    let resident = memory(&server, "RssAnon");
+    let resident = status_bytes(server.pid(), "RssAnon");
     let mut calls = Vec::new();
     let mut hostile = Vec::new();
     for _ in 0..4 {
@@ -214,7 +198,7 @@ async fn over_the_budget_of_bytes_newcomers_come_back_later_and_searches_go_on()
     let full = Instant::now();
     all_are_found(&mut client, &people).await;
     client.enroll("late", &[Palms::new(SEED + 1, DIM).palm()]).await.unwrap();
-    let more = memory(&server, "RssAnon").saturating_sub(resident);
+    let more = status_bytes(server.pid(), "RssAnon").saturating_sub(resident);
     let mut refused = 0;
     for call in calls {
         let status = call.await.unwrap();
@@ -330,8 +314,8 @@ async fn idle_connections_stop_nobody_and_run_out() {
     let server = site.start();
     let mut client = server.client().await;
     let mut palms = Palms::new(SEED + 4, DIM);
-    let people: Vec<_> = (0..20).map(|i| (format!("person-{i}"), palms.palm())).collect();
-    client.bulk(people.iter().map(|(id, p)| enroll_request(id, std::slice::from_ref(p))).collect()).await;
+    let people = palms.people("person", 20);
+    client.bulk(enrolments(&people)).await;
     let mut flood = Vec::new();
     for _ in 0..350 {
         flood.push(TcpStream::connect(server.addr).await.unwrap());
@@ -343,7 +327,7 @@ async fn idle_connections_stop_nobody_and_run_out() {
         others.push(connect_from(2 + at % 2, server.addr).await.unwrap());
     }
     assert_eq!(kept(&mut others).await, 20);
-    let (since, before) = (Instant::now(), busy(&server));
+    let (since, before) = (Instant::now(), processor_time(server.pid()));
     all_are_found(&mut client, &people).await;
     for at in 0..5 {
         client.enroll(&format!("late-{at}"), &[palms.palm()]).await.unwrap();
@@ -364,7 +348,7 @@ async fn idle_connections_stop_nobody_and_run_out() {
         tokio::time::sleep(Duration::from_millis(100)).await;
     };
     all_are_found(&mut newcomer, &people[1..]).await;
-    let spent = busy(&server) - before;
+    let spent = processor_time(server.pid()) - before;
     println!("{spent:?} of processor in {:?}", since.elapsed());
     assert!(spent < since.elapsed().mul_f64(0.4) + Duration::from_millis(300), "the server spins: {spent:?}");
     while kept(&mut flood).await + kept(&mut others).await > 0 {
@@ -387,9 +371,9 @@ async fn without_a_free_descriptor_the_server_waits_and_searches_go_on() {
         flood.push(TcpStream::connect(server.addr).await.unwrap());
     }
     server.wait_for_log("connections cannot be accepted");
-    let before = busy(&server);
+    let before = processor_time(server.pid());
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let spent = busy(&server) - before;
+    let spent = processor_time(server.pid()) - before;
     assert!(spent < Duration::from_millis(300), "the server spins: {spent:?} of 2 s");
     all_are_found(&mut client, &people).await;
     limit(1024);

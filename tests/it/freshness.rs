@@ -1,8 +1,8 @@
 //! What was acknowledged holds for the very next call, from whichever client.
 
-use crate::client::{Client, update_request};
-use crate::harness::{Options, TestServer};
-use crate::palms::{Palm, Palms};
+use crate::support::client::{Client, update_request};
+use crate::support::palms::{Palm, Palms};
+use crate::support::server::{Options, TestServer};
 use thenar::model::Hand;
 use tonic::Code;
 

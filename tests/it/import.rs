@@ -2,18 +2,20 @@
 //! bad rows, interrupted, killed, and with a server that goes away in the middle.
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Output, Stdio};
+use std::process::Output;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 use thenar::model::Hand;
 use tonic::Code;
 
-use crate::arrays::{Dtype, npy, write_list, write_npy};
-use crate::harness::{Options, Site, TestServer, command, skip, text};
-use crate::palms::{Palm, Palms};
+use crate::support::arrays::{Dtype, npy, write_list, write_npy};
+use crate::support::machine::skip;
+use crate::support::palms::{Palm, Palms};
+use crate::support::processes::{Running, command};
+use crate::support::server::{Options, Site, TestServer};
 
 const SEED: u64 = 71;
 const DIM: usize = 64;
@@ -75,56 +77,31 @@ impl Files {
         Imported::of(command(&refs(&self.args(target, more))).output().unwrap())
     }
 
-    fn spawn(&self, target: &[String], more: &[&str]) -> Running {
-        let mut command = command(&refs(&self.args(target, more)));
-        Running { child: Some(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()) }
+    fn spawn(&self, target: &[String], more: &[&str]) -> Import {
+        Import(Running::start(command(&refs(&self.args(target, more)))))
     }
 }
 
-/// An import under way. Killed when dropped.
-struct Running {
-    child: Option<Child>,
-}
+/// An import under way.
+struct Import(Running);
 
-impl Running {
-    fn child(&mut self) -> &mut Child {
-        self.child.as_mut().expect("it has not been waited for")
-    }
-
+impl Import {
     /// Waits until it has written down how far it is, which it does after the first acknowledgements.
     fn wait_until_in_the_middle(&mut self, files: &Files) {
         let until = Instant::now() + PATIENCE;
         while !files.state().exists() {
             assert!(Instant::now() < until, "the import did not get anywhere");
-            assert!(self.child().try_wait().unwrap().is_none(), "the import ended before it could be disturbed");
+            assert!(self.0.is_running(), "the import ended before it could be disturbed");
             std::thread::sleep(Duration::from_millis(1));
         }
     }
 
     fn signal(&mut self, signal: Signal) {
-        let pid = Pid::from_child(self.child());
-        kill_process(pid, signal).unwrap();
+        self.0.signal(signal);
     }
 
-    fn end(mut self) -> Imported {
-        let until = Instant::now() + PATIENCE;
-        while self.child().try_wait().unwrap().is_none() {
-            if Instant::now() >= until {
-                self.child().kill().unwrap();
-                panic!("the import did not end: {}", text(&self.child.take().unwrap().wait_with_output().unwrap()));
-            }
-            std::thread::sleep(Duration::from_millis(2));
-        }
-        Imported::of(self.child.take().unwrap().wait_with_output().unwrap())
-    }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        if let Some(child) = &mut self.child {
-            let _ = child.kill();
-            let _ = child.wait();
-        }
+    fn end(self) -> Imported {
+        Imported::of(self.0.end(PATIENCE))
     }
 }
 
@@ -174,10 +151,6 @@ fn shown(path: &Path) -> String {
 
 fn refs(args: &[String]) -> Vec<&str> {
     args.iter().map(String::as_str).collect()
-}
-
-fn people(palms: &mut Palms, prefix: &str, count: usize) -> Vec<(String, Palm)> {
-    (0..count).map(|number| (format!("{prefix}-{number}"), palms.palm())).collect()
 }
 
 fn to_server(server: &TestServer) -> Vec<String> {
@@ -239,7 +212,7 @@ fn is_sound(site: &Site) {
 async fn everybody_goes_in_once_from_either_dtype_into_a_server_or_a_folder() {
     for dtype in [Dtype::F32, Dtype::F16] {
         for target in Target::both() {
-            let people = people(&mut Palms::new(SEED, DIM), "person", 700);
+            let people = Palms::new(SEED, DIM).people("person", 700);
             let files = Files::of(&people, dtype);
             let first = files.import(&target.args(), &[]);
             assert_eq!(first.code, Some(0), "{first:?}");
@@ -259,7 +232,7 @@ async fn everybody_goes_in_once_from_either_dtype_into_a_server_or_a_folder() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_folder_and_the_server_over_it_know_the_same_requests() {
     let site = Site::new(Options::dim(DIM));
-    let people = people(&mut Palms::new(SEED, DIM), "person", 300);
+    let people = Palms::new(SEED, DIM).people("person", 300);
     let some = Files::of(&people[..200], Dtype::F32).import(&to_folder(&site), &[]);
     assert_eq!((some.code, some.counts()), (Some(0), (200, 0, 0)), "{some:?}");
     let server = site.start();
@@ -286,10 +259,10 @@ async fn bad_rows_are_told_with_line_and_reason_and_the_rest_goes_in() {
 
 async fn bad_rows(target: Target, dtype: Dtype) {
     let mut palms = Palms::new(SEED + 1, DIM);
-    let taken = people(&mut palms, "taken", 1);
+    let taken = palms.people("taken", 1);
     assert_eq!(Files::of(&taken, dtype).import(&target.args(), &[]).code, Some(0));
 
-    let good = people(&mut palms, "good", 60);
+    let good = palms.people("good", 60);
     let mut rows: Vec<Vec<f32>> = Vec::new();
     let mut lines: Vec<(String, String)> = Vec::new();
     // Line and subject of what is rejected, with words of the reason.
@@ -374,7 +347,7 @@ async fn bad_rows(target: Target, dtype: Dtype) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_import_leaves_out_the_forgotten_unless_it_is_told_otherwise() {
     for into_folder in [false, true] {
-        let mut people = people(&mut Palms::new(SEED + 2, DIM), "person", 40);
+        let mut people = Palms::new(SEED + 2, DIM).people("person", 40);
         let files = Files::of(&people, Dtype::F32);
         let server = TestServer::start(Options::dim(DIM));
         let first = files.import(&to_server(&server), &[]);
@@ -411,7 +384,7 @@ async fn an_import_leaves_out_the_forgotten_unless_it_is_told_otherwise() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn people_get_a_summary_and_no_json() {
     let site = Site::new(Options::dim(DIM));
-    let people = people(&mut Palms::new(SEED, DIM), "person", 30);
+    let people = Palms::new(SEED, DIM).people("person", 30);
     let files = Files::of(&people, Dtype::F32);
     let args: Vec<String> = files.args(&to_folder(&site), &[]).into_iter().filter(|arg| arg != "--json").collect();
     let ended = Imported::of(command(&refs(&args)).output().unwrap());
@@ -425,7 +398,7 @@ async fn people_get_a_summary_and_no_json() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_interrupted_import_is_taken_up_again_where_it_stood() {
     for target in Target::both() {
-        let people = people(&mut Palms::new(SEED + 2, DIM), "person", MANY);
+        let people = Palms::new(SEED + 2, DIM).people("person", MANY);
         let files = Files::of(&people, Dtype::F16);
         let mut running = files.spawn(&target.args(), &["--batch", "1"]);
         running.wait_until_in_the_middle(&files);
@@ -453,7 +426,7 @@ async fn an_interrupted_import_is_taken_up_again_where_it_stood() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_import_killed_in_the_middle_is_taken_up_again() {
     for target in Target::both() {
-        let people = people(&mut Palms::new(SEED + 3, DIM), "person", MANY);
+        let people = Palms::new(SEED + 3, DIM).people("person", MANY);
         let files = Files::of(&people, Dtype::F32);
         let mut running = files.spawn(&target.args(), &["--batch", "1"]);
         running.wait_until_in_the_middle(&files);
@@ -494,7 +467,7 @@ async fn a_server_that_is_killed_and_comes_back_is_waited_for() {
 }
 
 async fn restarted(stop: impl FnOnce(TestServer) -> Site) {
-    let people = people(&mut Palms::new(SEED + 4, DIM), "person", MANY);
+    let people = Palms::new(SEED + 4, DIM).people("person", MANY);
     let files = Files::of(&people, Dtype::F32);
     let server = TestServer::start(Options::dim(DIM));
     let address = server.addr;
@@ -516,7 +489,7 @@ async fn restarted(stop: impl FnOnce(TestServer) -> Site) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_server_that_stays_away_ends_the_import_and_the_same_command_goes_on() {
-    let people = people(&mut Palms::new(SEED + 5, DIM), "person", MANY);
+    let people = Palms::new(SEED + 5, DIM).people("person", MANY);
     let files = Files::of(&people, Dtype::F32);
     let server = TestServer::start(Options::dim(DIM));
     let address = server.addr;
@@ -542,7 +515,7 @@ async fn a_server_that_stays_away_ends_the_import_and_the_same_command_goes_on()
 /// What was written down counts for one place only, and only as long as it is true.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn where_an_import_stood_counts_for_that_folder_and_what_is_in_it() {
-    let people = people(&mut Palms::new(SEED + 6, DIM), "person", MANY);
+    let people = Palms::new(SEED + 6, DIM).people("person", MANY);
     let files = Files::of(&people, Dtype::F32);
     let (here, there) = (Site::new(Options::dim(DIM)), Site::new(Options::dim(DIM)));
     let state = files.path("state");
@@ -576,7 +549,7 @@ async fn where_an_import_stood_counts_for_that_folder_and_what_is_in_it() {
 /// Files that do not do are found before the folder or the server is touched.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn files_that_do_not_do_are_refused_before_anything_changes() {
-    let some = people(&mut Palms::new(SEED, DIM), "person", 5);
+    let some = Palms::new(SEED, DIM).people("person", 5);
     let array = |bytes: Vec<u8>| {
         let files = Files::of(&some, Dtype::F32);
         std::fs::write(files.array(), bytes).unwrap();
@@ -632,9 +605,9 @@ async fn files_that_do_not_do_are_refused_before_anything_changes() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn another_dimension_is_refused_and_a_new_gallery_takes_that_of_the_array() {
-    let narrow = people(&mut Palms::new(SEED, 32), "narrow", 5);
+    let narrow = Palms::new(SEED, 32).people("narrow", 5);
     let narrow = Files::of(&narrow, Dtype::F32);
-    let wide = people(&mut Palms::new(SEED, DIM), "wide", 5);
+    let wide = Palms::new(SEED, DIM).people("wide", 5);
     for target in Target::both() {
         assert_eq!(Files::of(&wide, Dtype::F32).import(&target.args(), &[]).code, Some(0));
         let ended = narrow.import(&target.args(), &[]);
@@ -679,7 +652,7 @@ async fn another_dimension_is_refused_and_a_new_gallery_takes_that_of_the_array(
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_folder_that_cannot_be_had_is_refused_in_words() {
-    let people = people(&mut Palms::new(SEED, DIM), "person", 5);
+    let people = Palms::new(SEED, DIM).people("person", 5);
     let files = Files::of(&people, Dtype::F32);
     let refused = |what: &str, target: &[String], words: &[&str]| {
         let ended = files.import(target, &[]);
@@ -710,7 +683,7 @@ async fn a_folder_that_cannot_be_had_is_refused_in_words() {
     refused("an unknown key", &config, &["surprise"]);
 
     // While an import has the folder, no server and no other import does.
-    let many = Files::of(&self::people(&mut Palms::new(SEED + 7, DIM), "more", MANY), Dtype::F32);
+    let many = Files::of(&self::Palms::new(SEED + 7, DIM).people("more", MANY), Dtype::F32);
     let mut running = many.spawn(&to_folder(&site), &["--batch", "1"]);
     running.wait_until_in_the_middle(&many);
     refused("two imports", &to_folder(&site), &["in use"]);
@@ -725,7 +698,7 @@ async fn a_folder_that_cannot_be_had_is_refused_in_words() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn an_array_cut_short_in_the_middle_ends_the_import_with_what_was_read_finished() {
     for target in Target::both() {
-        let people = people(&mut Palms::new(SEED + 8, DIM), "person", MANY);
+        let people = Palms::new(SEED + 8, DIM).people("person", MANY);
         let files = Files::of(&people, Dtype::F32);
         let mut running = files.spawn(&target.args(), &["--batch", "1"]);
         running.wait_until_in_the_middle(&files);
@@ -749,7 +722,7 @@ async fn an_array_cut_short_in_the_middle_ends_the_import_with_what_was_read_fin
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_disk_without_room_ends_an_import_into_a_folder_and_the_same_command_goes_on() {
-    let people = people(&mut Palms::new(SEED, DIM), "person", 100);
+    let people = Palms::new(SEED, DIM).people("person", 100);
     let files = Files::of(&people, Dtype::F32);
     let site = Site::new(Options::dim(DIM));
     let with_reserve = |mib: u64| {

@@ -12,10 +12,10 @@ use futures::StreamExt as _;
 use thenar::api::proto::{self, BulkEnrollProgress};
 use tonic::{Code, Status};
 
-use crate::client::{Client, bulk_messages, enroll_request, forget_request, update_request};
-use crate::harness::{Options, TestServer};
-use crate::oracle::{Subject, answered, check_close, rank_by_cosine};
-use crate::palms::{Palm, Palms};
+use crate::support::client::{Client, bulk_messages, enroll_request, forget_request, update_request};
+use crate::support::oracle::{Subject, answered, check_close, rank_by_cosine};
+use crate::support::palms::{Palm, Palms};
+use crate::support::server::{Options, TestServer};
 
 const DIM: usize = 64;
 /// Kills of one test; three tests make more than fifty.

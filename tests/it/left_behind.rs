@@ -9,13 +9,15 @@
 //! has not.
 
 use std::collections::HashMap;
-use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::client::{Client, enroll_request, forget_request, identify_request, verify_request};
-use crate::harness::{Options, Site, TestServer, copy_folder, files_under, skip};
-use crate::palms::{Palm, Palms};
+use crate::support::client::{Client, enroll_request, forget_request, identify_request, verify_request};
+use crate::support::disk::{copy_folder, files_under};
+use crate::support::machine::skip;
+use crate::support::palms::{Palm, Palms};
+use crate::support::processes;
+use crate::support::server::{Options, Site, TestServer};
 
 const SEED: u64 = 17;
 const DIM: usize = 256;
@@ -32,34 +34,13 @@ const PAGE: usize = 4096;
 /// A run of bytes that a process has in its memory or in a file, by where it is.
 type Places = HashMap<String, Vec<u8>>;
 
-/// Writable memory of a process and everything it has mapped from its data folder. `None` where it may
-/// not be read.
+/// Writable memory of a server and everything it has mapped from its data folder. `None` if it may not
+/// be read.
 fn memory(server: &TestServer) -> Option<Places> {
-    let pid = server.pid();
-    let memory = std::fs::File::open(format!("/proc/{pid}/mem")).ok()?;
-    let maps = std::fs::read_to_string(format!("/proc/{pid}/maps")).ok()?;
+    let (memory, mappings) = processes::memory(server.pid())?;
     let data = server.site.data();
-    let mut places = Places::new();
-    for line in maps.lines() {
-        let mut words = line.split_whitespace();
-        let (range, access) = (words.next()?, words.next()?);
-        let name = words.nth(3).unwrap_or("anonymous");
-        let is_ours = access.starts_with("rw") || Path::new(name).starts_with(&data);
-        if !is_ours || !access.starts_with('r') || name == "[vvar]" {
-            continue;
-        }
-        let (from, to) = range.split_once('-')?;
-        let (from, to) = (u64::from_str_radix(from, 16).ok()?, u64::from_str_radix(to, 16).ok()?);
-        let mut bytes = vec![0; usize::try_from(to - from).ok()?];
-        // The rest of a mapping may be gone by now, and a page of a file beyond its end is none.
-        let mut read = 0;
-        while let Ok(some @ 1..) = memory.read_at(&mut bytes[read..], from + read as u64) {
-            read += some;
-        }
-        bytes.truncate(read);
-        places.insert(format!("{name} {from:x}-{to:x}"), bytes);
-    }
-    Some(places)
+    let ours = mappings.into_iter().filter(|m| m.is_writable || Path::new(&m.name).starts_with(&data));
+    ours.map(|m| Some((format!("{} {:x}-{:x}", m.name, m.from, m.to), m.bytes(&memory)?))).collect()
 }
 
 fn files(folder: &Path) -> Places {

@@ -10,9 +10,10 @@ use tonic::transport::Endpoint;
 use tonic::{Code, Request};
 use tonic_types::StatusExt as _;
 
-use crate::client::{Client, bulk_messages, enroll_request, identify_request};
-use crate::harness::{Options, TestServer, soon};
-use crate::palms::{Palm, Palms};
+use crate::support::client::{Client, bulk_messages, enrolments, identify_request};
+use crate::support::palms::{Palm, Palms};
+use crate::support::processes::{open_files, soon, status_bytes};
+use crate::support::server::{Options, TestServer};
 
 const SEED: u64 = 121;
 const DIM: usize = 64;
@@ -46,39 +47,20 @@ impl Cable {
     }
 }
 
-/// Open files of a process, its sockets among them.
-fn open_files(server: &TestServer) -> usize {
-    std::fs::read_dir(format!("/proc/{}/fd", server.pid())).unwrap().count()
-}
-
-fn anonymous_bytes(server: &TestServer) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).unwrap();
-    let line = status.lines().find_map(|l| l.strip_prefix("RssAnon:")).expect("Linux says it");
-    line.trim().trim_end_matches("kB").trim().parse::<u64>().unwrap() << 10
-}
-
 fn crowd(seed: u64, count: usize) -> Vec<(String, Palm)> {
-    let mut palms = Palms::new(seed, DIM);
-    (0..count).map(|i| (format!("person-{i}"), palms.palm())).collect()
-}
-
-async fn with_crowd(options: Options, people: &[(String, Palm)]) -> (TestServer, Client) {
-    let server = TestServer::start(options);
-    let mut client = server.client().await;
-    client.bulk(people.iter().map(|(id, p)| enroll_request(id, std::slice::from_ref(p))).collect()).await;
-    (server, client)
+    Palms::new(seed, DIM).people("person", count)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_vanishes_amid_a_bulk_enrolment_leaves_what_was_acknowledged_and_nothing_else() {
-    let (server, mut client) = with_crowd(Options::dim(DIM), &crowd(SEED, 10)).await;
-    let (files, memory) = (open_files(&server), anonymous_bytes(&server));
+    let (server, mut client) = TestServer::with(Options::dim(DIM), &crowd(SEED, 10)).await;
+    let (files, memory) = (open_files(server.pid()), status_bytes(server.pid(), "RssAnon"));
     let mut palms = Palms::new(SEED + 1, DIM);
     for round in 0..12 {
         let cable = Cable::to(server.addr).await;
         let mut vanishing = cable.client().await;
         let people: Vec<_> = (0..400).map(|i| (format!("round-{round}-{i}"), palms.palm())).collect();
-        let requests: Vec<_> = people.iter().map(|(id, p)| enroll_request(id, std::slice::from_ref(p))).collect();
+        let requests = enrolments(&people);
         let messages = futures::stream::iter(bulk_messages(requests.clone(), 10)).then(|message| async {
             tokio::time::sleep(Duration::from_millis(1)).await;
             message
@@ -100,16 +82,16 @@ async fn a_client_that_vanishes_amid_a_bulk_enrolment_leaves_what_was_acknowledg
         client.bulk_again(requests).await;
     }
     assert_eq!(client.status().await.unwrap().subjects, 10 + 12 * 400);
-    soon("the sockets are closed", || open_files(&server) <= files).await;
-    let grown = anonymous_bytes(&server).saturating_sub(memory);
+    soon("the sockets are closed", || open_files(server.pid()) <= files).await;
+    let grown = status_bytes(server.pid(), "RssAnon").saturating_sub(memory);
     assert!(grown < 48 << 20, "{} MiB are left behind", grown >> 20);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn gates_that_vanish_amid_their_streams_leave_nothing_behind() {
     let people = crowd(SEED + 2, 2000);
-    let (server, mut client) = with_crowd(Options::dim(DIM), &people).await;
-    let files = open_files(&server);
+    let (server, mut client) = TestServer::with(Options::dim(DIM), &people).await;
+    let files = open_files(server.pid());
     for round in 0..20 {
         let cable = Cable::to(server.addr).await;
         let mut vanishing = cable.client().await;
@@ -124,7 +106,7 @@ async fn gates_that_vanish_amid_their_streams_leave_nothing_behind() {
         drop((stream, vanishing));
         assert_eq!(client.who(&people[round].1).await.unwrap().as_ref(), Some(&people[round].0));
     }
-    soon("the sockets are closed", || open_files(&server) <= files).await;
+    soon("the sockets are closed", || open_files(server.pid()) <= files).await;
     soon("the queue is empty", || server.metric("thenar_queue_searches") == Some(0.0)).await;
 }
 
@@ -132,7 +114,7 @@ async fn gates_that_vanish_amid_their_streams_leave_nothing_behind() {
 async fn over_the_bound_of_the_queue_callers_are_told_when_to_come_back() {
     let batch = "queue_max = 2\nprobes_max = 4".into();
     let people = crowd(SEED + 3, 20_000);
-    let (server, client) = with_crowd(Options { batch, ..Options::dim(DIM) }, &people).await;
+    let (server, client) = TestServer::with(Options { batch, ..Options::dim(DIM) }, &people).await;
     let calls = futures::stream::iter(0..1500).map(|i: usize| {
         let (mut client, (id, palm)) = (client.clone(), people[i].clone());
         async move {
@@ -185,7 +167,7 @@ async fn over_the_bound_of_the_queue_callers_are_told_when_to_come_back() {
 async fn a_stream_has_64_searches_under_way_and_reads_no_further() {
     let batch = "queue_max = 64\nprobes_max = 4\nwait_ms_max = 60000".into();
     let people = crowd(SEED + 4, 5000);
-    let (_server, mut client) = with_crowd(Options { batch, ..Options::dim(DIM) }, &people).await;
+    let (_server, mut client) = TestServer::with(Options { batch, ..Options::dim(DIM) }, &people).await;
     // More than 64 at a time would overflow the queue, and one of these would be refused.
     let requests: Vec<_> = people[..1500]
         .iter()
@@ -215,7 +197,7 @@ async fn a_stream_has_64_searches_under_way_and_reads_no_further() {
 async fn a_call_whose_deadline_passes_ends_then_and_the_server_goes_on() {
     let people = crowd(SEED + 5, 20_000);
     let batch = "probes_max = 4".into();
-    let (server, client) = with_crowd(Options { batch, ..Options::dim(DIM) }, &people).await;
+    let (server, client) = TestServer::with(Options { batch, ..Options::dim(DIM) }, &people).await;
     // A queue that takes longer than the deadline.
     let busy = tokio::spawn({
         let (client, people) = (client.clone(), people.clone());
@@ -249,9 +231,9 @@ async fn a_call_whose_deadline_passes_ends_then_and_the_server_goes_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_does_not_read_does_not_fill_the_servers_memory() {
     let people = crowd(SEED + 6, 500);
-    let (server, mut client) = with_crowd(Options::dim(DIM), &people).await;
+    let (server, mut client) = TestServer::with(Options::dim(DIM), &people).await;
     let mut slow = Vec::new();
-    let before = anonymous_bytes(&server);
+    let before = status_bytes(server.pid(), "RssAnon");
     for _ in 0..8 {
         let mut client = server.client().await;
         let request = identify_request(std::slice::from_ref(&people[0].1), 100, Some(-1.0));
@@ -271,7 +253,7 @@ async fn a_client_that_does_not_read_does_not_fill_the_servers_memory() {
         last = now;
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
-    let grown = anonymous_bytes(&server).saturating_sub(before);
+    let grown = status_bytes(server.pid(), "RssAnon").saturating_sub(before);
     assert!(grown < 96 << 20, "{} MiB for eight clients that do not read", grown >> 20);
     assert_eq!(client.who(&people[7].1).await.unwrap().as_deref(), Some("person-7"), "others are served");
 }

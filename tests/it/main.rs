@@ -3,10 +3,8 @@
 //!
 //! Every random choice comes from a seed, and a failure prints it with the server's log.
 
-mod arrays;
 mod audit;
 mod bad_input;
-mod client;
 mod commands;
 mod damage;
 mod deletion;
@@ -18,13 +16,11 @@ mod exact_wire;
 mod filters;
 mod floods;
 mod freshness;
-mod harness;
 mod import;
 mod kill9;
 mod left_behind;
 mod limits;
-mod oracle;
-mod palms;
 mod startup;
+mod support;
 mod telemetry;
 mod tls;

@@ -2,9 +2,9 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
-use crate::client::enroll_request;
-use crate::harness::{Options, Site, TestServer, text, thenar};
-use crate::palms::Palms;
+use crate::support::palms::Palms;
+use crate::support::processes::{text, thenar};
+use crate::support::server::{Options, Site, TestServer};
 
 const SEED: u64 = 51;
 
@@ -192,11 +192,8 @@ fn a_key_is_made_for_its_owner_alone_and_never_overwritten() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn everything_is_there_after_a_restart_and_the_files_are_the_owners_alone() {
-    let server = TestServer::start(Options::default());
-    let mut client = server.client().await;
-    let mut palms = Palms::new(SEED + 1, 64);
-    let crowd: Vec<_> = (0..300).map(|i| (format!("person-{i}"), palms.palm())).collect();
-    client.bulk(crowd.iter().map(|(id, palm)| enroll_request(id, std::slice::from_ref(palm))).collect()).await;
+    let crowd = Palms::new(SEED + 1, 64).people("person", 300);
+    let (server, client) = TestServer::with(Options::default(), &crowd).await;
     drop(client);
     let server = server.restart();
     let mut client = server.client().await;
@@ -206,7 +203,7 @@ async fn everything_is_there_after_a_restart_and_the_files_are_the_owners_alone(
     let status = client.status().await.unwrap();
     assert_eq!((status.templates, status.subjects), (300, 300));
     assert_eq!(status.registry_lsn, status.gallery_lsn);
-    for file in crate::harness::files_under(&server.site.data()) {
+    for file in crate::support::disk::files_under(&server.site.data()) {
         let mode = std::fs::metadata(&file).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode & 0o077, 0, "{} has mode {mode:o}", file.display());
     }

@@ -12,9 +12,10 @@ use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
 use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
-use crate::client::{enroll_request, identify_request};
-use crate::harness::{Options, Site, TestServer, soon};
-use crate::palms::{Palm, Palms};
+use crate::support::client::{enroll_request, enrolments, identify_request};
+use crate::support::palms::{Palm, Palms};
+use crate::support::processes::soon;
+use crate::support::server::{Options, Site, TestServer};
 
 const SEED: u64 = 131;
 const DIM: usize = 64;
@@ -38,8 +39,8 @@ fn total(page: &str, name: &str) -> f64 {
 async fn traffic(server: &TestServer) -> (Vec<Palm>, Vec<String>) {
     let mut client = server.client().await;
     let mut palms = Palms::new(SEED, DIM);
-    let people: Vec<_> = (0..60).map(|i| (format!("somebody-{i}"), palms.palm())).collect();
-    client.bulk(people[..50].iter().map(|(id, p)| enroll_request(id, std::slice::from_ref(p))).collect()).await;
+    let people = palms.people("somebody", 60);
+    client.bulk(enrolments(&people[..50])).await;
     for (id, palm) in &people[50..] {
         client.enroll(id, std::slice::from_ref(palm)).await.unwrap();
     }

@@ -1,62 +1,14 @@
 //! Mutual TLS: whoever has a certificate of the right authority is served, nobody else.
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
+use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
-use crate::client::Client;
-use crate::harness::{Options, Site, TestServer};
-use crate::palms::Palms;
+use crate::support::client::Client;
+use crate::support::palms::Palms;
+use crate::support::server::{Options, Site, TestServer};
+use crate::support::tls::{Authority, authority, certified, connect, site};
 
 const SEED: u64 = 81;
-pub(crate) const DIM: usize = 64;
-
-type Authority = CertifiedIssuer<'static, KeyPair>;
-
-fn authority() -> Authority {
-    let mut params = CertificateParams::new(Vec::new()).unwrap();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap()
-}
-
-/// A certificate for that name, and its key, both PEM.
-fn certified(by: &Authority, name: &str) -> (String, String) {
-    let key = KeyPair::generate().unwrap();
-    let certificate = CertificateParams::new(vec![name.to_owned()]).unwrap().signed_by(&key, by).unwrap();
-    (certificate.pem(), key.serialize_pem())
-}
-
-/// A site whose server shows a certificate of `servers` and takes clients of `clients`.
-fn site(listen: &str, servers: &Authority, clients: &Authority) -> Site {
-    let mut site = Site::new(Options { listen: listen.into(), ..Options::dim(DIM) });
-    let dir = site.dir.path();
-    let (certificate, key) = certified(servers, "localhost");
-    std::fs::write(dir.join("server.crt"), certificate).unwrap();
-    std::fs::write(dir.join("server.key"), key).unwrap();
-    std::fs::write(dir.join("clients.crt"), clients.pem()).unwrap();
-    let tls = format!(
-        "\n[server.tls]\ncertificate = {:?}\nkey = {:?}\nclient_ca = {:?}",
-        dir.join("server.crt"),
-        dir.join("server.key"),
-        dir.join("clients.crt")
-    );
-    site.options.server.push_str(&tls);
-    site
-}
-
-async fn connect(server: &TestServer, tls: ClientTlsConfig) -> Result<Channel, tonic::transport::Error> {
-    let address = format!("https://127.0.0.1:{}", server.addr.port());
-    Endpoint::from_shared(address).unwrap().tls_config(tls.domain_name("localhost"))?.connect().await
-}
-
-/// A server that speaks TLS, and a client that it lets in.
-pub(crate) async fn served() -> (TestServer, Client) {
-    let (servers, clients) = (authority(), authority());
-    let server = site("127.0.0.1:0", &servers, &clients).start();
-    let (certificate, key) = certified(&clients, "gate-1");
-    let tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(servers.pem()));
-    let channel = connect(&server, tls.identity(Identity::from_pem(certificate, key))).await.unwrap();
-    (server, Client::new(channel))
-}
+const DIM: usize = 64;
 
 /// A client that shows no certificate that counts may find out at its connection or its first call.
 async fn is_refused(what: &str, server: &TestServer, tls: ClientTlsConfig) {
@@ -70,7 +22,7 @@ async fn is_refused(what: &str, server: &TestServer, tls: ClientTlsConfig) {
 async fn clients_of_the_right_authority_are_served_and_no_others() {
     let (servers, clients, strangers) = (authority(), authority(), authority());
     // Beyond loopback, as TLS allows.
-    let mut server = site("0.0.0.0:0", &servers, &clients).start();
+    let mut server = site("0.0.0.0:0", &servers, &clients, DIM).start();
     let trusting = || ClientTlsConfig::new().ca_certificate(Certificate::from_pem(servers.pem()));
     let showing = |by: &Authority| {
         let (certificate, key) = certified(by, "gate-1");
@@ -105,7 +57,7 @@ async fn clients_of_the_right_authority_are_served_and_no_others() {
 async fn a_handshake_that_does_not_come_to_its_end_is_cut_off() {
     use std::io::Read as _;
     let (servers, clients) = (authority(), authority());
-    let mut site = site("127.0.0.1:0", &servers, &clients);
+    let mut site = site("127.0.0.1:0", &servers, &clients, DIM);
     site.options.server = site.options.server.replacen("drain_seconds", "handshake_seconds = 1\ndrain_seconds", 1);
     let server = site.start();
     let mut silent = std::net::TcpStream::connect(server.addr).unwrap();
@@ -121,7 +73,7 @@ fn tls_files_that_are_none_are_named_before_anything_listens() {
         ("server.key", "server.tls.key"),
         ("clients.crt", "server.tls.client_ca"),
     ] {
-        let site = site("127.0.0.1:0", &servers, &clients);
+        let site = site("127.0.0.1:0", &servers, &clients, DIM);
         let path = site.dir.path().join(file);
         std::fs::remove_file(&path).unwrap();
         let (code, said) = site.expect_no_start();

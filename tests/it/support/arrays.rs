@@ -1,5 +1,5 @@
-//! Files as people give them to the command line: NumPy arrays and lists of subjects, written byte
-//! by byte, so that what reads them is held against the formats and not against itself.
+//! Input files of the command line: NumPy arrays and lists of subjects, written byte
+//! by byte, so that their readers are tested against the formats and not against themselves.
 
 use std::fmt::Write as _;
 use std::path::Path;

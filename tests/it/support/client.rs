@@ -10,7 +10,7 @@ use thenar::model::Hand;
 use tonic::Status;
 use tonic::transport::Channel;
 
-use crate::palms::Palm;
+use super::palms::Palm;
 
 /// One connection with stubs of every service.
 #[derive(Clone)]
@@ -20,13 +20,13 @@ pub(crate) struct Client {
     pub(crate) administration: AdministrationClient<Channel>,
 }
 
-/// A request id nobody used in this process.
+/// A request id that nothing in this process has used.
 pub(crate) fn fresh_id() -> String {
     static NEXT: AtomicU64 = AtomicU64::new(0);
     format!("request-{}", NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-fn wire_hand(hand: Hand) -> i32 {
+fn proto_hand(hand: Hand) -> i32 {
     match hand {
         Hand::Unspecified => proto::Hand::Unspecified,
         Hand::Left => proto::Hand::Left,
@@ -37,7 +37,7 @@ fn wire_hand(hand: Hand) -> i32 {
 
 pub(crate) fn sample(palm: &Palm) -> proto::PalmSample {
     proto::PalmSample {
-        hand: wire_hand(palm.hand),
+        hand: proto_hand(palm.hand),
         content: Some(Content::Embedding(proto::Embedding { values: palm.values.clone() })),
     }
 }
@@ -74,6 +74,11 @@ pub(crate) fn enroll_request(subject: &str, palms: &[Palm]) -> proto::EnrollRequ
     proto::EnrollRequest { request_id: fresh_id(), subject_id: subject.into(), samples: samples(palms) }
 }
 
+/// An enrolment per person, with one template each.
+pub(crate) fn enrolments(people: &[(String, Palm)]) -> Vec<proto::EnrollRequest> {
+    people.iter().map(|(subject, palm)| enroll_request(subject, std::slice::from_ref(palm))).collect()
+}
+
 pub(crate) fn forget_request(subject: &str) -> proto::ForgetRequest {
     proto::ForgetRequest { request_id: fresh_id(), subject_id: subject.into() }
 }
@@ -87,7 +92,7 @@ pub(crate) fn update_request(subject: &str, add: &[Palm], remove: &[u64]) -> pro
     }
 }
 
-/// Cuts enrolments into bulk messages of `size` items; the sequence is the place in `enrolments`.
+/// Cuts enrolments into bulk messages of `size` items; the sequence number is the place in `enrolments`.
 pub(crate) fn bulk_messages(enrolments: Vec<proto::EnrollRequest>, size: usize) -> Vec<proto::BulkEnrollRequest> {
     let items: Vec<proto::BulkEnrollItem> = enrolments
         .into_iter()

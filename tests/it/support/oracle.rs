@@ -2,15 +2,16 @@
 //!
 //! Written from the words of the protocol alone: a subject's score for a probe is that of its best
 //! comparable template, its fused score the mean over the probes that have one, at least the smallest and
-//! at most the largest of these scores; ties go to the smaller template id. Shares no code with the server but, for [`Rotated`], the secret rotation:
-//! with the rows the server stores, scores must agree to the bit.
+//! at most the largest of these scores; ties go to the smaller template id. Shares no code with the server
+//! except the secret rotation, for [`Rotated`]: with the rows that the server stores, scores must agree to
+//! the bit.
 
 use half::f16;
 use thenar::api::proto;
 use thenar::model::{Embedding, Hand};
 use thenar::vault::{KeySource, MasterKey, Rotation, Vault, to_row};
 
-use crate::palms::Palm;
+use super::palms::Palm;
 
 /// How far rotation and the rounding of a row to f16 may move a score.
 pub(crate) const TOLERANCE: f64 = 2e-3;
@@ -58,7 +59,7 @@ pub(crate) fn rank<V, P>(gallery: &[Subject<V>], probes: &[(Hand, P)], score: im
         if let Some((_, template, hand)) = best {
             let compared = best_of_probes.len() as u32;
             let mean = best_of_probes.iter().sum::<f64>() / f64::from(compared);
-            // No mean is outside of what it is the mean of, but for rounding.
+            // A mean lies within its scores, except for rounding.
             best_of_probes.sort_by(f64::total_cmp);
             let score = mean.max(best_of_probes[0]).min(best_of_probes[best_of_probes.len() - 1]);
             ranked.push(Ranked { subject: subject.id.clone(), score, template, hand, compared });
@@ -171,9 +172,9 @@ pub(crate) fn check_close(what: &str, found: &[Ranked], all: &[Ranked], from: f6
     let sure = all.iter().take_while(|r| r.score >= from + TOLERANCE).count().min(max_candidates);
     let possible = all.iter().take_while(|r| r.score >= from - TOLERANCE).count().min(max_candidates);
     assert!((sure..=possible).contains(&found.len()), "{what}: {} listed, not {sure}..={possible}", found.len());
-    // Whoever is clearly better than the last one listed (or than the bar) is listed.
-    let bar = if found.len() == max_candidates { found.last().map_or(from, |f| f.score) } else { from };
-    for r in all.iter().take_while(|r| r.score > bar + 2.0 * TOLERANCE) {
+    // Everybody clearly better than the last one listed (or than the floor) is listed.
+    let floor = if found.len() == max_candidates { found.last().map_or(from, |f| f.score) } else { from };
+    for r in all.iter().take_while(|r| r.score > floor + 2.0 * TOLERANCE) {
         assert!(found.iter().any(|f| f.subject == r.subject), "{what}: {r:?} is missing");
     }
 }
@@ -185,7 +186,7 @@ pub(crate) fn expected(
     asked: Option<f64>,
     max_candidates: usize,
 ) -> (proto::Decision, Vec<Ranked>) {
-    let bar = asked.map_or(threshold, |a| a.max(threshold));
+    let threshold = asked.map_or(threshold, |a| a.max(threshold));
     let list_from = match asked {
         None => threshold,
         Some(-1.0) => f64::NEG_INFINITY,
@@ -193,7 +194,7 @@ pub(crate) fn expected(
     };
     let mut listed = all.iter().filter(|r| r.score >= list_from).count();
     let decision = match all.first() {
-        Some(best) if best.score >= bar => {
+        Some(best) if best.score >= threshold => {
             let close = all.iter().filter(|r| r.score == best.score || best.score - r.score < margin).count();
             if close > 1 {
                 listed = listed.max(close);

@@ -57,6 +57,11 @@ impl Palms {
         Palm::new(hand, self.vector())
     }
 
+    /// Names and a palm for each: `prefix-0`, `prefix-1` and so on.
+    pub(crate) fn people(&mut self, prefix: &str, count: usize) -> Vec<(String, Palm)> {
+        (0..count).map(|number| (format!("{prefix}-{number}"), self.palm())).collect()
+    }
+
     pub(crate) fn below(&mut self, end: usize) -> usize {
         self.rng.random_range(0..end)
     }

@@ -1,12 +1,12 @@
 //! A server under test: the real binary, a data folder and a key of its own, its log kept.
 //!
-//! Knows processes and files. Does not know what a test asks the server.
+//! Does not know what a test asks the server.
 
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -15,11 +15,11 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::client::Client;
+use super::client::{Client, enrolments};
+use super::palms::Palm;
+use super::processes::{THENAR, command, program, text, thenar, wait};
 
-/// The program under test.
-pub(crate) const THENAR: &str = env!("CARGO_BIN_EXE_thenar");
-/// A server that has not come up by then will not. Generous: tests share two cores.
+/// How long a server may take to start or to end. Generous: tests share two cores.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How a test wants its server. Everything else is small and fast.
@@ -75,21 +75,6 @@ impl Options {
     }
 }
 
-/// Whether a GPU must be there: then a missing one is a failure, not a skip.
-pub(crate) fn gpu_is_required() -> bool {
-    std::env::var("THENAR_REQUIRE_GPU").is_ok_and(|v| v == "1")
-}
-
-/// Whether this machine has the software adapter the GPU tests run on.
-pub(crate) fn llvmpipe_is_here() -> bool {
-    thenar::engine::gpu::available_adapters().iter().any(|a| a.name.to_lowercase().contains("llvmpipe"))
-}
-
-/// Says that a test did not run and why.
-pub(crate) fn skip(reason: &str) {
-    println!("skipped: {reason}");
-}
-
 /// A place on the disk for one server: folder, key and configuration. Outlives its processes.
 pub(crate) struct Site {
     pub(crate) dir: TempDir,
@@ -143,7 +128,7 @@ impl Site {
         TestServer::launch(self, Arc::default())
     }
 
-    /// Starts a server here and kills it `after` a while, ready or not.
+    /// Starts a server here and kills it `after` some time, ready or not.
     pub(crate) fn start_and_kill9(&self, after: Duration) {
         std::fs::write(self.config_file(), self.config()).expect("the configuration is written");
         let config = self.config_file();
@@ -163,7 +148,7 @@ impl Site {
         self.run_to_end(&["serve", "--config", self.config_file().to_str().expect("a plain path")])
     }
 
-    /// The program with `args`, in an environment as this site is said to have.
+    /// The program with `args`, in an environment that this site asks for.
     fn command(&self, args: &[&str]) -> Command {
         let mut command = match self.nofile {
             None => command(args),
@@ -202,51 +187,6 @@ impl Site {
     }
 }
 
-/// The program with `args` and an environment that names neither keys nor servers.
-pub(crate) fn command(args: &[&str]) -> Command {
-    program(THENAR, args)
-}
-
-fn program(name: &str, args: &[&str]) -> Command {
-    let mut command = Command::new(name);
-    command
-        .args(args)
-        .env_remove("THENAR_MASTER_KEY")
-        .env_remove("CREDENTIALS_DIRECTORY")
-        .env_remove("THENAR_SERVER")
-        .env_remove("OMP_WAIT_POLICY")
-        .env_remove("XDG_RUNTIME_DIR")
-        // Tests look into the memory of servers, whoever runs them.
-        .env("THENAR_DEBUGGABLE", "1")
-        .env("NO_COLOR", "1")
-        .env("RUST_BACKTRACE", "0");
-    command.stdin(Stdio::null());
-    command
-}
-
-/// Runs the program to its end.
-pub(crate) fn thenar(args: &[&str]) -> Output {
-    command(args).output().expect("the program runs")
-}
-
-/// Everything a program said.
-pub(crate) fn text(output: &Output) -> String {
-    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
-}
-
-fn wait(child: &mut Child, patience: Duration) -> Option<ExitStatus> {
-    let until = Instant::now() + patience;
-    loop {
-        if let Some(status) = child.try_wait().expect("the child is ours") {
-            return Some(status);
-        }
-        if Instant::now() > until {
-            return None;
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-}
-
 /// A running server. Killed when dropped; its log is printed if the test is failing.
 pub(crate) struct TestServer {
     pub(crate) site: Site,
@@ -261,6 +201,14 @@ impl TestServer {
     /// A server over a new folder.
     pub(crate) fn start(options: Options) -> Self {
         Site::new(options).start()
+    }
+
+    /// A server over a new folder that knows these people, one template each, and a client.
+    pub(crate) async fn with(options: Options, people: &[(String, Palm)]) -> (Self, Client) {
+        let server = Self::start(options);
+        let mut client = server.client().await;
+        client.bulk(enrolments(people)).await;
+        (server, client)
     }
 
     fn launch(site: Site, log: Arc<Mutex<String>>) -> Self {
@@ -297,7 +245,7 @@ impl TestServer {
         Self { site, addr, metrics, child, log, reader: Some(reader) }
     }
 
-    /// Kills the process as a power cut would, as far as a process can be cut: SIGKILL.
+    /// SIGKILL: as close to a power cut as a process comes.
     pub(crate) fn kill9(mut self) -> Site {
         self.child.kill().expect("the server is there");
         self.child.wait().expect("it is ours");
@@ -423,43 +371,4 @@ impl Drop for TestServer {
             eprintln!("--- the server's log ---\n{}--- end of the log ---", self.log());
         }
     }
-}
-
-/// Copies a folder with everything in it.
-pub(crate) fn copy_folder(from: &Path, to: &Path) {
-    std::fs::create_dir_all(to).expect("the folder is made");
-    for entry in std::fs::read_dir(from).expect("the folder is read") {
-        let entry = entry.expect("the folder is read");
-        let target = to.join(entry.file_name());
-        if entry.file_type().expect("a type").is_dir() {
-            copy_folder(&entry.path(), &target);
-        } else {
-            std::fs::copy(entry.path(), target).expect("the file is copied");
-        }
-    }
-}
-
-/// Every file under a folder.
-pub(crate) fn files_under(folder: &Path) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    for entry in std::fs::read_dir(folder).expect("the folder is read") {
-        let path = entry.expect("the folder is read").path();
-        if path.is_dir() {
-            files.extend(files_under(&path));
-        } else {
-            files.push(path);
-        }
-    }
-    files
-}
-
-/// Waits until `is` holds, 30 s at most.
-pub(crate) async fn soon(what: &str, is: impl Fn() -> bool) {
-    for _ in 0..600 {
-        if is() {
-            return;
-        }
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-    panic!("never: {what}");
 }
