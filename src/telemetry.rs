@@ -7,8 +7,7 @@ use std::time::Duration;
 
 use metrics::Unit;
 
-use crate::model::Purpose;
-use crate::policy::Decision;
+use crate::model::{Decision, Purpose};
 
 /// What kind of series a metric is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -372,7 +371,7 @@ mod tests {
     #[test]
     fn labels_are_the_words_of_their_types() {
         assert_eq!(PURPOSES, Purpose::ALL.map(Purpose::as_str));
-        assert_eq!(OUTCOMES, [Decision::Match, Decision::NoMatch, Decision::Inconclusive].map(Decision::as_str));
+        assert_eq!(OUTCOMES, Decision::ALL.map(Decision::as_str));
         assert_eq!(Refusal::Failed.label(), "failed");
         assert_eq!(REFUSALS.len(), Refusal::Failed as usize + 1);
     }

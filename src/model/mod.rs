@@ -242,6 +242,32 @@ impl Purpose {
     }
 }
 
+/// What an identification decides about the person at the turnstile or terminal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Decision {
+    /// It is the first candidate.
+    Match,
+    /// Nobody reaches the threshold.
+    NoMatch,
+    /// Somebody does, but another subject comes too close.
+    Inconclusive,
+}
+
+impl Decision {
+    /// Every decision.
+    pub const ALL: [Self; 3] = [Self::Match, Self::NoMatch, Self::Inconclusive];
+
+    /// The word used in metrics and output.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Match => "match",
+            Self::NoMatch => "no_match",
+            Self::Inconclusive => "inconclusive",
+        }
+    }
+}
+
 /// A unit vector made from a client's embedding, not yet rotated. Shape: `[dim]`, f32.
 ///
 /// Deliberately without `Debug` on its values: no biometric data in any log.

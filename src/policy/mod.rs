@@ -2,6 +2,7 @@
 //!
 //! Knows no subjects, no clocks and no I/O, so every rule can be tested by its table.
 
+pub use crate::model::Decision;
 use crate::model::{Invalid, Purpose};
 
 /// What a purpose demands of an identification.
@@ -65,29 +66,6 @@ impl Policies {
     #[must_use]
     pub fn of(&self, purpose: Purpose) -> Policy {
         self.0[purpose as usize]
-    }
-}
-
-/// What to do with the person at the gate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Decision {
-    /// The first candidate it is.
-    Match,
-    /// Nobody reaches the threshold.
-    NoMatch,
-    /// Somebody does, but another subject comes too close.
-    Inconclusive,
-}
-
-impl Decision {
-    /// The word used in metrics and output.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Match => "match",
-            Self::NoMatch => "no_match",
-            Self::Inconclusive => "inconclusive",
-        }
     }
 }
 
