@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest as _, Sha256};
 use zeroize::{Zeroize as _, Zeroizing};
 
-use super::locked::Locked;
+use crate::vault::locked::Locked;
 
 /// What the line begins with.
 const PREFIX: &str = "thenar-master-key-1:";
@@ -335,5 +335,4 @@ fn read_hex(digits: &[u8], bytes: &mut [u8]) -> bool {
 }
 
 #[cfg(test)]
-#[path = "master_key_tests.rs"]
 mod tests;

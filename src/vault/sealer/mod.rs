@@ -18,8 +18,8 @@ use aes_gcm_siv::{AeadInOut as _, Aes256GcmSiv, KeyInit as _, Nonce, Tag};
 use half::f16;
 use zeroize::Zeroize as _;
 
-use super::locked::Locked;
 use crate::model::{Hand, SUBJECT_ID_BYTES_MAX, TemplateRow};
+use crate::vault::locked::Locked;
 
 /// The version written: one sealing key for all templates.
 const VERSION: u8 = 1;
@@ -152,5 +152,4 @@ impl std::fmt::Debug for Sealer {
 }
 
 #[cfg(test)]
-#[path = "sealer_tests.rs"]
 mod tests;

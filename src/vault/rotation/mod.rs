@@ -21,10 +21,10 @@ use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 use rayon::prelude::*;
 use zeroize::Zeroizing;
 
-use super::kernel::{self, PANEL};
-use super::locked::Locked;
-use super::{Purpose, Vault};
 use crate::model::{Invalid, LENGTH_ERROR_MAX, TemplateRow, checked_dim};
+use crate::vault::kernel::{self, PANEL};
+use crate::vault::locked::Locked;
+use crate::vault::{Purpose, Vault};
 
 /// Partial sums of a dot product, added up in a fixed tree.
 const LANES: usize = 8;
@@ -240,5 +240,4 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 }
 
 #[cfg(test)]
-#[path = "rotation_tests.rs"]
 mod tests;
