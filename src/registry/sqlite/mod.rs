@@ -20,12 +20,16 @@
 mod commit;
 mod read;
 mod readers;
+mod requests;
 mod schema;
 mod scrub;
+mod slots;
+mod statements;
 mod sums;
 #[cfg(test)]
 mod tests;
 mod verify;
+mod writer;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -34,9 +38,9 @@ use parking_lot::Mutex;
 use rusqlite::{ErrorCode, ffi};
 use thenar_index::{Contents, GalleryId, Lsn, SubjectNumber, TemplateId};
 
-use self::commit::Writer;
 use self::readers::Readers;
 pub use self::verify::RegistryReport;
+use self::writer::Writer;
 use super::{
     Change, Committed, GalleryIdentity, LogRecord, Registry, RegistryCounts, RegistryError, StoredTemplate,
     SubjectRecord,

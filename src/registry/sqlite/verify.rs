@@ -5,7 +5,7 @@ use std::path::Path;
 use rayon::prelude::*;
 use rusqlite::{Connection, Row as SqlRow};
 
-use super::commit::{ALL_REQUESTS_IN_ORDER, request};
+use super::requests::{ALL_REQUESTS_IN_ORDER, request};
 use super::sums::{self, NO_TEMPLATE, Row, Sums};
 use super::{SqliteRegistry, damaged, failed, read};
 use crate::registry::{RegistryError, StoredTemplate};
