@@ -16,7 +16,7 @@ use tower_service::Service as _;
 use super::budget::{Charge, Share};
 use super::convert;
 use super::messages::{Arriving, AtAge, Handover, Pace, exhausted};
-use crate::net::{Guarded, Life};
+use crate::net::{Connection, GuardedBody};
 
 /// Bytes of one message, where nothing else is said.
 pub const SEARCH_MESSAGE_BYTES_MAX: usize = 256 << 10;
@@ -82,14 +82,14 @@ pub(super) async fn answer(
     routes: Routes,
     limits: CallLimits,
     share: Arc<Share>,
-    life: Life,
-) -> Response<Guarded<Body, Charge>> {
+    connection: Connection,
+) -> Response<GuardedBody<Body, Charge>> {
     let mut call = Charge::new(&share, limits.message_bytes_max);
     let response = match call.add(CALL_BYTES) {
-        Ok(()) => admitted(request, routes, limits, share, life).await,
+        Ok(()) => admitted(request, routes, limits, share, connection).await,
         Err(_) => exhausted().into_http(),
     };
-    response.map(|body| Guarded::new(body, call))
+    response.map(|body| GuardedBody::new(body, call))
 }
 
 async fn admitted(
@@ -97,7 +97,7 @@ async fn admitted(
     mut routes: Routes,
     limits: CallLimits,
     share: Arc<Share>,
-    life: Life,
+    connection: Connection,
 ) -> Response<Body> {
     let Method { bytes_max, kind } = method(request.uri().path());
     let (mut head, body) = request.into_parts();
@@ -117,7 +117,7 @@ async fn admitted(
         }
         Kind::Other => (arriving.into_body(Arc::clone(&held)), asked),
         Kind::Stream { at_age, .. } => {
-            head.extensions.insert(Handover::new(arriving.until(at_age, life.retiring().clone())));
+            head.extensions.insert(Handover::new(arriving.until(at_age, connection.retiring().clone())));
             (Body::empty(), asked)
         }
     };

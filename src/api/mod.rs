@@ -101,13 +101,13 @@ pub(crate) async fn serve(service: Arc<Service>, socket: GrpcSocket) -> Result<(
 
     let GrpcSocket { listener, tls, connections: limits, calls } = socket;
     let budget = budget::Budget::new(calls.message_bytes_max);
-    let door = net::Door { listener, tls, limits, http: http() };
+    let listener = net::Listener { listener, tls, limits, http: http() };
     let goodbye = CancellationToken::new();
-    let handler = move |life: net::Life| {
+    let handler = move |connection: net::Connection| {
         let (routes, share) = (routes.clone(), budget.share());
-        move |request| calls::answer(request, routes.clone(), calls, Arc::clone(&share), life.clone())
+        move |request| calls::answer(request, routes.clone(), calls, Arc::clone(&share), connection.clone())
     };
-    let serving = net::serve(door, goodbye.clone(), handler);
+    let serving = net::serve(listener, goodbye.clone(), handler);
     let draining = async {
         service.draining().cancelled().await;
         health.set_not_serving::<IdentificationServer<identification::Api>>().await;

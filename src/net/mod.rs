@@ -1,15 +1,15 @@
-//! Connections: who may have one, for how long, and how they end.
+//! Connections: limits, timeouts, TLS and graceful close.
 //!
 //! One accept loop serves gRPC and metrics alike. It holds limits in total and per address, gives a
-//! client a bounded time for its handshake, its first request and a life without requests, and ends
-//! connections that are old. A loop that cannot accept waits before it tries again.
+//! client a bounded time for its handshake, its first request and for being idle, and ends connections that
+//! have reached their age. If accepting fails, the loop waits before it tries again.
 //! Knows bytes, HTTP and clocks. Does not know what a request is about.
 
+mod connection;
+mod connection_limits;
 pub(crate) mod descriptors;
 mod graceful_close;
-mod life;
-mod overwrite;
-mod slots;
+mod read_buffer;
 pub(crate) mod tls;
 
 use std::convert::Infallible;
@@ -31,14 +31,14 @@ use tokio::time::{sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use graceful_close::Lingering;
-pub(crate) use life::{Guarded, Life};
-use overwrite::Overwriting;
-use slots::Slots;
+pub(crate) use connection::{Connection, GuardedBody};
+use connection_limits::ConnectionLimiter;
+use graceful_close::GracefulClose;
+use read_buffer::ClearedReads;
 
 use crate::telemetry;
 
-/// How long a client may take to end a connection that the server has ended for being idle.
+/// How long a client may take to close a connection that the server ends because it is idle.
 const CLOSE_GRACE: Duration = Duration::from_secs(2);
 /// How long the calls of a connection that has reached its age may take to end.
 const AGE_GRACE: Duration = Duration::from_secs(30);
@@ -61,33 +61,33 @@ pub struct Limits {
     pub handshake: Duration,
     /// From the handshake to the first request.
     pub first_request: Duration,
-    /// Without a request under way.
+    /// Without a request in flight.
     pub idle: Duration,
-    /// Of a connection in all; it is ended a little earlier or later, so that clients that came
-    /// together do not come back together.
+    /// From accepting a connection to ending it; a tenth more or less, so that clients that connected
+    /// together do not reconnect together.
     pub age: Duration,
 }
 
-/// A socket with what is needed to let clients in.
-pub(crate) struct Door {
+/// A listening socket, and how its connections are served.
+pub(crate) struct Listener {
     pub(crate) listener: TcpListener,
     pub(crate) tls: Option<TlsAcceptor>,
     pub(crate) limits: Limits,
     pub(crate) http: Http,
 }
 
-/// Takes connections until `draining`, then waits until every connection has ended. `handler` makes
-/// the handler of one connection's requests. Connections are cut off when this future is dropped.
-pub(crate) async fn serve<M, H, F, B>(door: Door, draining: CancellationToken, handler: M)
+/// Accepts connections until `draining`, then waits until every connection has ended. `handler` makes
+/// the request handler of one connection. Dropping this future cuts the connections off.
+pub(crate) async fn serve<M, H, F, B>(door: Listener, draining: CancellationToken, handler: M)
 where
-    M: Fn(Life) -> H,
+    M: Fn(Connection) -> H,
     H: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: Body<Data = Bytes> + Send + Unpin + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    let Door { listener, tls, limits, http } = door;
-    let slots = Slots::new(limits.connections_max, limits.connections_per_address_max);
+    let Listener { listener, tls, limits, http } = door;
+    let limiter = ConnectionLimiter::new(limits.connections_max, limits.connections_per_address_max);
     let mut connections = JoinSet::new();
     let mut pause = Duration::ZERO;
     loop {
@@ -99,7 +99,7 @@ where
         };
         let (stream, address) = match accepted {
             Ok(accepted) => accepted,
-            Err(error) if is_of_one_connection(&error) => continue,
+            Err(error) if concerns_one_connection(&error) => continue,
             Err(error) => {
                 if pause.is_zero() {
                     tracing::warn!(%error, "connections cannot be accepted; trying again");
@@ -110,37 +110,37 @@ where
             }
         };
         pause = Duration::ZERO;
-        let slot = match slots.take(address.ip()) {
-            Ok(slot) => slot,
-            Err(full) => {
-                telemetry::connection_refused(full);
+        let permit = match limiter.acquire(address.ip()) {
+            Ok(permit) => permit,
+            Err(limit) => {
+                telemetry::connection_refused(limit);
                 continue;
             }
         };
         let _ = stream.set_nodelay(true);
-        let life = Life::new();
-        let handler = handler(life.clone());
+        let state = Connection::new();
+        let handler = handler(state.clone());
         let (tls, http, draining) = (tls.clone(), http.clone(), draining.clone());
         connections.spawn(async move {
-            let stream = Lingering::new(stream);
+            let stream = GracefulClose::new(stream);
             match tls {
-                None => drive(stream, &http, limits, life, draining, handler).await,
+                None => serve_connection(stream, &http, limits, state, draining, handler).await,
                 Some(tls) => {
-                    // A client that is refused by its certificate learns it from the handshake.
+                    // A client whose certificate is refused learns it from the handshake.
                     if let Ok(Ok(stream)) = timeout(limits.handshake, tls.accept(stream)).await {
-                        drive(stream, &http, limits, life, draining, handler).await;
+                        serve_connection(stream, &http, limits, state, draining, handler).await;
                     }
                 }
             }
-            drop(slot);
+            drop(permit);
         });
     }
     drop(listener);
     while connections.join_next().await.is_some() {}
 }
 
-/// Whether an accept failed because of the connection that was to be accepted.
-fn is_of_one_connection(error: &io::Error) -> bool {
+/// Whether accepting failed because of one connection, and not because of the listener.
+fn concerns_one_connection(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset | io::ErrorKind::Interrupted
@@ -148,8 +148,14 @@ fn is_of_one_connection(error: &io::Error) -> bool {
 }
 
 /// Serves one connection to its end.
-async fn drive<I, H, F, B>(io: I, http: &Http, limits: Limits, life: Life, draining: CancellationToken, handler: H)
-where
+async fn serve_connection<I, H, F, B>(
+    io: I,
+    http: &Http,
+    limits: Limits,
+    state: Connection,
+    draining: CancellationToken,
+    handler: H,
+) where
     I: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     H: Fn(Request<Incoming>) -> F + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
@@ -157,28 +163,28 @@ where
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
     let service = service_fn(|request| {
-        let (under_way, answer) = (life.begin(), handler(request));
-        async move { Ok::<_, Infallible>(answer.await.map(|body| Guarded::new(body, under_way))) }
+        let (in_flight, answer) = (state.begin_request(), handler(request));
+        async move { Ok::<_, Infallible>(answer.await.map(|body| GuardedBody::new(body, in_flight))) }
     });
-    let mut connection = pin!(http.serve_connection(TokioIo::new(Overwriting::new(io)), service));
+    let mut connection = pin!(http.serve_connection(TokioIo::new(ClearedReads::new(io)), service));
     let grace = tokio::select! {
         _ = connection.as_mut() => return,
         () = draining.cancelled() => None,
-        () = life.quiet(limits.first_request, limits.idle) => Some(CLOSE_GRACE),
-        () = sleep(scattered(limits.age)) => Some(AGE_GRACE),
+        () = state.idle_timeout(limits.first_request, limits.idle) => Some(CLOSE_GRACE),
+        () = sleep(jittered(limits.age)) => Some(AGE_GRACE),
     };
     if grace.is_some() {
-        life.retire();
+        state.retire();
     }
     connection.as_mut().graceful_shutdown();
     match grace {
-        // Whoever drains decides how long that may take.
+        // The server, which drains, decides how long that may take.
         None => _ = connection.await,
         Some(grace) => _ = timeout(grace, connection).await,
     }
 }
 
-/// `age`, give or take a tenth.
-fn scattered(age: Duration) -> Duration {
+/// `age`, up to a tenth more or less.
+fn jittered(age: Duration) -> Duration {
     age.mul_f64(0.9 + 0.2 * rand::random::<f64>())
 }

@@ -89,7 +89,7 @@ pub async fn serve(
         .route("/readyz", get(ready));
     let mut http = net::Http::new(TokioExecutor::new()).http1_only();
     http.http1().timer(TokioTimer::new()).header_read_timeout(LIMITS.first_request);
-    let door = net::Door { listener, tls: None, limits: LIMITS, http };
+    let listener = net::Listener { listener, tls: None, limits: LIMITS, http };
     let handler = move |_| {
         let router = router.clone();
         move |request| {
@@ -102,5 +102,5 @@ pub async fn serve(
             }
         }
     };
-    net::serve(door, stop, handler).await;
+    net::serve(listener, stop, handler).await;
 }

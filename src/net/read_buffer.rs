@@ -1,19 +1,20 @@
-//! Connections whose readers keep nothing of what they have read.
+//! Keeps no read data in the read buffers of HTTP/2 and TLS.
 //!
-//! Libraries read into buffers of their own and use them again, so what came last stays in them until
-//! more comes, which may be never. But a reader offers its buffer to whatever it reads from, and that
-//! may write to all it is offered, not only hand on bytes. So, whenever no more has come:
+//! Libraries read into buffers of their own and reuse them, so the bytes that came last stay there until
+//! more bytes come, which may never happen. But a reader offers its buffer to the stream that it reads from,
+//! and the stream may write to the whole offered part, not only the bytes that it returns. So, whenever there
+//! is nothing more to read:
 //!
-//! - rustls decrypts in place, and begins its buffer anew with every read: [`super::graceful_close`] under it
-//!   zeroes what it offers.
-//! - h2 goes on behind what it has read, and begins its buffer anew only when that is full. So
-//!   [`Overwriting`] fills the rest of it, with a frame of zeros that ends where the buffer does. Its
-//!   type is one that HTTP/2 keeps for experiments, and frames of unknown types are to be ignored (RFC
-//!   9113, 4.1 and 5.5). What h2 offers then is its buffer from the beginning, and is zeroed; or a new
-//!   one, if a call has parts of this one still: the allocator zeroes this one when the call lets go.
+//! - rustls decrypts in place, and starts at the beginning of its buffer with every read:
+//!   [`super::graceful_close`] below it zeroes the offered part.
+//! - h2 continues behind the bytes that it has read, and starts at the beginning only when its buffer is full.
+//!   So [`ClearedReads`] fills the rest of the buffer with a frame of zeros that ends where the buffer does.
+//!   The frame has an unknown type, and frames of unknown types must be ignored (RFC 9113, 4.1 and 5.5). Then
+//!   h2 offers its buffer from the beginning, which is zeroed; or a new buffer, if a call still holds parts of
+//!   this one: the allocator zeroes this one when the call releases it.
 //!
-//! What is left out: bytes before a frame that has not come whole, until it has.
-//! Knows where HTTP/2's frames begin. Does not know what is in them.
+//! Not covered: the bytes of an incomplete frame, until the rest of it has come.
+//! Knows where HTTP/2 frames begin. Does not know what is in them.
 
 use std::io;
 use std::pin::Pin;
@@ -21,79 +22,79 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// What every client of HTTP/2 sends first.
+/// What every HTTP/2 client sends first.
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// Length, type, flags and stream of a frame.
-const HEAD_BYTES: usize = 9;
-/// The largest payload that may come without having been agreed on.
+const FRAME_HEADER_BYTES: usize = 9;
+/// The largest payload of a frame, unless the peers agree on another.
 const PAYLOAD_BYTES_MAX: usize = 1 << 14;
-/// Types of frames.
+/// Types of frames; the last is one that HTTP/2 does not define.
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const CONTINUATION: u8 = 9;
-const EXPERIMENTAL: u8 = 0xff;
-/// The flag of the last frame of a header.
+const UNKNOWN_TYPE: u8 = 0xff;
+/// The flag of the last frame of a header block.
 const END_HEADERS: u8 = 4;
 
-/// The bytes of a connection, for a reader of HTTP/2 that is to keep none of them.
-pub(super) struct Overwriting<I> {
+/// A connection for an HTTP/2 reader that is to keep none of the bytes that it has read.
+pub(super) struct ClearedReads<I> {
     io: I,
-    frames: Frames,
-    /// What the reader's buffer may have of the client's data.
-    kept: Kept,
+    frames: FrameTracker,
+    /// Where the reader's buffer may still hold data of the client.
+    residue: Residue,
 }
 
-enum Kept {
+enum Residue {
     Nothing,
-    /// Behind what it offers.
-    Behind,
-    /// The same; a frame of zeros is being handed on.
-    Overwritten(Filling),
-    /// In what it offers next.
-    Offered,
+    /// BeforeNextRead what it offers.
+    BeforeNextRead,
+    /// The same; a frame of zeros is being returned.
+    Filling(ZeroFrame),
+    /// In the part that it offers next.
+    InNextRead,
 }
 
-impl<I> Overwriting<I> {
+impl<I> ClearedReads<I> {
     pub(super) fn new(io: I) -> Self {
-        Self { io, frames: Frames::new(), kept: Kept::Nothing }
+        Self { io, frames: FrameTracker::new(), residue: Residue::Nothing }
     }
 }
 
-impl<I: AsyncRead + Unpin> AsyncRead for Overwriting<I> {
+impl<I: AsyncRead + Unpin> AsyncRead for ClearedReads<I> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        if !matches!(this.kept, Kept::Overwritten(_)) {
+        if !matches!(this.residue, Residue::Filling(_)) {
             let before = buf.filled().len();
             if let Poll::Ready(read) = Pin::new(&mut this.io).poll_read(cx, buf) {
                 if this.frames.read(&buf.filled()[before..]) {
-                    this.kept = Kept::Behind;
+                    this.residue = Residue::BeforeNextRead;
                 }
                 return Poll::Ready(read);
             }
-            match this.kept {
-                Kept::Behind if this.frames.are_whole() && buf.remaining() > 0 => {
-                    this.kept = Kept::Overwritten(Filling::new(buf.remaining()));
+            match this.residue {
+                Residue::BeforeNextRead if this.frames.at_boundary() && buf.remaining() > 0 => {
+                    this.residue = Residue::Filling(ZeroFrame::new(buf.remaining()));
                 }
-                Kept::Offered => {
+                Residue::InNextRead => {
                     buf.initialize_unfilled().fill(0);
-                    this.kept = Kept::Nothing;
+                    this.residue = Residue::Nothing;
                     return Poll::Pending;
                 }
                 _ => return Poll::Pending,
             }
         }
-        if let Kept::Overwritten(filling) = &mut this.kept {
-            filling.put(buf);
-            if filling.left() == 0 {
-                // Where more was left of the buffer than a frame may have, another one follows.
-                this.kept = if filling.is_cut_short { Kept::Behind } else { Kept::Offered };
+        if let Residue::Filling(frame_of_zeros) = &mut this.residue {
+            frame_of_zeros.put(buf);
+            if frame_of_zeros.left() == 0 {
+                // If the rest of the buffer is longer than a frame can be, another frame follows.
+                this.residue = if frame_of_zeros.fills_less { Residue::BeforeNextRead } else { Residue::InNextRead };
             }
         }
         Poll::Ready(Ok(()))
     }
 }
 
-impl<I: AsyncWrite + Unpin> AsyncWrite for Overwriting<I> {
+impl<I: AsyncWrite + Unpin> AsyncWrite for ClearedReads<I> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.io).poll_write(cx, buf)
     }
@@ -119,24 +120,24 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Overwriting<I> {
     }
 }
 
-/// A frame of zeros, on its way into a buffer.
-struct Filling {
-    head: [u8; HEAD_BYTES],
+/// A frame of zeros that is being written to a buffer.
+struct ZeroFrame {
+    head: [u8; FRAME_HEADER_BYTES],
     bytes: usize,
     put: usize,
-    is_cut_short: bool,
+    fills_less: bool,
 }
 
-impl Filling {
-    /// A frame that ends where `room` bytes do; the shortest, or the longest, if that cannot be.
+impl ZeroFrame {
+    /// A frame of `room` bytes, or of the nearest length that a frame can have.
     fn new(room: usize) -> Self {
-        let payload = room.saturating_sub(HEAD_BYTES).min(PAYLOAD_BYTES_MAX);
-        let bytes = HEAD_BYTES + payload;
-        let mut head = [0; HEAD_BYTES];
+        let payload = room.saturating_sub(FRAME_HEADER_BYTES).min(PAYLOAD_BYTES_MAX);
+        let bytes = FRAME_HEADER_BYTES + payload;
+        let mut head = [0; FRAME_HEADER_BYTES];
         let length = u32::try_from(payload).unwrap_or(0).to_be_bytes();
         head[..3].copy_from_slice(&length[1..]);
-        head[3] = EXPERIMENTAL;
-        Self { head, bytes, put: 0, is_cut_short: bytes < room }
+        head[3] = UNKNOWN_TYPE;
+        Self { head, bytes, put: 0, fills_less: bytes < room }
     }
 
     fn left(&self) -> usize {
@@ -144,7 +145,7 @@ impl Filling {
     }
 
     fn put(&mut self, buf: &mut ReadBuf<'_>) {
-        let of_head = &self.head[self.put.min(HEAD_BYTES)..];
+        let of_head = &self.head[self.put.min(FRAME_HEADER_BYTES)..];
         let of_head = &of_head[..of_head.len().min(buf.remaining())];
         buf.put_slice(of_head);
         let zeros = (self.left() - of_head.len()).min(buf.remaining());
@@ -154,80 +155,80 @@ impl Filling {
     }
 }
 
-/// How far a client's frames have come.
-struct Frames {
-    place: Place,
-    /// A header is not whole, and only its next part may follow.
-    is_amid_header: bool,
+/// Follows the frames that a client sends.
+struct FrameTracker {
+    position: Position,
+    /// A header block is incomplete, and only its continuation may follow.
+    in_header_block: bool,
 }
 
-enum Place {
-    /// So many bytes of the preface have come.
+enum Position {
+    /// This many bytes of the preface have come.
     Preface(usize),
-    /// So many bytes of a frame's head have.
-    Head([u8; HEAD_BYTES], usize),
-    /// So many bytes of a frame's payload have not; whether they are data.
+    /// This many bytes of a frame's header have come.
+    Header([u8; FRAME_HEADER_BYTES], usize),
+    /// This many bytes of a frame's payload are missing; whether they are data.
     Payload(usize, bool),
     /// This is not HTTP/2.
-    Foreign,
+    NotHttp2,
 }
 
-impl Place {
-    const NEXT: Self = Self::Head([0; HEAD_BYTES], 0);
+impl Position {
+    const NEXT: Self = Self::Header([0; FRAME_HEADER_BYTES], 0);
 }
 
-impl Frames {
+impl FrameTracker {
     fn new() -> Self {
-        Self { place: Place::Preface(0), is_amid_header: false }
+        Self { position: Position::Preface(0), in_header_block: false }
     }
 
-    /// Whether a frame may follow.
-    fn are_whole(&self) -> bool {
-        matches!(self.place, Place::Head(_, 0)) && !self.is_amid_header
+    /// Whether a frame of any type may come next.
+    fn at_boundary(&self) -> bool {
+        matches!(self.position, Position::Header(_, 0)) && !self.in_header_block
     }
 
-    /// Goes on over `bytes`. Returns whether there is data among them.
+    /// Follows `bytes`. Returns whether there is data among them.
     fn read(&mut self, mut bytes: &[u8]) -> bool {
         let mut has_data = false;
         while !bytes.is_empty() {
-            match &mut self.place {
-                Place::Preface(come) => {
+            match &mut self.position {
+                Position::Preface(come) => {
                     let wanted = &PREFACE[*come..];
                     let taken = wanted.len().min(bytes.len());
                     *come += taken;
                     if bytes[..taken] != wanted[..taken] {
-                        self.place = Place::Foreign;
+                        self.position = Position::NotHttp2;
                     } else if *come == PREFACE.len() {
-                        self.place = Place::NEXT;
+                        self.position = Position::NEXT;
                     }
                     bytes = &bytes[taken..];
                 }
-                Place::Head(head, come) => {
-                    let taken = (HEAD_BYTES - *come).min(bytes.len());
+                Position::Header(head, come) => {
+                    let taken = (FRAME_HEADER_BYTES - *come).min(bytes.len());
                     head[*come..*come + taken].copy_from_slice(&bytes[..taken]);
                     *come += taken;
                     bytes = &bytes[taken..];
-                    if *come == HEAD_BYTES {
+                    if *come == FRAME_HEADER_BYTES {
                         let [a, b, c, kind, flags, ..] = *head;
                         if matches!(kind, HEADERS | CONTINUATION) {
-                            self.is_amid_header = flags & END_HEADERS == 0;
+                            self.in_header_block = flags & END_HEADERS == 0;
                         }
-                        self.place = match u32::from_be_bytes([0, a, b, c]) as usize {
-                            0 => Place::NEXT,
-                            payload => Place::Payload(payload, kind == DATA),
+                        self.position = match u32::from_be_bytes([0, a, b, c]) as usize {
+                            0 => Position::NEXT,
+                            payload => Position::Payload(payload, kind == DATA),
                         };
                     }
                 }
-                Place::Payload(left, is_data) => {
+                Position::Payload(left, is_data) => {
                     has_data |= *is_data;
                     let taken = (*left).min(bytes.len());
                     *left -= taken;
                     bytes = &bytes[taken..];
                     if *left == 0 {
-                        self.place = Place::NEXT;
+                        self.position = Position::NEXT;
                     }
                 }
-                Place::Foreign => return has_data,
+                Position::NotHttp2 => return has_data,
             }
         }
         has_data
@@ -243,10 +244,10 @@ mod tests {
 
     use super::*;
 
-    /// A byte of data that nothing else has.
+    /// A byte that occurs in data only.
     const SECRET: u8 = 0xd5;
 
-    /// What a client sends, in parts, with nothing to read after each.
+    /// What a client sends, in parts, with nothing to read after each part.
     struct Parts {
         parts: VecDeque<Vec<u8>>,
         is_quiet: bool,
@@ -275,20 +276,20 @@ mod tests {
         [&length[1..], &[kind, flags, 0, 0, 0, 1], payload].concat()
     }
 
-    /// Frames as h2 cuts them, without those that it ignores.
+    /// FrameTracker as h2 cuts them, without those that it ignores.
     fn known_frames(bytes: &[u8]) -> Vec<u8> {
         let (preface, mut bytes) = bytes.split_at(PREFACE.len());
         let mut known = preface.to_vec();
-        let mut is_amid_header = false;
-        while bytes.len() >= HEAD_BYTES {
+        let mut in_header_block = false;
+        while bytes.len() >= FRAME_HEADER_BYTES {
             let length = u32::from_be_bytes([0, bytes[0], bytes[1], bytes[2]]) as usize;
-            let (frame, rest) = bytes.split_at((HEAD_BYTES + length).min(bytes.len()));
+            let (frame, rest) = bytes.split_at((FRAME_HEADER_BYTES + length).min(bytes.len()));
             match frame[3] {
-                EXPERIMENTAL => assert!(!is_amid_header, "a header is cut in two"),
+                UNKNOWN_TYPE => assert!(!in_header_block, "a header is cut in two"),
                 kind => {
                     known.extend(frame);
                     if kind == HEADERS || kind == CONTINUATION {
-                        is_amid_header = frame[4] & END_HEADERS == 0;
+                        in_header_block = frame[4] & END_HEADERS == 0;
                     }
                 }
             }
@@ -329,10 +330,10 @@ mod tests {
                 parts.push_back(part.to_vec());
                 rest = after;
             }
-            // As h2's: it goes on behind what was read, and begins anew when it is full.
+            // Like h2's: reads continue behind the bytes read, and start at the beginning when it is full.
             let mut buffer = vec![0; rng.random_range(10..=50_000)];
             let (mut at, mut got) = (0, Vec::new());
-            let mut reader = Overwriting::new(Parts { parts, is_quiet: false });
+            let mut reader = ClearedReads::new(Parts { parts, is_quiet: false });
             let mut cx = Context::from_waker(std::task::Waker::noop());
             loop {
                 let mut buf = ReadBuf::new(&mut buffer[at..]);
@@ -342,7 +343,7 @@ mod tests {
                     at = (at + buf.filled().len()) % buffer.len();
                     continue;
                 }
-                if reader.frames.are_whole() {
+                if reader.frames.at_boundary() {
                     assert!(!buffer.contains(&SECRET), "seed {seed}: {at} of {}", buffer.len());
                     overwritten += 1;
                 }
@@ -356,9 +357,9 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_http_2_is_left_alone() {
+    fn bytes_that_are_not_http_2_are_left_alone() {
         let sent = b"GET /metrics HTTP/1.1\r\n\r\n".to_vec();
-        let mut reader = Overwriting::new(Parts { parts: [sent.clone()].into(), is_quiet: false });
+        let mut reader = ClearedReads::new(Parts { parts: [sent.clone()].into(), is_quiet: false });
         let mut cx = Context::from_waker(std::task::Waker::noop());
         let mut bytes = [0; 64];
         let mut buf = ReadBuf::new(&mut bytes);
