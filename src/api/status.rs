@@ -64,12 +64,12 @@ pub(super) fn status(error: &ServiceError) -> Status {
                 _ => Status::internal("the registry failed; nothing was changed"),
             }
         }
-        ServiceError::NoGallery(reason) => {
-            tracing::error!(error = %reason, "the gallery could not be made");
+        ServiceError::NoGallery(source) => {
+            tracing::error!(error = %source, "the gallery could not be made");
             Status::unavailable("nothing was changed: the gallery could not be made; try again")
         }
-        ServiceError::SearchFailed(reason) => {
-            tracing::error!(error = %reason, "a search failed");
+        ServiceError::SearchFailed(source) => {
+            tracing::error!(error = %source, "a search failed");
             Status::unavailable("the search failed in the server; try again")
         }
     }
@@ -94,7 +94,9 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::engine::EngineError;
     use crate::gallery::GalleryError;
+    use crate::search::SearchError;
 
     #[test]
     fn what_failed_inside_the_server_is_told_without_its_paths() {
@@ -117,8 +119,16 @@ mod tests {
             (not_yet(GalleryError::DiskFull { path: path(), free_bytes: 7 }), Code::Unavailable),
             (not_yet(GalleryError::Folder { path: path(), source: gone() }), Code::Unavailable),
             (not_yet(GalleryError::Registry(RegistryError::ScrubBlocked { path: path() })), Code::Unavailable),
-            (ServiceError::NoGallery("could not use /srv/secret/index".into()), Code::Unavailable),
-            (ServiceError::SearchFailed("the index: /srv/secret/index/00.seg".into()), Code::Unavailable),
+            (
+                ServiceError::NoGallery(Arc::new(GalleryError::Folder { path: path(), source: gone() })),
+                Code::Unavailable,
+            ),
+            (
+                ServiceError::SearchFailed(Arc::new(SearchError::Engine(EngineError::DeviceLost {
+                    reason: "/srv/secret/index/00.seg".into(),
+                }))),
+                Code::Unavailable,
+            ),
         ] {
             assert!(error.to_string().contains("/srv/secret"), "the log has it: {error}");
             let status = status(&error);

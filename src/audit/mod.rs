@@ -31,10 +31,9 @@ use thenar_index::{Row, Snapshot, SubjectNumber};
 use self::compare::{Difference, compare, tolerance};
 use self::faiss::FaissError;
 use crate::engine::certificate::Certificate;
-use crate::gallery::GalleryError;
 use crate::model::synthetic::SyntheticGallery;
 use crate::model::{Embedding, Hand};
-use crate::search::{Answer, NO_FLOOR, Probe, Search};
+use crate::search::{Answer, NO_FLOOR, Probe, Search, SearchError};
 use crate::vault::Rotation;
 
 /// Probes of one pass over the gallery, at most.
@@ -53,7 +52,7 @@ pub enum AuditError {
     Faiss(#[from] FaissError),
     /// Thenar could not answer.
     #[error("Thenar could not answer: {0}")]
-    Gallery(#[from] GalleryError),
+    Search(#[from] SearchError),
     /// There is no template to make a probe of.
     #[error("the gallery is empty: there is no template to make a probe of")]
     EmptyGallery,
@@ -147,7 +146,7 @@ pub struct Audit<'a> {
 }
 
 /// Answers a batch of searches as the server would.
-pub type Answering<'a> = dyn FnMut(&[&Search]) -> Result<Vec<Answer>, GalleryError> + 'a;
+pub type Answering<'a> = dyn FnMut(&[&Search]) -> Result<Vec<Answer>, SearchError> + 'a;
 
 impl<'a> Audit<'a> {
     /// An audit of whoever `answer`s.

@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+pub use self::open::claim;
 use parking_lot::{Mutex, RwLock};
 use thenar_index::storage::Storage;
 use thenar_index::{
@@ -36,7 +37,8 @@ use crate::engine::failover::Failover;
 use crate::engine::{CandidateRows, Engine, EngineDescription, GalleryView, Yielding};
 use crate::model::TemplateRow;
 use crate::registry::{Event, LogRecord, Registry, RegistryError, StoredTemplate};
-use crate::search::{Answer, BatchTiming, Search, plan};
+use crate::search::batch::{Priority, Searcher};
+use crate::search::{Answer, BatchTiming, Search, SearchError, plan};
 use crate::telemetry;
 use crate::vault::Sealer;
 
@@ -54,7 +56,7 @@ pub(crate) const REPLAY_CHUNK: usize = 4096;
 pub enum GalleryError {
     /// The index failed.
     #[error("the index: {0}")]
-    Index(#[from] thenar_index::Error),
+    Index(#[source] thenar_index::Error),
     /// The registry failed.
     #[error(transparent)]
     Registry(#[from] RegistryError),
@@ -87,12 +89,6 @@ pub enum GalleryError {
         /// Room that is left.
         free_bytes: u64,
     },
-    /// No engine could answer.
-    #[error(transparent)]
-    Engine(#[from] crate::engine::EngineError),
-    /// The index was being opened again after a failure, and could not be finished.
-    #[error("the index is lost; it is opened again with the next write")]
-    Lost,
     /// The folder of the data could not be used.
     #[error("could not use {}: {source}", path.display())]
     Folder {
@@ -101,6 +97,17 @@ pub enum GalleryError {
         /// The system's answer.
         source: std::io::Error,
     },
+}
+
+impl From<thenar_index::Error> for GalleryError {
+    fn from(error: thenar_index::Error) -> Self {
+        match error {
+            thenar_index::Error::WrongGallery { dir, expected, found } => {
+                Self::Swapped { dir, index: found, registry: expected }
+            }
+            error => Self::Index(error),
+        }
+    }
 }
 
 /// What a gallery is made of, the same for its whole life.
@@ -441,23 +448,6 @@ impl Gallery {
         Ok(writer.checkpoint()?)
     }
 
-    /// Answers a batch of searches over the gallery as it is now. With `aside`, for which there is one
-    /// thread, the engine lets the searches of other threads go first where it can.
-    ///
-    /// # Errors
-    /// [`GalleryError::Engine`] where no engine could answer, [`GalleryError::Lost`] where there is
-    /// no index to search.
-    pub fn search(
-        &self,
-        searches: &[&Search],
-        aside: bool,
-        candidates: &mut CandidateRows,
-    ) -> Result<(Vec<Answer>, BatchTiming), GalleryError> {
-        let snapshot = self.snapshot().ok_or(GalleryError::Lost)?;
-        let engine: &dyn Engine = if aside { &Yielding(&*self.engine) } else { &*self.engine };
-        Ok(plan::search_batch(engine, &snapshot, searches, candidates)?)
-    }
-
     /// Brings a lost engine back, if one is lost. Called from time to time by [`mend_forever`].
     fn mend(&self) {
         let Some(standby) = &self.standby else { return };
@@ -500,6 +490,22 @@ impl Gallery {
         telemetry::left_out(self.left_out.load(Ordering::Acquire));
         let engine = self.engine.describe();
         telemetry::engine_memory(engine.kind, engine.host_bytes, engine.device_bytes);
+    }
+}
+
+impl Searcher for Gallery {
+    fn search(
+        &self,
+        searches: &[&Search],
+        priority: Priority,
+        candidates: &mut CandidateRows,
+    ) -> Result<(Vec<Answer>, BatchTiming), SearchError> {
+        let snapshot = self.snapshot().ok_or(SearchError::IndexLost)?;
+        let engine: &dyn Engine = match priority {
+            Priority::High => &*self.engine,
+            Priority::Low => &Yielding(&*self.engine),
+        };
+        Ok(plan::search_batch(engine, &snapshot, searches, candidates)?)
     }
 }
 

@@ -14,12 +14,17 @@
 mod tests;
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use thenar_index::storage::Storage;
 use thenar_index::{
-    Contents, Error as IndexError, Geometry, Index, OwnedRow, Reader, Row, TemplateId, Unrepaired, source_of,
+    Contents, Error as IndexError, GalleryId, Geometry, Index, KeyId, Lsn, Origin, OwnedRow, Reader, Row, TemplateId,
+    Unrepaired, source_of,
 };
+
+use crate::registry::{GalleryIdentity, Registry};
 
 use super::{GalleryError, LeftOut, Progress, REPLAY_CHUNK, Setup, open_template};
 
@@ -39,6 +44,39 @@ pub struct OpenReport {
     pub replayed: u64,
     /// Altogether, until the first search could start.
     pub took: Duration,
+}
+
+/// Claims `identity` for the gallery of `registry`, whose index is in `dir`, and returns its id. As long as
+/// nobody was enrolled, another dimension makes it another gallery: then the index of the former one, in which
+/// there is nobody, is removed first.
+///
+/// # Errors
+/// [`GalleryError::Swapped`] if the index is another gallery's: it is left as it is. Others if registry or index
+/// fail, or the gallery has another identity.
+pub fn claim(
+    registry: &dyn Registry,
+    storage: &Arc<dyn Storage>,
+    dir: &Path,
+    identity: &GalleryIdentity,
+) -> Result<GalleryId, GalleryError> {
+    if let Some((claimed, gallery)) = registry.identity()?
+        && claimed.key_id == identity.key_id
+        && registry.last_lsn()? == Lsn(0)
+        && Index::exists(dir)
+    {
+        match Index::open_on(Arc::clone(storage), dir, Origin { gallery, key: KeyId(claimed.key_id) }) {
+            Ok(index) => {
+                drop(index);
+                if claimed.dim != identity.dim {
+                    Index::wipe_on(&**storage, dir)?;
+                }
+            }
+            // Whose it was cannot be said; it is made anew when the gallery is opened.
+            Err(IndexError::ManifestCorrupt { .. } | IndexError::ManifestMissing { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(registry.claim_identity(identity)?)
 }
 
 /// What is to become of the files in the index's folder, none of which was changed yet.
@@ -81,9 +119,6 @@ pub(super) fn check(setup: &Setup, before: Option<&Reader>) -> Result<Checked, G
         }
         Err(error @ (IndexError::ManifestCorrupt { .. } | IndexError::ManifestMissing { .. })) => {
             Way::Anew(error.to_string())
-        }
-        Err(IndexError::WrongGallery { expected, found, .. }) => {
-            return Err(GalleryError::Swapped { dir: setup.dir.clone(), index: found, registry: expected });
         }
         Err(error) => return Err(error.into()),
     };

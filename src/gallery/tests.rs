@@ -219,7 +219,7 @@ impl Home {
             expected.truncate(7);
             let probes = vec![Probe { hand: Hand::Left, vector }];
             let search = Search { probes, floor, k: 7, certificate: Certificate::default(), allowed: None };
-            let (answers, _) = self.gallery.search(&[&search], false, &mut CandidateRows::default()).unwrap();
+            let (answers, _) = self.gallery.search(&[&search], Priority::High, &mut CandidateRows::default()).unwrap();
             let found: Vec<(f64, String)> =
                 answers[0].found.iter().map(|found| (found.score, found.subject_id.to_string())).collect();
             assert_eq!(found, expected, "{context}, person {number}");

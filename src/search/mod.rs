@@ -21,6 +21,7 @@ use std::time::Duration;
 use roaring::RoaringBitmap;
 use thenar_index::{SubjectNumber, TemplateId};
 
+use crate::engine::EngineError;
 pub use crate::engine::certificate::Certificate;
 use crate::model::Hand;
 
@@ -85,6 +86,17 @@ pub struct Answer {
     pub certificate: Certificate,
     /// Live templates in the gallery, allowed to be found or not.
     pub gallery_size: u64,
+}
+
+/// Why a search has no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum SearchError {
+    /// No engine could find candidates.
+    #[error("no engine could answer: {0}")]
+    Engine(#[from] EngineError),
+    /// There is no index to search: it failed, and could not be opened again yet.
+    #[error("the index is lost; it is opened again with the next write")]
+    IndexLost,
 }
 
 /// Where the time of a batch went.

@@ -15,8 +15,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use thenar_index::storage::Files;
-use thenar_index::{Index, KeyId, Lsn, Origin};
+use thenar_index::storage::{Files, Storage};
+use thenar_index::{KeyId, Lsn, Origin};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
@@ -24,7 +24,7 @@ use crate::api;
 use crate::engine::cpu::{CpuEngine, CpuEngineError};
 use crate::engine::failover::Failover;
 use crate::engine::gpu::{AdapterChoice, GpuEngine, GpuOptions};
-use crate::engine::{CandidateRows, Engine, EngineError};
+use crate::engine::{Engine, EngineError};
 use crate::gallery::{self, Gallery, GalleryError, Setup};
 use crate::model::Invalid;
 use crate::net::descriptors::{self, TooFewDescriptors};
@@ -36,7 +36,7 @@ use crate::search::batch::{BatchConfig, Batcher, SearchThreads};
 use crate::server::config::{Config, EngineConfig, EngineKind};
 use crate::server::data_folder::{DataFolder, FolderError};
 use crate::service::writer::{Writer, WriterConfig, WriterThread};
-use crate::service::{Core, GallerySearcher, Parts, Service, ServiceError};
+use crate::service::{Core, Parts, Service, ServiceError};
 use crate::vault::{CREDENTIAL, KeyError, KeySource, MasterKey, Rotation, Vault};
 use crate::web;
 
@@ -175,15 +175,13 @@ impl Opening {
     /// Rotation, index, engine, and the threads over them.
     fn open(&self, dim: usize) -> Result<Threads, ServerError> {
         let Self { vault, registry, supervisor, .. } = self;
-        if registry.identity()?.is_some_and(|(claimed, _)| claimed.dim != dim) && Index::exists(&self.index) {
-            // Nobody is enrolled; see `open_taken`.
-            Index::wipe(&self.index).map_err(GalleryError::from)?;
-        }
-        let gallery_id = registry.claim_identity(&GalleryIdentity { dim, key_id: vault.key_id() })?;
+        let storage: Arc<dyn Storage> = Arc::new(Files);
+        let identity = GalleryIdentity { dim, key_id: vault.key_id() };
+        let gallery_id = gallery::claim(&**registry, &storage, &self.index, &identity)?;
         let sealer = Arc::new(vault.sealer(dim));
         let setup = Setup {
             dir: self.index.clone(),
-            storage: Arc::new(Files),
+            storage,
             dim,
             origin: Origin { gallery: gallery_id, key: KeyId(vault.key_id()) },
             registry: Arc::clone(registry),
@@ -199,10 +197,7 @@ impl Opening {
         let gallery = Arc::new(gallery?);
         let rotation = rotation.map_err(|_| ServerError::Thread(io::Error::other("the rotation panicked")))??;
 
-        let searcher =
-            |aside| GallerySearcher { gallery: Arc::clone(&gallery), aside, candidates: CandidateRows::default() };
-        let searchers = [searcher(false), searcher(true)];
-        let (batcher, search) = Batcher::start(self.batch, searchers, supervisor).map_err(ServerError::Thread)?;
+        let (batcher, search) = Batcher::start(self.batch, &gallery, supervisor).map_err(ServerError::Thread)?;
         let writer_config = WriterConfig { data: self.data.clone(), reserve_bytes: self.reserve_bytes };
         let (writer, writer_thread) =
             Writer::start(writer_config, Arc::clone(registry), Arc::clone(&gallery), supervisor)
@@ -240,7 +235,7 @@ fn open_stage(stage: &Mutex<Stage>, dim: usize) -> Result<Core, ServiceError> {
     let mut stage = stage.lock();
     match &*stage {
         Stage::Unopened(opening) => {
-            let threads = opening.open(dim).map_err(|e| ServiceError::NoGallery(e.to_string()))?;
+            let threads = opening.open(dim).map_err(|e| ServiceError::NoGallery(Arc::new(e)))?;
             let core = threads.core.clone();
             *stage = Stage::Open(threads);
             Ok(core)
@@ -285,13 +280,10 @@ fn open_taken(
     // An empty gallery has the dimension that is configured, or that of whoever comes first.
     let used = registry.last_lsn()? > Lsn(0);
     let dim = config.dim.or(claimed.filter(|_| used));
-    if !used && dim.is_some() && claimed.is_some() && dim != claimed && Index::exists(&folder.index()) {
-        // It becomes another gallery, and what there is of an index has no rows.
-        Index::wipe(&folder.index()).map_err(GalleryError::from)?;
-    }
     if let Some(dim) = dim.or(claimed) {
-        // Another key or dimension is found out before anything is opened.
-        registry.claim_identity(&GalleryIdentity { dim, key_id: vault.key_id() })?;
+        // Another key, dimension or index is noticed before anything is opened.
+        let storage: Arc<dyn Storage> = Arc::new(Files);
+        gallery::claim(&registry, &storage, &folder.index(), &GalleryIdentity { dim, key_id: vault.key_id() })?;
     }
     let engines = engine(&config.engine, folder.path(), supervisor)?;
     let (engine, digester) = (engines.0.describe(), vault.request_digester());

@@ -8,6 +8,7 @@ use thenar_index::TemplateId;
 use crate::gallery::GalleryError;
 use crate::model::{Invalid, RequestId, SubjectId, VenueId};
 use crate::registry::RegistryError;
+use crate::search::SearchError;
 
 /// What there is too much of.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,20 +95,20 @@ pub enum ServiceError {
     },
     /// The disk failed to store the change: after a restart it is there, or not.
     #[error("in doubt: the disk failed to store the change; repeat it with the same request_id: {0}")]
-    InDoubt(Arc<RegistryError>),
+    InDoubt(#[source] Arc<RegistryError>),
     /// The registry takes no change before a restart: an earlier one is in doubt.
     #[error("no changes are taken before a restart: {0}")]
-    ReadOnly(Arc<RegistryError>),
+    ReadOnly(#[source] Arc<RegistryError>),
     /// The registry failed; nothing was changed.
     #[error("nothing was changed: {0}")]
-    Registry(Arc<RegistryError>),
+    Registry(#[source] Arc<RegistryError>),
     /// The change is durable, but searches do not see it yet (or bytes are not yet erased).
     #[error("the change is kept but not yet in force; send the same request again: {0}")]
-    NotYetInForce(Arc<GalleryError>),
+    NotYetInForce(#[source] Arc<GalleryError>),
     /// There is no gallery yet, and it could not be made for the first enrolment.
     #[error("nothing was changed: the gallery could not be made: {0}")]
-    NoGallery(String),
-    /// No engine could search.
+    NoGallery(#[source] Arc<dyn std::error::Error + Send + Sync>),
+    /// There was no index or no engine to search with.
     #[error("the search failed: {0}")]
-    SearchFailed(String),
+    SearchFailed(#[source] Arc<SearchError>),
 }

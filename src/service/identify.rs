@@ -8,13 +8,12 @@ use roaring::RoaringBitmap;
 use thenar_index::TemplateId;
 
 use super::{Busy, Core, Service, ServiceError};
-use crate::gallery::GalleryError;
 use crate::model::{
     self, CANDIDATES_MAX, Embedding, Hand, Invalid, PROBES_MAX, Purpose, RequestId, SubjectFilter, SubjectId, VenueId,
 };
 use crate::policy::{self, Decision};
 use crate::search::batch::{BatchError, Class};
-use crate::search::{Certificate, NO_FLOOR, Probe, Search, rank};
+use crate::search::{Certificate, NO_FLOOR, Probe, Search, SearchError, rank};
 use crate::telemetry::{self, Refusal, StageTimes};
 
 /// A floor from this on rules out nearly every row of a usual gallery, where impostor scores have a
@@ -245,11 +244,11 @@ impl Service {
                 // Waits while rows are erased, or the index is opened again.
                 let snapshot = gallery.snapshot();
                 let score = snapshot.map(|s| rank::fuse(&s, subject.number, &probes).map_or(-1.0, |found| found.score));
-                Ok(Some(score.ok_or(GalleryError::Lost)))
+                Ok(Some(score.ok_or(SearchError::IndexLost)))
             })
             .await?;
         let compared = compared.ok_or(ServiceError::NoSuchSubject(verify.subject))?;
-        let score = compared.map_err(|e| ServiceError::SearchFailed(e.to_string()))?;
+        let score = compared.map_err(|e| ServiceError::SearchFailed(Arc::new(e)))?;
         let threshold = self.parts.policies.of(verify.purpose).threshold;
         let decision = if score >= threshold { Decision::Match } else { Decision::NoMatch };
         Ok(Verification { decision, score, threshold })
@@ -323,7 +322,7 @@ fn batch_error(error: BatchError) -> ServiceError {
     match error {
         BatchError::Overloaded { retry_after, .. } => ServiceError::Busy { what: Busy::Searches, retry_after },
         BatchError::DeadlineExceeded { waited } => ServiceError::DeadlineExceeded { waited },
-        BatchError::Failed { reason } => ServiceError::SearchFailed(reason),
+        BatchError::Failed(error) => ServiceError::SearchFailed(error),
         BatchError::Stopped => ServiceError::Draining,
     }
 }

@@ -24,16 +24,15 @@ pub use enrol::{BulkItem, BulkOutcome, Enrol, Enrolled, Forget, Forgotten, Prepa
 pub use error::{Busy, ServiceError};
 pub use identify::{Candidate, Identification, Identify, Sample, Verification, Verify};
 
+use crate::engine::EngineDescription;
 use crate::engine::certificate::Certificate;
-use crate::engine::{CandidateRows, EngineDescription};
 use crate::gallery::{Gallery, GalleryStatus};
 use crate::model::{Purpose, SubjectId, VenueId};
 use crate::policy::{Policies, Policy};
 use crate::process::supervisor::Supervisor;
 use crate::process::zeroing_alloc;
 use crate::registry::{Registry, RegistryCounts, SubjectRecord};
-use crate::search::batch::{BatchSearcher, Batcher};
-use crate::search::{Answer, BatchTiming, Search};
+use crate::search::batch::Batcher;
 use crate::vault::{RequestDigester, Rotation, Sealer};
 use compute::Compute;
 use writer::Writer;
@@ -234,22 +233,4 @@ fn resident_anonymous_bytes() -> u64 {
         })
         .unwrap_or(0)
         * 1024
-}
-
-/// Searches the gallery for the batcher.
-pub struct GallerySearcher {
-    /// What is searched.
-    pub gallery: Arc<Gallery>,
-    /// Whether other searches go first in the engine.
-    pub aside: bool,
-    /// Reused between batches.
-    pub candidates: CandidateRows,
-}
-
-impl BatchSearcher for GallerySearcher {
-    fn search(&mut self, searches: &[&Search]) -> Result<(Vec<Answer>, BatchTiming), String> {
-        let found = self.gallery.search(searches, self.aside, &mut self.candidates).map_err(|e| e.to_string());
-        zeroing_alloc::clear_stack();
-        found
-    }
 }

@@ -199,7 +199,7 @@ mod with_faiss {
         let (code, said) = audit(&site, &["--probes", "64"]);
         assert_eq!(code, Some(1), "{said}");
         assert!(said.contains("NOT those of FAISS's exhaustive search"), "{said}");
-        let (code, said) = site.verify_index();
+        let (code, said) = site.verify();
         assert_eq!(code, Some(1), "codes are also held against their rows: {said}");
     }
 

@@ -20,7 +20,7 @@ async fn stopped() -> (Site, Vec<(String, Palm)>) {
     }
     drop(client);
     let site = server.terminate();
-    let (code, said) = site.verify_index();
+    let (code, said) = site.verify();
     assert_eq!(code, Some(0), "before the damage: {said}");
     (site, people)
 }
@@ -30,7 +30,7 @@ async fn stopped() -> (Site, Vec<(String, Palm)>) {
 async fn is_found_out_and_mended(what: &str, damage: impl FnOnce(&Site), words: &[&str]) {
     let (site, people) = stopped().await;
     damage(&site);
-    let (code, said) = site.verify_index();
+    let (code, said) = site.verify();
     assert_eq!(code, Some(1), "{what}: {said}");
     let server = site.start();
     let log = server.log();
@@ -51,7 +51,7 @@ async fn is_found_out_and_mended(what: &str, damage: impl FnOnce(&Site), words: 
     client.enroll("person-0", std::slice::from_ref(&people[0].1)).await.unwrap();
     drop(client);
     let site = server.terminate();
-    let (code, said) = site.verify_index();
+    let (code, said) = site.verify();
     assert_eq!(code, Some(0), "{what}, afterwards: {said}");
     let server = site.start();
     let mut client = server.client().await;
@@ -223,7 +223,7 @@ async fn an_index_of_another_history_of_its_registry_is_not_sound() {
         client.enroll("new", &[palms.palm()]).await.unwrap();
         drop(client);
         site = server.terminate();
-        let (code, said) = site.verify_index();
+        let (code, said) = site.verify();
         assert_eq!(code, Some(0), "{said}");
         if let Some(other) = other {
             std::fs::rename(&index, site.dir.path().join(other)).unwrap();
@@ -232,7 +232,7 @@ async fn an_index_of_another_history_of_its_registry_is_not_sound() {
     }
     std::fs::remove_dir_all(&index).unwrap();
     std::fs::rename(site.dir.path().join("index-1"), &index).unwrap();
-    let (code, said) = site.verify_index();
+    let (code, said) = site.verify();
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("does not hold the registry's templates"), "{said}");
 }

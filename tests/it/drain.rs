@@ -125,7 +125,7 @@ async fn searches_that_were_taken_are_answered_and_streams_end_in_order() {
     }
     assert_eq!(server.wait(IN_TIME).code(), Some(0));
     assert!(!server.log().contains("cut off"), "nobody had to be cut off");
-    let (code, said) = server.into_site().verify_index();
+    let (code, said) = server.into_site().verify();
     assert_eq!(code, Some(0), "{said}");
 }
 
@@ -205,7 +205,7 @@ async fn a_second_signal_does_not_wait_for_anybody() {
         assert_eq!(server.wait(IN_TIME).code(), Some(0));
         assert!(told.elapsed() < Duration::from_secs(100), "the drain was cut short");
         drop(held);
-        let (code, said) = server.into_site().verify_index();
+        let (code, said) = server.into_site().verify();
         assert_eq!(code, Some(0), "{said}");
     }
 }

@@ -401,7 +401,7 @@ async fn without_a_free_descriptor_the_index_is_not_lost_and_is_checkpointed_lat
     all_are_found(&mut client, &people).await;
     assert_eq!(client.status().await.unwrap().templates, 23);
     drop(client);
-    let (code, said) = server.terminate().verify_index();
+    let (code, said) = server.terminate().verify();
     assert_eq!(code, Some(0), "{said}");
 }
 

@@ -337,7 +337,7 @@ async fn survives(seed: u64) {
         }
         if round % 6 == 2 {
             // Rows since the last checkpoint, and erasures cut short, are no damage but remain to be done.
-            let (code, said) = site.verify_index();
+            let (code, said) = site.verify();
             assert!(!said.contains("damaged  "), "{what}, killed: {said}");
             let ends = if code == Some(0) { "is sound" } else { "not damaged, but" };
             assert!(said.contains(ends), "{what}, killed: {code:?}, {said}");
@@ -355,7 +355,7 @@ async fn survives(seed: u64) {
         if round % 6 == 5 {
             drop(client);
             let site = server.terminate();
-            let (code, said) = site.verify_index();
+            let (code, said) = site.verify();
             assert_eq!(code, Some(0), "{what}, stopped: {said}");
             server = site.start();
             check(&what, &mut server.client().await, &mut lives).await;

@@ -56,7 +56,7 @@ async fn another_key_does_not_open_a_gallery_and_leaves_it_as_it_was() {
     std::fs::rename(&key, &kept).unwrap();
     assert!(thenar(&["keys", "generate", "--out", key.to_str().unwrap()]).status.success());
     gives_up("another key", &site, &["key"]);
-    let (code, said) = site.verify_index();
+    let (code, said) = site.verify();
     assert_eq!(code, Some(1), "{said}");
     std::fs::rename(&kept, &key).unwrap();
     let server = site.start();
@@ -73,6 +73,24 @@ async fn another_dimension_does_not_open_a_gallery() {
     site.options.dim = None;
     let server = site.start();
     assert_eq!(server.client().await.status().await.unwrap().dim, 64, "without a word the gallery's own is taken");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+async fn a_registry_without_people_does_not_wipe_the_index_of_another_gallery() {
+    let site = stopped_gallery().await;
+    let other = Site::new(Options { dim: Some(128), ..Options::default() });
+    std::fs::copy(site.key(), other.key()).unwrap();
+    let other = other.start().terminate();
+    std::fs::copy(other.data().join("registry.sqlite"), site.data().join("registry.sqlite")).unwrap();
+    let files = || {
+        let files = std::fs::read_dir(site.data().join("index")).unwrap().map(|entry| entry.unwrap().path());
+        files.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect::<std::collections::BTreeMap<_, _>>()
+    };
+    let before = files();
+    gives_up("another gallery's registry", &site, &["another data folder", "remove the index folder"]);
+    assert!(files() == before, "the index was changed");
+    let (code, said) = site.verify();
+    assert_eq!(code, Some(1), "{said}");
 }
 
 #[test]
@@ -107,7 +125,7 @@ async fn one_folder_has_one_server() {
     second.options.data = Some(server.site.data());
     std::fs::copy(server.site.key(), second.key()).unwrap();
     gives_up("a second server", &second, &[server.site.data().to_str().unwrap(), "in use"]);
-    let (code, said) = server.site.verify_index();
+    let (code, said) = server.site.verify();
     assert_eq!(code, Some(1), "{said}");
     assert!(said.contains("in use"), "{said}");
     server.client().await.enroll("ada", &[Palms::new(SEED, 64).palm()]).await.unwrap();

@@ -17,10 +17,10 @@ use crate::cli::table::{facts, grouped, say, say_json, table};
 use crate::cli::{Outcome, import, interrupt, serve};
 use crate::engine::CandidateRows;
 use crate::engine::certificate::{Certificate, MISS_PROBABILITY_DEFAULT};
-use crate::gallery::GalleryError;
 use crate::model::{Embedding, Purpose};
 use crate::process::supervisor::Supervisor;
-use crate::search::Probe;
+use crate::search::batch::{Priority, Searcher as _};
+use crate::search::{Probe, SearchError};
 use crate::server::config::{Config, LogConfig};
 use crate::server::data_folder::FolderError;
 use crate::server::{self, Opened, ServerError};
@@ -73,7 +73,7 @@ fn audit_opened(
     interrupted: &CancellationToken,
 ) -> Result<Outcome, CliError> {
     // Nobody writes: the folder is this process's, and nothing else here asks it for a change.
-    let snapshot = opened.gallery().snapshot().ok_or(AuditError::Gallery(GalleryError::Lost))?;
+    let snapshot = opened.gallery().snapshot().ok_or(AuditError::Search(SearchError::IndexLost))?;
     let rotation = opened.rotation();
     let source = match file {
         Some(file) if file.dim() != snapshot.dim() => {
@@ -92,7 +92,7 @@ fn audit_opened(
     }
     let mut candidates = CandidateRows::default();
     let mut answer = |searches: &[&crate::search::Search]| {
-        opened.gallery().search(searches, false, &mut candidates).map(|(answers, _)| answers)
+        opened.gallery().search(searches, Priority::High, &mut candidates).map(|(answers, _)| answers)
     };
     let mut audit = Audit::new(asked(args, config), &mut answer);
     let pass = audit.probes_a_pass();

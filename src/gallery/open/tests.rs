@@ -1,23 +1,25 @@
 //! An index under which the registry was rolled back, replaced or changed.
 
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use half::f16;
 use rusqlite::Connection;
 use thenar_index::storage::Files;
-use thenar_index::{GalleryId, KeyId, Origin};
 
 use super::*;
 use crate::model::{Hand, RequestId, SubjectId, TemplateRow};
 use crate::registry::sqlite::SqliteRegistry;
-use crate::registry::{Action, Change, GalleryIdentity, Registry as _, SealedTemplate, Source};
+use crate::registry::{Action, Change, SealedTemplate, Source};
 use crate::vault::{MasterKey, Vault};
 
 const DIM: usize = 32;
 
 /// A data folder, with nobody at work in it.
-struct Folder(tempfile::TempDir);
+struct Folder {
+    dir: tempfile::TempDir,
+    dim: usize,
+}
 
 /// A server at work in a folder, as far as registry and index go.
 struct Running {
@@ -29,24 +31,40 @@ struct Running {
 
 impl Folder {
     fn new() -> Self {
-        Self(tempfile::tempdir().unwrap())
+        Self::of(DIM)
+    }
+
+    fn of(dim: usize) -> Self {
+        Self { dir: tempfile::tempdir().unwrap(), dim }
     }
 
     fn registry(&self) -> PathBuf {
-        self.0.path().join("registry.sqlite")
+        self.dir.path().join("registry.sqlite")
+    }
+
+    fn index(&self) -> PathBuf {
+        self.dir.path().join("index")
+    }
+
+    /// The files of the index with what is in them.
+    fn index_files(&self) -> BTreeMap<PathBuf, Vec<u8>> {
+        let files = std::fs::read_dir(self.index()).unwrap().map(|entry| entry.unwrap().path());
+        files.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect()
     }
 
     fn open(&self) -> Result<Running, GalleryError> {
         let vault = Vault::new(MasterKey::from_bytes([5; 32]));
         let registry = Arc::new(SqliteRegistry::open(&self.registry(), vault.registry_keys()).unwrap());
-        let gallery = registry.claim_identity(&GalleryIdentity { dim: DIM, key_id: vault.key_id() }).unwrap();
+        let storage: Arc<dyn Storage> = Arc::new(Files);
+        let identity = GalleryIdentity { dim: self.dim, key_id: vault.key_id() };
+        let gallery = claim(&*registry, &storage, &self.index(), &identity)?;
         let setup = Setup {
-            dir: self.0.path().join("index"),
-            storage: Arc::new(Files),
-            dim: DIM,
+            dir: self.index(),
+            storage,
+            dim: self.dim,
             origin: Origin { gallery, key: KeyId(vault.key_id()) },
             registry: Arc::clone(&registry) as _,
-            sealer: Arc::new(vault.sealer(DIM)),
+            sealer: Arc::new(vault.sealer(self.dim)),
         };
         let (index, _, report) = check(&setup, None)?.finish(&setup, None)?;
         Ok(Running { registry, setup, index, report })
@@ -239,20 +257,38 @@ fn the_index_of_another_gallery_is_refused_and_left_alone() {
         running.stop();
     }
     folder.take_registry_of(&other);
-    let files = |dir: &Path| {
-        let files = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
-        files.map(|path| (path.clone(), std::fs::read(path).unwrap())).collect::<std::collections::BTreeMap<_, _>>()
-    };
-    let index = folder.0.path().join("index");
-    let before = files(&index);
+    let before = folder.index_files();
     let Err(error) = folder.open() else { panic!("it opened") };
     assert!(matches!(error, GalleryError::Swapped { .. }), "{error}");
     let said = error.to_string();
     assert!(said.contains("another data folder") && said.contains("remove the index folder"), "{said}");
-    assert!(files(&index) == before);
+    assert!(folder.index_files() == before);
     // Whoever does as told has a server again.
-    std::fs::remove_dir_all(&index).unwrap();
+    std::fs::remove_dir_all(folder.index()).unwrap();
     folder.run().assert_whole();
+}
+
+#[test]
+fn an_empty_gallery_may_become_one_of_another_dimension_but_its_registry_wipes_no_index_of_another() {
+    let mut empty = Folder::of(2 * DIM);
+    empty.run().stop();
+    empty.dim = DIM;
+    let mut running = empty.run();
+    running.enrol(0..20, 0);
+    running.assert_whole();
+    running.stop();
+
+    // A registry in which nobody was enrolled, under an index that is not its own.
+    let other = Folder::of(2 * DIM);
+    other.run().stop();
+    let before = empty.index_files();
+    empty.take_registry_of(&other);
+    for dim in [DIM, 2 * DIM] {
+        empty.dim = dim;
+        let Err(error) = empty.open() else { panic!("it opened") };
+        assert!(matches!(error, GalleryError::Swapped { .. }), "{error}");
+        assert!(empty.index_files() == before, "the index was changed");
+    }
 }
 
 #[test]
@@ -264,7 +300,7 @@ fn a_registry_that_contradicts_itself_is_refused() {
     let conn = Connection::open(folder.registry()).unwrap();
     conn.execute_batch("DELETE FROM templates WHERE id = 3").unwrap();
     drop(conn);
-    std::fs::remove_dir_all(folder.0.path().join("index")).unwrap();
+    std::fs::remove_dir_all(folder.index()).unwrap();
     let Err(error) = folder.open() else { panic!("it opened") };
     assert!(matches!(error, GalleryError::Contradiction), "{error}");
 }

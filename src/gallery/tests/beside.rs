@@ -109,7 +109,7 @@ fn searches_beside_a_compaction_are_right() {
             let probes = vec![Probe { hand: Hand::Left, vector: vector.as_slice().into() }];
             let search = Search { probes, floor: 0.5, k: 10, certificate: Certificate::default(), allowed: None };
             let started = Instant::now();
-            let (answers, _) = gallery.search(&[&search], false, &mut candidates).unwrap();
+            let (answers, _) = gallery.search(&[&search], Priority::High, &mut candidates).unwrap();
             times[usize::from(beside)].push(started.elapsed());
             let found: Vec<&str> = answers[0].found.iter().map(|found| &*found.subject_id).collect();
             let expected = id(person);

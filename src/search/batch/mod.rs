@@ -18,10 +18,12 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
-pub use self::schedule::Class;
-use self::schedule::{Lane, Schedule};
+use self::schedule::Schedule;
+pub use self::schedule::{Class, Priority};
+use crate::engine::CandidateRows;
 use crate::process::supervisor::Supervisor;
-use crate::search::{Answer, BatchTiming, Search};
+use crate::process::zeroing_alloc;
+use crate::search::{Answer, BatchTiming, Search, SearchError};
 use crate::telemetry;
 
 /// Limits of the batcher.
@@ -36,7 +38,7 @@ pub struct BatchConfig {
 }
 
 /// Why a search was not answered.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum BatchError {
     /// The queue is full, or takes longer than the caller or the configuration allows.
     #[error("{waiting} searches are waiting, too many; try again in {} ms", retry_after.as_millis())]
@@ -52,12 +54,9 @@ pub enum BatchError {
         /// Time in the queue.
         waited: Duration,
     },
-    /// No engine could answer.
-    #[error("the search failed: {reason}")]
-    Failed {
-        /// What the engine said.
-        reason: String,
-    },
+    /// The batch could not be answered.
+    #[error("the search failed: {0}")]
+    Failed(#[source] Arc<SearchError>),
     /// The server is stopping.
     #[error("the server is stopping")]
     Stopped,
@@ -75,12 +74,18 @@ pub struct Answered {
 }
 
 /// Answers batches. The gallery does; tests put another in its place.
-pub trait BatchSearcher: Send + 'static {
-    /// One answer a search, in order, over one snapshot.
+pub trait Searcher: Send + Sync + 'static {
+    /// One answer per search, in order, all over one snapshot. With [`Priority::Low`] the engine lets
+    /// searches of the other priority go first if it can. `candidates` is scratch, reused between batches.
     ///
     /// # Errors
-    /// The reason, where no engine could answer.
-    fn search(&mut self, searches: &[&Search]) -> Result<(Vec<Answer>, BatchTiming), String>;
+    /// [`SearchError`] if there is no index or no engine that could answer.
+    fn search(
+        &self,
+        searches: &[&Search],
+        priority: Priority,
+        candidates: &mut CandidateRows,
+    ) -> Result<(Vec<Answer>, BatchTiming), SearchError>;
 }
 
 struct Waiting {
@@ -95,8 +100,8 @@ pub struct Batcher(Arc<Shared>);
 
 struct Shared {
     state: Mutex<State>,
-    /// For each lane: something was queued for it, or the queue was closed.
-    changed: [Condvar; Lane::ALL.len()],
+    /// For each priority: something was queued for it, or the queue was closed.
+    changed: [Condvar; Priority::ALL.len()],
 }
 
 struct State {
@@ -149,18 +154,18 @@ impl Batcher {
     ///
     /// # Errors
     /// Where the system gives no thread.
-    pub fn start<S: BatchSearcher>(
+    pub fn start(
         config: BatchConfig,
-        searchers: [S; 2],
+        searcher: &Arc<impl Searcher>,
         supervisor: &Supervisor,
     ) -> std::io::Result<(Self, SearchThreads)> {
         assert!(config.queue_max > 0 && config.probes_max > 0, "the configuration is checked");
         let state = Mutex::new(State { schedule: Schedule::new(config), closed: false });
-        let batcher = Self(Arc::new(Shared { state, changed: Lane::ALL.map(|_| Condvar::new()) }));
+        let batcher = Self(Arc::new(Shared { state, changed: Priority::ALL.map(|_| Condvar::new()) }));
         let mut threads = Vec::new();
-        for ((lane, searcher), name) in Lane::ALL.into_iter().zip(searchers).zip(["search", "search-aside"]) {
-            let shared = Arc::clone(&batcher.0);
-            threads.push(supervisor.spawn(name, move || run(&shared, lane, searcher))?);
+        for (priority, name) in Priority::ALL.into_iter().zip(["search", "search-low"]) {
+            let (shared, searcher) = (Arc::clone(&batcher.0), Arc::clone(searcher));
+            threads.push(supervisor.spawn(name, move || run(&shared, priority, &*searcher))?);
         }
         Ok((batcher, SearchThreads(threads)))
     }
@@ -193,7 +198,7 @@ impl Batcher {
         assert_eq!(search.probes.len(), place.probes, "a search has the probes it was admitted with");
         let (reply, answer) = oneshot::channel();
         let now = Instant::now();
-        let lane = place.class.lane();
+        let priority = place.class.priority();
         let waiting = Waiting { search, since: now, deadline: place.deadline, reply };
         {
             let mut state = self.0.state.lock();
@@ -206,7 +211,7 @@ impl Batcher {
             place.is_used = true;
             telemetry::queue_length(state.schedule.queued());
         }
-        self.0.changed[lane as usize].notify_one();
+        self.0.changed[priority as usize].notify_one();
         answer.await.unwrap_or(Err(BatchError::Stopped))
     }
 
@@ -234,20 +239,21 @@ impl Drop for AtPanic<'_> {
     }
 }
 
-fn run(shared: &Shared, lane: Lane, mut searcher: impl BatchSearcher) {
+fn run(shared: &Shared, priority: Priority, searcher: &impl Searcher) {
     let _at_panic = AtPanic(shared);
+    let mut candidates = CandidateRows::default();
     loop {
         let mut batch = {
             let mut state = shared.state.lock();
             loop {
-                if let Some(batch) = state.schedule.next(lane, Instant::now()) {
+                if let Some(batch) = state.schedule.next(priority, Instant::now()) {
                     telemetry::queue_length(state.schedule.queued());
                     break batch;
                 }
                 if state.closed {
                     return;
                 }
-                shared.changed[lane as usize].wait(&mut state);
+                shared.changed[priority as usize].wait(&mut state);
             }
         };
         let now = Instant::now();
@@ -263,8 +269,9 @@ fn run(shared: &Shared, lane: Lane, mut searcher: impl BatchSearcher) {
         });
         let searches: Vec<&Search> = batch.iter().map(|w| &w.search).collect();
         let probes = searches.iter().map(|s| s.probes.len()).sum();
-        let outcome = (!searches.is_empty()).then(|| searcher.search(&searches));
-        shared.state.lock().schedule.done(lane, probes, Instant::now());
+        let outcome = (!searches.is_empty()).then(|| searcher.search(&searches, priority, &mut candidates));
+        zeroing_alloc::clear_stack();
+        shared.state.lock().schedule.done(priority, probes, Instant::now());
         match outcome {
             None => {}
             Some(Ok((answers, timing))) => {
@@ -275,9 +282,10 @@ fn run(shared: &Shared, lane: Lane, mut searcher: impl BatchSearcher) {
                     let _ = waiting.reply.send(Ok(answered));
                 }
             }
-            Some(Err(reason)) => {
+            Some(Err(error)) => {
+                let error = Arc::new(error);
                 for waiting in batch {
-                    let _ = waiting.reply.send(Err(BatchError::Failed { reason: reason.clone() }));
+                    let _ = waiting.reply.send(Err(BatchError::Failed(Arc::clone(&error))));
                 }
             }
         }
@@ -294,11 +302,16 @@ mod tests {
     /// Says what batches it got, and answers each when told to.
     struct Scripted {
         sizes: std_mpsc::Sender<usize>,
-        go: Arc<Mutex<std_mpsc::Receiver<Result<(), String>>>>,
+        go: Mutex<std_mpsc::Receiver<Result<(), SearchError>>>,
     }
 
-    impl BatchSearcher for Scripted {
-        fn search(&mut self, searches: &[&Search]) -> Result<(Vec<Answer>, BatchTiming), String> {
+    impl Searcher for Scripted {
+        fn search(
+            &self,
+            searches: &[&Search],
+            _: Priority,
+            _: &mut CandidateRows,
+        ) -> Result<(Vec<Answer>, BatchTiming), SearchError> {
             self.sizes.send(searches.len()).unwrap();
             self.go.lock().recv().unwrap()?;
             let answer = Answer { found: Vec::new(), certificate: Certificate::Deterministic, gallery_size: 7 };
@@ -317,16 +330,15 @@ mod tests {
         }
     }
 
-    type Script = (Arc<Batcher>, SearchThreads, std_mpsc::Receiver<usize>, std_mpsc::Sender<Result<(), String>>);
+    type Script = (Arc<Batcher>, SearchThreads, std_mpsc::Receiver<usize>, std_mpsc::Sender<Result<(), SearchError>>);
 
     fn scripted(queue_max: usize, probes_max: usize) -> Script {
         let (sizes_in, sizes) = std_mpsc::channel();
         let (go, go_out) = std_mpsc::channel();
-        let go_out = Arc::new(Mutex::new(go_out));
-        let searcher = || Scripted { sizes: sizes_in.clone(), go: Arc::clone(&go_out) };
+        let searcher = Arc::new(Scripted { sizes: sizes_in, go: Mutex::new(go_out) });
         // These tests are about what happens, not about how long it takes.
         let config = BatchConfig { queue_max, probes_max, wait_max: Duration::from_secs(3600) };
-        let (batcher, thread) = Batcher::start(config, [searcher(), searcher()], &Supervisor::default()).unwrap();
+        let (batcher, thread) = Batcher::start(config, &searcher, &Supervisor::default()).unwrap();
         (Arc::new(batcher), thread, sizes, go)
     }
 
@@ -435,8 +447,9 @@ mod tests {
         let (batcher, thread, sizes, go) = scripted(16, 16);
         let failing = submit(&batcher, 1, None);
         sizes.recv().unwrap();
-        go.send(Err("no device".into())).unwrap();
-        assert_eq!(failing.await.unwrap(), Err(BatchError::Failed { reason: "no device".into() }));
+        go.send(Err(SearchError::IndexLost)).unwrap();
+        let Err(BatchError::Failed(error)) = failing.await.unwrap() else { panic!("it failed") };
+        assert!(matches!(*error, SearchError::IndexLost));
         let next = submit(&batcher, 1, None);
         sizes.recv().unwrap();
         go.send(Ok(())).unwrap();
@@ -453,7 +466,7 @@ mod tests {
         drop(place);
         drop(batcher.admit(Class::Urgent, 1, None).unwrap());
         batcher.close();
-        assert_eq!(batcher.admit(Class::Urgent, 1, None).err(), Some(BatchError::Stopped));
+        assert!(matches!(batcher.admit(Class::Urgent, 1, None), Err(BatchError::Stopped)));
         drop(batcher);
         thread.join();
     }
@@ -467,9 +480,9 @@ mod tests {
         // Whom the script waits for is gone: it panics.
         drop(go);
         for search in all {
-            assert_eq!(search.await.unwrap(), Err(BatchError::Stopped));
+            assert!(matches!(search.await.unwrap(), Err(BatchError::Stopped)));
         }
-        assert_eq!(ask(&batcher, 1, None).await, Err(BatchError::Stopped));
+        assert!(matches!(ask(&batcher, 1, None).await, Err(BatchError::Stopped)));
         thread.join();
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! Searches are divided by [`Class`]. A batch is of one class of floor: a probe without a floor is
 //! compared with far more rows, and those beside it would wait for it. Batches without a floor have a
-//! [`Lane`] of their own, whose sifts let those of the other lane go first, so that nobody waits for
-//! them. In the other lane urgent searches go first, and two things bound what that means:
+//! [`Priority`] of their own, whose sifts let those of the other priority go first, so that nobody waits for
+//! them. In the other priority urgent searches go first, and two things bound what that means:
 //!
 //! - While urgent searches arrive, batches of ordinary ones are small.
 //! - Ordinary searches that have waited for [`ORDINARY_PATIENCE`] have one batch in between; after it
@@ -54,10 +54,10 @@ impl Class {
     const ALL: [Self; 3] = [Self::Urgent, Self::Ordinary, Self::Floorless];
 
     /// Where its batches are sifted.
-    pub(super) fn lane(self) -> Lane {
+    pub(super) fn priority(self) -> Priority {
         match self {
-            Self::Urgent | Self::Ordinary => Lane::First,
-            Self::Floorless => Lane::Yielding,
+            Self::Urgent | Self::Ordinary => Priority::High,
+            Self::Floorless => Priority::Low,
         }
     }
 
@@ -82,15 +82,15 @@ impl Class {
 
 /// One of two threads that search.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Lane {
+pub enum Priority {
     /// For searches with a floor.
-    First,
+    High,
     /// For the others, which let those go first.
-    Yielding,
+    Low,
 }
 
-impl Lane {
-    pub(super) const ALL: [Self; 2] = [Self::First, Self::Yielding];
+impl Priority {
+    pub(super) const ALL: [Self; 2] = [Self::High, Self::Low];
 }
 
 /// How long batches of one class take, by their size.
@@ -147,7 +147,7 @@ struct Line<T> {
     pace: Pace,
 }
 
-/// What a lane is at.
+/// What a priority is at.
 struct Running {
     class: Class,
     since: Instant,
@@ -158,7 +158,7 @@ struct Running {
 pub(super) struct Schedule<T> {
     config: BatchConfig,
     lines: [Line<T>; Class::ALL.len()],
-    running: [Option<Running>; Lane::ALL.len()],
+    running: [Option<Running>; Priority::ALL.len()],
     urgent_last: Option<Instant>,
     /// Not before this do ordinary searches go before urgent ones.
     ordinary_from: Option<Instant>,
@@ -167,7 +167,7 @@ pub(super) struct Schedule<T> {
 impl<T> Schedule<T> {
     pub(super) fn new(config: BatchConfig) -> Self {
         let line = |_| Line { queue: VecDeque::new(), searches: 0, probes: 0, pace: Pace::default() };
-        let running = Lane::ALL.map(|_| None);
+        let running = Priority::ALL.map(|_| None);
         Self { config, lines: Class::ALL.map(line), running, urgent_last: None, ordinary_from: None }
     }
 
@@ -245,10 +245,10 @@ impl<T> Schedule<T> {
         self.lines.iter().map(|line| line.queue.len()).sum()
     }
 
-    /// The next batch of a lane, if anything waits. [`Schedule::done`] follows before the one after.
-    pub(super) fn next(&mut self, lane: Lane, now: Instant) -> Option<Vec<T>> {
-        assert!(self.running[lane as usize].is_none(), "one batch at a time");
-        let class = self.choose(lane, now)?;
+    /// The next batch of a priority, if anything waits. [`Schedule::done`] follows before the one after.
+    pub(super) fn next(&mut self, priority: Priority, now: Instant) -> Option<Vec<T>> {
+        assert!(self.running[priority as usize].is_none(), "one batch at a time");
+        let class = self.choose(priority, now)?;
         let urgent = self.urgent_last.is_some_and(|last| now.saturating_duration_since(last) < URGENT_EXPECTED);
         let all = self.config.probes_max;
         let most = if urgent { all.min(class.probes_beside_urgent()) } else { all };
@@ -258,19 +258,19 @@ impl<T> Schedule<T> {
             probes = self.take(Class::Ordinary, all.min(FILLED_PROBES), probes, &mut batch);
         }
         let expected = self.line(class).pace.expected(probes, all);
-        self.running[lane as usize] = Some(Running { class, since: now, expected });
+        self.running[priority as usize] = Some(Running { class, since: now, expected });
         Some(batch)
     }
 
-    fn choose(&self, lane: Lane, now: Instant) -> Option<Class> {
+    fn choose(&self, priority: Priority, now: Instant) -> Option<Class> {
         let waits = |class: &Class| !self.line(*class).queue.is_empty();
         let ordinary = self.line(Class::Ordinary).queue.front();
         let overdue = ordinary.is_some_and(|first| now.saturating_duration_since(first.since) >= ORDINARY_PATIENCE)
             && self.ordinary_from.is_none_or(|from| from <= now);
-        if lane == Lane::First && overdue {
+        if priority == Priority::High && overdue {
             return Some(Class::Ordinary);
         }
-        Class::ALL.into_iter().filter(|class| class.lane() == lane).find(waits)
+        Class::ALL.into_iter().filter(|class| class.priority() == priority).find(waits)
     }
 
     /// Moves searches to a batch of `probes` probes while it has room; one always fits an empty batch.
@@ -288,9 +288,9 @@ impl<T> Schedule<T> {
         probes
     }
 
-    /// A lane's batch is done; it had `probes` probes, none where nobody waited for it any more.
-    pub(super) fn done(&mut self, lane: Lane, probes: usize, now: Instant) {
-        let running = self.running[lane as usize].take().expect("a batch was begun");
+    /// A priority's batch is done; it had `probes` probes, none where nobody waited for it any more.
+    pub(super) fn done(&mut self, priority: Priority, probes: usize, now: Instant) {
+        let running = self.running[priority as usize].take().expect("a batch was begun");
         let took = now.saturating_duration_since(running.since);
         if probes > 0 {
             self.line_mut(running.class).pace.took(probes, took);
@@ -303,7 +303,7 @@ impl<T> Schedule<T> {
     /// From now until a further search of `probes` probes would be answered.
     fn expected_wait(&self, class: Class, probes: usize, now: Instant) -> Duration {
         let all = self.config.probes_max;
-        let running = self.running[class.lane() as usize].as_ref().map_or(Duration::ZERO, |running| {
+        let running = self.running[class.priority() as usize].as_ref().map_or(Duration::ZERO, |running| {
             running.expected.saturating_sub(now.saturating_duration_since(running.since))
         });
         let line = self.line(class);
@@ -331,11 +331,11 @@ mod tests {
         BatchConfig { queue_max, probes_max, wait_max: 500 * MS }
     }
 
-    /// An engine on a clock of its own, with a lane that a batch occupies for `batch`, and `probe`
+    /// An engine on a clock of its own, with a priority that a batch occupies for `batch`, and `probe`
     /// longer for each probe.
     struct Bench {
         schedule: Schedule<(Class, Instant)>,
-        lane: Lane,
+        priority: Priority,
         now: Instant,
         start: Instant,
         batch: Duration,
@@ -348,11 +348,11 @@ mod tests {
     }
 
     impl Bench {
-        fn new(config: BatchConfig, lane: Lane) -> Self {
+        fn new(config: BatchConfig, priority: Priority) -> Self {
             let start = Instant::now();
             Self {
                 schedule: Schedule::new(config),
-                lane,
+                priority,
                 now: start,
                 start,
                 batch: MS,
@@ -380,14 +380,14 @@ mod tests {
                 arrivals.front().map(|(_, at)| bench.start + *at)
             };
             let next = arrive_until(self, self.now);
-            let Some(batch) = self.schedule.next(self.lane, self.now) else {
+            let Some(batch) = self.schedule.next(self.priority, self.now) else {
                 self.now = next.unwrap_or(self.now);
                 return next.is_some();
             };
             let until = self.now + self.batch + self.probe * u32::try_from(batch.len()).unwrap();
             arrive_until(self, until);
             self.now = until;
-            self.schedule.done(self.lane, batch.len(), until);
+            self.schedule.done(self.priority, batch.len(), until);
             self.batches.push((batch[0].0, batch.len()));
             self.answered.extend(batch.into_iter().map(|(class, since)| (class, until - since)));
             true
@@ -420,7 +420,7 @@ mod tests {
 
     #[test]
     fn a_batch_is_of_one_class_of_floor_and_the_urgent_go_first() {
-        let mut bench = Bench::new(config(64, 32), Lane::First);
+        let mut bench = Bench::new(config(64, 32), Priority::High);
         let ordinary = std::iter::repeat_n(Class::Ordinary, 20);
         for class in [Class::Floorless].into_iter().chain(ordinary).chain([Class::Urgent, Class::Urgent]) {
             bench.arrive(class, None, bench.start);
@@ -428,7 +428,7 @@ mod tests {
         bench.run(Vec::new(), None);
         // Ordinary ones fill an urgent batch up to where they would hold it up.
         assert_eq!(bench.batches, [(Class::Urgent, FILLED_PROBES), (Class::Ordinary, 6)]);
-        bench.lane = Lane::Yielding;
+        bench.priority = Priority::Low;
         bench.run(Vec::new(), None);
         assert_eq!(bench.batches[2..], [(Class::Floorless, 1)], "floorless ones never do");
     }
@@ -436,13 +436,13 @@ mod tests {
     #[test]
     fn other_batches_are_small_while_urgent_searches_arrive_and_large_when_none_do() {
         let first_of_60 = |class: Class, after_urgent: Option<Duration>| {
-            let mut bench = Bench::new(config(256, 64), Lane::First);
+            let mut bench = Bench::new(config(256, 64), Priority::High);
             if let Some(after) = after_urgent {
                 bench.arrive(Class::Urgent, None, bench.start);
                 bench.run(Vec::new(), None);
                 bench.now = bench.start + after;
             }
-            bench.lane = class.lane();
+            bench.priority = class.priority();
             bench.batches.clear();
             (0..60).for_each(|_| bench.arrive(class, None, bench.now));
             bench.run(Vec::new(), None);
@@ -457,7 +457,7 @@ mod tests {
 
     #[test]
     fn ordinary_searches_do_not_starve_and_the_urgent_keep_most_of_the_engine() {
-        let mut bench = Bench::new(config(1024, 256), Lane::First);
+        let mut bench = Bench::new(config(1024, 256), Priority::High);
         // Twice what the engine can do for the urgent alone, and more ordinary ones than it could do.
         bench.run(arrivals(&[(Class::Urgent, 8000.0), (Class::Ordinary, 5000.0)], 4.0), None);
         let took = |of: Class| -> Duration {
@@ -470,7 +470,7 @@ mod tests {
         assert!(bench.p99(Class::Urgent) < 700 * MS, "{:?}", bench.p99(Class::Urgent));
         // At a load that the engine can bear, they hardly hold an urgent one up.
         let p99 = |of: &[(Class, f64)]| {
-            let mut bench = Bench::new(config(1024, 256), Lane::First);
+            let mut bench = Bench::new(config(1024, 256), Priority::High);
             bench.run(arrivals(of, 10.0), None);
             assert!(bench.refused.is_empty());
             bench.p99(Class::Urgent)
@@ -484,7 +484,7 @@ mod tests {
     fn at_three_times_capacity_what_is_admitted_is_answered_in_time_and_the_engine_never_idles() {
         // Batches of 64 take 17 ms: 3,765 a second.
         let (deadline, capacity) = (300 * MS, 3765.0 * 5.0);
-        let mut bench = Bench::new(config(65_536, 64), Lane::First);
+        let mut bench = Bench::new(config(65_536, 64), Priority::High);
         bench.run(arrivals(&[(Class::Urgent, 11_300.0)], 5.0), Some(deadline));
         let in_time = bench.answered.iter().filter(|(_, took)| *took <= deadline).count();
         assert!(in_time as f64 > 0.9 * capacity, "{in_time} of {capacity}");
@@ -495,7 +495,7 @@ mod tests {
             assert!((RETRY_MIN..=RETRY_MAX).contains(&refused.retry_after), "{refused:?}");
         }
         // Without a deadline the limit of the configuration holds.
-        let mut bench = Bench::new(config(65_536, 64), Lane::First);
+        let mut bench = Bench::new(config(65_536, 64), Priority::High);
         bench.run(arrivals(&[(Class::Urgent, 11_300.0)], 5.0), None);
         assert!(bench.p99(Class::Urgent) < 520 * MS, "{:?}", bench.p99(Class::Urgent));
         assert!(bench.answered.len() as f64 > 0.9 * capacity, "{}", bench.answered.len());
@@ -503,7 +503,7 @@ mod tests {
 
     #[test]
     fn an_engine_that_is_slower_than_every_limit_still_gets_batches() {
-        let mut bench = Bench::new(config(1024, 256), Lane::First);
+        let mut bench = Bench::new(config(1024, 256), Priority::High);
         (bench.batch, bench.probe) = (2000 * MS, 10 * MS);
         bench.run(arrivals(&[(Class::Urgent, 20.0)], 60.0), None);
         let (_, size) = bench.batches[bench.batches.len() - 2];
@@ -512,14 +512,14 @@ mod tests {
 
     #[test]
     fn places_are_limited_in_all_and_for_each_class() {
-        let mut bench = Bench::new(config(8, 4), Lane::First);
+        let mut bench = Bench::new(config(8, 4), Priority::High);
         (0..3).for_each(|_| bench.arrive(Class::Floorless, None, bench.start));
         assert_eq!(bench.refused.len(), 1, "two of eight places");
         (0..7).for_each(|_| bench.arrive(Class::Urgent, None, bench.start));
         assert_eq!(bench.refused.len(), 2, "six are left for others");
         assert_eq!(bench.refused[1].1.waiting, 8);
         let place = |bench: &mut Bench| bench.schedule.reserve(Class::Urgent, 1, None, bench.start);
-        bench.schedule.next(Lane::First, bench.start).unwrap();
+        bench.schedule.next(Priority::High, bench.start).unwrap();
         assert!(place(&mut bench).is_ok(), "who is in the engine does not wait");
         bench.schedule.release(Class::Urgent, 1);
         assert!(place(&mut bench).is_ok(), "a place given up is free");

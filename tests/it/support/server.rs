@@ -182,7 +182,7 @@ impl Site {
     }
 
     /// `thenar verify` on this folder: whether it is sound, and what it said.
-    pub(crate) fn verify_index(&self) -> (Option<i32>, String) {
+    pub(crate) fn verify(&self) -> (Option<i32>, String) {
         self.run_to_end(&["verify", "--config", self.config_file().to_str().expect("a plain path")])
     }
 }

@@ -29,17 +29,8 @@ use crate::simd::{self, Simd};
 /// Accumulators of the sum. Rows and probes are multiples of this long.
 pub const LANES: usize = 16;
 
-/// One kernel: (row, probe) to score.
-type One = unsafe fn(&[f16], &[f32]) -> f64;
-/// One kernel: (rows, probe, scores) for consecutive rows.
-type Many = unsafe fn(&[f16], &[f32], &mut [f64]);
-
-/// The kernels of one path.
-#[derive(Clone, Copy)]
-struct Scorer {
-    one: One,
-    many: Many,
-}
+/// A kernel of one path: (row, probe) to score.
+type Kernel = unsafe fn(&[f16], &[f32]) -> f64;
 
 /// The score of one stored row against one rotated probe.
 ///
@@ -51,40 +42,26 @@ struct Scorer {
 pub fn exact(row: &[f16], probe: &[f32]) -> f64 {
     assert_eq!(row.len(), probe.len(), "a row and a probe of one dimension");
     assert!(row.len().is_multiple_of(LANES), "a dimension in whole lanes");
-    let scorer = scorer();
-    // SAFETY: `scorer()` returns kernels of a path this processor can run.
-    unsafe { (scorer.one)(row, probe) }
+    let kernel = kernel();
+    // SAFETY: `kernel()` returns one that this processor can run.
+    unsafe { kernel(row, probe) }
 }
 
-/// The scores of consecutive rows against one probe; each is the bits [`exact`] gives.
-///
-/// Shapes: `rows` `[scores.len(), dim]`, `probe` `[dim]`.
-///
-/// # Panics
-/// Where the lengths do not fit or `dim` is no multiple of [`LANES`].
-pub fn exact_many(rows: &[f16], probe: &[f32], scores: &mut [f64]) {
-    assert_eq!(rows.len(), probe.len() * scores.len(), "a score for every row");
-    assert!(probe.len().is_multiple_of(LANES), "a dimension in whole lanes");
-    let scorer = scorer();
-    // SAFETY: `scorer()` returns kernels of a path this processor can run.
-    unsafe { (scorer.many)(rows, probe, scores) }
-}
-
-/// The kernels of this process, chosen once. A forced path that cannot run is reported by the
+/// The kernel of this process, chosen once. A forced path that cannot run is reported by the
 /// engine that asks for it; the score has the same bits either way and takes the best path.
-fn scorer() -> Scorer {
-    static SCORER: OnceLock<Scorer> = OnceLock::new();
-    *SCORER.get_or_init(|| scorer_of(simd::chosen().unwrap_or_else(|_| Simd::best())))
+fn kernel() -> Kernel {
+    static KERNEL: OnceLock<Kernel> = OnceLock::new();
+    *KERNEL.get_or_init(|| kernel_of(simd::chosen().unwrap_or_else(|_| Simd::best())))
 }
 
-/// The kernels of `path`, which this processor must be able to run.
-fn scorer_of(path: Simd) -> Scorer {
+/// The kernel of `path`, which this processor must be able to run.
+fn kernel_of(path: Simd) -> Kernel {
     match path {
         #[cfg(target_arch = "x86_64")]
-        Simd::Avx512Vbmi | Simd::Avx512Bf16 | Simd::Avx512 => Scorer { one: avx512::one, many: avx512::many },
+        Simd::Avx512Vbmi | Simd::Avx512Bf16 | Simd::Avx512 => avx512::exact,
         #[cfg(target_arch = "x86_64")]
-        Simd::Avx2 => Scorer { one: avx2::one, many: avx2::many },
-        _ => Scorer { one: portable, many: portable_many },
+        Simd::Avx2 => avx2::exact,
+        _ => portable,
     }
 }
 
@@ -104,16 +81,6 @@ fn portable(row: &[f16], probe: &[f32]) -> f64 {
         width /= 2;
     }
     lanes[0]
-}
-
-fn portable_many(rows: &[f16], probe: &[f32], scores: &mut [f64]) {
-    if probe.is_empty() {
-        scores.fill(0.0);
-        return;
-    }
-    for (row, score) in rows.chunks_exact(probe.len()).zip(scores) {
-        *score = portable(row, probe);
-    }
 }
 
 #[cfg(test)]
@@ -137,15 +104,15 @@ mod tests {
         sums[0]
     }
 
-    fn paths() -> impl Iterator<Item = (Simd, Scorer)> {
-        Simd::ALL.into_iter().filter(|path| path.is_available()).map(|path| (path, scorer_of(path)))
+    fn paths() -> impl Iterator<Item = (Simd, Kernel)> {
+        Simd::ALL.into_iter().filter(|path| path.is_available()).map(|path| (path, kernel_of(path)))
     }
 
     fn check(row: &[f16], probe: &[f32], what: &str) {
         let expected = twin(row, probe).to_bits();
-        for (path, scorer) in paths() {
+        for (path, kernel) in paths() {
             // SAFETY: only paths this processor can run.
-            let found = unsafe { (scorer.one)(row, probe) };
+            let found = unsafe { kernel(row, probe) };
             assert_eq!(found.to_bits(), expected, "{path}, {what}: {found}");
         }
         assert_eq!(exact(row, probe).to_bits(), expected, "{what}");
@@ -237,29 +204,5 @@ mod tests {
         (row[2], probe[2]) = (f16::ONE, -1e16);
         check(&row, &probe, "lanes 0, 2 and 4");
         assert_eq!(exact(&row, &probe), 0.0);
-    }
-
-    #[test]
-    fn many_rows_score_as_they_do_one_by_one() {
-        for seed in 0..40 {
-            let mut rng = ChaCha8Rng::seed_from_u64(seed);
-            let dim = 32 * rng.random_range(1..=8);
-            let count = rng.random_range(0..20);
-            let rows: Vec<f16> = (0..count * dim).map(|_| f16::from_f32(rng.random_range(-1.0..1.0))).collect();
-            let probe: Vec<f32> = (0..dim).map(|_| rng.random_range(-1.0..1.0)).collect();
-            for (path, scorer) in paths() {
-                let mut scores = vec![f64::NAN; count];
-                // SAFETY: only paths this processor can run.
-                unsafe { (scorer.many)(&rows, &probe, &mut scores) };
-                for (i, score) in scores.iter().enumerate() {
-                    let expected = twin(&rows[i * dim..(i + 1) * dim], &probe);
-                    assert_eq!(
-                        score.to_bits(),
-                        expected.to_bits(),
-                        "{path}, seed {seed}, dim {dim}, row {i} of {count}"
-                    );
-                }
-            }
-        }
     }
 }
