@@ -8,10 +8,10 @@ use rusqlite::Connection;
 use thenar_index::storage::Files;
 
 use super::*;
-use crate::model::{Hand, RequestId, SubjectId, TemplateRow};
+use crate::gallery::testing;
+use crate::model::TemplateRow;
+use crate::registry::Change;
 use crate::registry::sqlite::SqliteRegistry;
-use crate::registry::{Action, Change, SealedTemplate, Source};
-use crate::vault::{MasterKey, Vault};
 
 const DIM: usize = 32;
 
@@ -53,21 +53,24 @@ impl Folder {
     }
 
     fn open(&self) -> Result<Running, GalleryError> {
-        let vault = Vault::new(MasterKey::from_bytes([5; 32]));
-        let registry = Arc::new(SqliteRegistry::open(&self.registry(), vault.registry_keys()).unwrap());
-        let storage: Arc<dyn Storage> = Arc::new(Files);
-        let identity = GalleryIdentity { dim: self.dim, key_id: vault.key_id() };
-        let gallery = claim(&*registry, &storage, &self.index(), &identity)?;
-        let setup = Setup {
-            dir: self.index(),
-            storage,
-            dim: self.dim,
-            origin: Origin { gallery, key: KeyId(vault.key_id()) },
-            registry: Arc::clone(&registry) as _,
-            sealer: Arc::new(vault.sealer(self.dim)),
-        };
+        let registry = Arc::new(testing::registry(self.dir.path()));
+        let setup = testing::setup(self.dir.path(), self.dim, Arc::new(Files), Arc::clone(&registry) as _)?;
         let (index, _, report) = check(&setup, None)?.finish(&setup, None)?;
         Ok(Running { registry, setup, index, report })
+    }
+
+    /// With these people, and nobody at work in it.
+    fn with(people: std::ops::Range<u32>) -> Self {
+        let folder = Self::new();
+        folder.work(|running| running.enrol(people, 0));
+        folder
+    }
+
+    /// Lets a server do `work` here and stop.
+    fn work(&self, work: impl FnOnce(&mut Running)) {
+        let mut running = self.run();
+        work(&mut running);
+        running.stop();
     }
 
     fn run(&self) -> Running {
@@ -91,14 +94,8 @@ impl Folder {
 }
 
 impl Running {
-    fn commit(&mut self, actions: impl Iterator<Item = (String, Action)>) {
-        let change = |(id, action): (String, Action)| Change {
-            request_id: RequestId::new(&id).unwrap(),
-            digest: [0; 16],
-            action,
-        };
-        let changes: Vec<Change> = actions.map(change).collect();
-        let committed = self.registry.commit(&changes).unwrap();
+    fn commit(&mut self, changes: &[Change]) {
+        let committed = self.registry.commit(changes).unwrap();
         let mut progress = Progress::new(self.index.snapshot().lsn());
         progress.give(&mut self.index, &self.setup.sealer, &committed.records).unwrap();
         drop(self.index.publish(progress.given));
@@ -107,22 +104,20 @@ impl Running {
 
     /// Enrols these people; `draw` says which palms they have.
     fn enrol(&mut self, people: std::ops::Range<u32>, draw: u32) {
-        let sealer = Arc::clone(&self.setup.sealer);
-        self.commit(people.map(|person| {
+        let enrol = |person: u32| {
             let value = |i: u32| f16::from_f32(((person * 31 + i * 7 + draw * 13) % 97) as f32 / 97.0 - 0.5);
             let row = TemplateRow((0..DIM as u32).map(value).collect());
-            let id = format!("p{person}");
-            let templates = vec![SealedTemplate { hand: Hand::Left, sealed: sealer.seal(&id, Hand::Left, &row) }];
-            let subject = SubjectId::new(&id).unwrap();
-            (format!("e{person}-{draw}"), Action::Enrol { subject, source: Source::Person, templates })
-        }));
+            let enrol = testing::enrol(&self.setup.sealer, &format!("p{person}"), &row);
+            testing::change(&format!("e{person}-{draw}"), enrol)
+        };
+        let changes: Vec<Change> = people.map(enrol).collect();
+        self.commit(&changes);
     }
 
     fn forget(&mut self, people: std::ops::Range<u32>) {
-        self.commit(people.map(|person| {
-            let subject = SubjectId::new(&format!("p{person}")).unwrap();
-            (format!("f{person}"), Action::Forget { subject })
-        }));
+        let forget = |person: u32| testing::change(&format!("f{person}"), testing::forget(&format!("p{person}")));
+        let changes: Vec<Change> = people.map(forget).collect();
+        self.commit(&changes);
     }
 
     /// Checks that the index has, of every template on record, the row that is sealed there, and
@@ -161,10 +156,7 @@ fn is_made_anew(folder: &Folder, words: &str) {
 
 #[test]
 fn deletions_that_a_copy_of_the_registry_does_not_know_are_noticed() {
-    let folder = Folder::new();
-    let mut running = folder.run();
-    running.enrol(0..100, 0);
-    running.stop();
+    let folder = Folder::with(0..100);
     let copy = folder.copy_of_registry();
     let mut running = folder.run();
     assert_eq!(running.report.rebuilt_because, None);
@@ -176,86 +168,59 @@ fn deletions_that_a_copy_of_the_registry_does_not_know_are_noticed() {
 
 #[test]
 fn a_copy_of_the_registry_that_went_its_own_way_is_noticed() {
-    let folder = Folder::new();
-    let mut running = folder.run();
-    running.enrol(0..20, 0);
-    running.stop();
+    let folder = Folder::with(0..20);
     let copy = folder.copy_of_registry();
     // Here some go and others come; there others still, until its log is as long.
-    let mut running = folder.run();
-    running.forget(0..5);
-    running.enrol(100..110, 0);
-    running.stop();
-    let mut elsewhere = copy.run();
-    elsewhere.enrol(200..220, 0);
-    elsewhere.stop();
+    folder.work(|running| {
+        running.forget(0..5);
+        running.enrol(100..110, 0);
+    });
+    copy.work(|running| running.enrol(200..220, 0));
     folder.take_registry_of(&copy);
     is_made_anew(&folder, "10 templates on record are not in the index, 0 rows of it are not on record, and 10 are");
 }
 
 #[test]
 fn the_same_people_with_other_palms_are_noticed() {
-    let folder = Folder::new();
-    let mut running = folder.run();
-    running.enrol(0..20, 0);
-    running.stop();
+    let folder = Folder::with(0..20);
     let copy = folder.copy_of_registry();
-    let mut running = folder.run();
-    running.enrol(20..30, 0);
-    running.stop();
+    folder.work(|running| running.enrol(20..30, 0));
     // After a restore everybody since the copy is enrolled again, and one more.
-    let mut elsewhere = copy.run();
-    elsewhere.enrol(20..30, 1);
-    elsewhere.enrol(30..31, 1);
-    elsewhere.stop();
+    copy.work(|running| {
+        running.enrol(20..30, 1);
+        running.enrol(30..31, 1);
+    });
     folder.take_registry_of(&copy);
     is_made_anew(&folder, "0 templates on record are not in the index, 0 rows of it are not on record, and 10 are");
 }
 
 #[test]
 fn an_index_with_rows_of_nobody_is_noticed() {
-    let folder = Folder::new();
-    let mut running = folder.run();
-    running.enrol(0..20, 0);
-    running.stop();
+    let folder = Folder::with(0..20);
     let copy = folder.copy_of_registry();
-    let mut running = folder.run();
-    running.enrol(20..30, 0);
-    running.stop();
-    let mut elsewhere = copy.run();
-    elsewhere.forget(0..10);
-    elsewhere.stop();
+    folder.work(|running| running.enrol(20..30, 0));
+    copy.work(|running| running.forget(0..10));
     folder.take_registry_of(&copy);
     is_made_anew(&folder, "0 templates on record are not in the index, 20 rows of it are not on record, and 0 are");
 }
 
 #[test]
 fn a_log_that_does_not_go_on_from_the_index_is_noticed() {
-    let folder = Folder::new();
-    let mut running = folder.run();
-    running.enrol(0..20, 0);
-    running.stop();
+    let folder = Folder::with(0..20);
     let copy = folder.copy_of_registry();
-    let mut running = folder.run();
-    running.enrol(20..40, 0);
-    running.stop();
+    folder.work(|running| running.enrol(20..40, 0));
     // The longer log, but fewer templates: the next one's number is taken in the index.
-    let mut elsewhere = copy.run();
-    elsewhere.forget(0..20);
-    elsewhere.enrol(20..25, 0);
-    elsewhere.stop();
+    copy.work(|running| {
+        running.forget(0..20);
+        running.enrol(20..25, 0);
+    });
     folder.take_registry_of(&copy);
     is_made_anew(&folder, "template 21 does not come after template 40");
 }
 
 #[test]
 fn the_index_of_another_gallery_is_refused_and_left_alone() {
-    let (folder, other) = (Folder::new(), Folder::new());
-    for folder in [&folder, &other] {
-        let mut running = folder.run();
-        running.enrol(0..20, 0);
-        running.stop();
-    }
+    let (folder, other) = (Folder::with(0..20), Folder::with(0..20));
     folder.take_registry_of(&other);
     let before = folder.index_files();
     let Err(error) = folder.open() else { panic!("it opened") };
@@ -273,10 +238,10 @@ fn an_empty_gallery_may_become_one_of_another_dimension_but_its_registry_wipes_n
     let mut empty = Folder::of(2 * DIM);
     empty.run().stop();
     empty.dim = DIM;
-    let mut running = empty.run();
-    running.enrol(0..20, 0);
-    running.assert_whole();
-    running.stop();
+    empty.work(|running| {
+        running.enrol(0..20, 0);
+        running.assert_whole();
+    });
 
     // A registry in which nobody was enrolled, under an index that is not its own.
     let other = Folder::of(2 * DIM);
@@ -293,10 +258,7 @@ fn an_empty_gallery_may_become_one_of_another_dimension_but_its_registry_wipes_n
 
 #[test]
 fn a_registry_that_contradicts_itself_is_refused() {
-    let folder = Folder::new();
-    let mut running = folder.run();
-    running.enrol(0..5, 0);
-    running.stop();
+    let folder = Folder::with(0..5);
     let conn = Connection::open(folder.registry()).unwrap();
     conn.execute_batch("DELETE FROM templates WHERE id = 3").unwrap();
     drop(conn);

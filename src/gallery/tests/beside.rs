@@ -8,6 +8,7 @@ use std::thread;
 
 use super::*;
 use crate::engine::cpu::CpuEngine;
+use crate::gallery::compaction::{PAUSE_IDLE, lower_priority};
 use crate::model::synthetic::SyntheticGallery;
 
 const WIDE: usize = 512;
@@ -39,45 +40,27 @@ fn quantile(times: &mut [Duration], of: usize) -> f64 {
 fn searches_beside_a_compaction_are_right() {
     let rows = std::env::var("THENAR_COMPACT_ROWS").map_or(ROWS_FEW, |rows| rows.parse().unwrap());
     let folder = tempfile::tempdir().unwrap();
-    let vault = Vault::new(MasterKey::from_bytes([5; 32]));
-    let registry = SqliteRegistry::open(&folder.path().join("registry.sqlite"), vault.registry_keys());
-    let registry = Arc::new(registry.unwrap());
-    let sealer = Arc::new(vault.sealer(WIDE));
-    let setup = Setup {
-        dir: folder.path().join("index"),
-        storage: Arc::new(thenar_index::storage::Files),
-        dim: WIDE,
-        origin: Origin { gallery: GalleryId([9; 16]), key: KeyId(vault.key_id()) },
-        registry: Arc::clone(&registry) as _,
-        sealer: Arc::clone(&sealer),
-    };
+    let registry = Arc::new(testing::registry(folder.path()));
+    let setup = testing::setup(folder.path(), WIDE, Arc::new(Files), Arc::clone(&registry) as _).unwrap();
+    let sealer = Arc::clone(&setup.sealer);
     let dir = setup.dir.clone();
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let gallery = Gallery::open(setup, Arc::new(CpuEngine::new(threads).unwrap()), None).unwrap();
     let standard = SyntheticGallery::new(7, WIDE);
-    let change = |kind: &str, person: u32, action| Change {
-        request_id: RequestId::new(&format!("{kind}-{person}")).unwrap(),
-        digest: [0; 16],
-        action,
-    };
     let id = |person: u32| format!("p{person}");
     for first in (0..rows).step_by(COMMIT as usize) {
         let enrol = |person: u32| {
             let mut values = vec![0.0; WIDE];
             standard.row(person, &mut values);
             let row = TemplateRow(values.iter().map(|x| f16::from_f32(*x)).collect());
-            let templates =
-                vec![SealedTemplate { hand: Hand::Left, sealed: sealer.seal(&id(person), Hand::Left, &row) }];
-            let subject = SubjectId::new(&id(person)).unwrap();
-            change("enrol", person, Action::Enrol { subject, templates, source: Source::Person })
+            testing::change(&format!("enrol-{person}"), testing::enrol(&sealer, &id(person), &row))
         };
         let changes: Vec<Change> = (first..rows.min(first + COMMIT)).map(enrol).collect();
         gallery.apply(&registry.commit(&changes).unwrap().records).unwrap();
     }
     for first in (0..rows).step_by(COMMIT as usize) {
         let gone = (first..rows.min(first + COMMIT)).filter(|person| leaves(*person));
-        let forget =
-            |person| change("forget", person, Action::Forget { subject: SubjectId::new(&id(person)).unwrap() });
+        let forget = |person| testing::change(&format!("forget-{person}"), testing::forget(&id(person)));
         let changes: Vec<Change> = gone.map(forget).collect();
         gallery.apply(&registry.commit(&changes).unwrap().records).unwrap();
     }
@@ -87,14 +70,14 @@ fn searches_beside_a_compaction_are_right() {
     let mut times = [Vec::new(), Vec::new()];
     thread::scope(|scope| {
         scope.spawn(|| {
-            yield_to_others();
+            lower_priority();
             while !done.load(Ordering::Acquire) {
                 if !on.load(Ordering::Acquire) {
                     thread::sleep(Duration::from_millis(1));
                     continue;
                 }
                 let pause = gallery.compact_and_pause(0);
-                done.store(pause >= COMPACTION_IDLE, Ordering::Release);
+                done.store(pause >= PAUSE_IDLE, Ordering::Release);
                 thread::sleep(pause.min(WINDOW));
             }
         });

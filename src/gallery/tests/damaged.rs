@@ -8,7 +8,7 @@ use crate::registry::SubjectRecord;
 impl Home {
     /// Somebody whose template does not open, as if a bit had flipped in the registry.
     fn enrol_damaged(&mut self, name: &str) {
-        let subject = SubjectId::new(name).unwrap();
+        let subject = testing::subject(name);
         let mut sealed = self.sealer.seal(name, Hand::Right, &TemplateRow([f16::ONE; DIM].into()));
         sealed[DIM] ^= 4;
         let templates = vec![SealedTemplate { hand: Hand::Right, sealed }];
@@ -17,14 +17,14 @@ impl Home {
     }
 
     fn subject(&self, name: &str) -> SubjectRecord {
-        self.registry.subject(&SubjectId::new(name).unwrap()).unwrap().expect("the subject is on record")
+        self.registry.subject(&testing::subject(name)).unwrap().expect("the subject is on record")
     }
 
     /// Stops the gallery, lets `damage` happen to its files, and opens it again.
     fn reopened(mut self, damage: impl FnOnce(&std::path::Path)) -> Self {
         self.gallery.checkpoint().unwrap();
         self.engine = watching();
-        let (setup, engine) = (self.setup(Arc::new(thenar_index::storage::Files)), Arc::clone(&self.engine));
+        let (setup, engine) = (self.setup(), Arc::clone(&self.engine));
         let old = Arc::into_inner(self.gallery).expect("nobody else has it");
         drop(old);
         damage(&setup.dir);
@@ -72,7 +72,7 @@ fn a_template_that_does_not_open_is_left_out_and_everybody_else_is_served() {
     home.assert_all_but(1, 40);
 
     // And it can be forgotten.
-    let change = home.change(Action::Forget { subject: SubjectId::new("torn").unwrap() });
+    let change = home.change(testing::forget("torn"));
     home.commit(&[change]).unwrap();
     home.assert_all_but(0, 40);
     home.reopened(|_| {}).assert_all_but(0, 40);
@@ -82,7 +82,7 @@ fn a_template_that_does_not_open_is_left_out_and_everybody_else_is_served() {
 fn a_template_that_cannot_even_be_read_is_left_out_as_well() {
     let mut home = Home::new();
     home.enrol(0..20);
-    let registry = home._folder.path().join("registry.sqlite");
+    let registry = home.folder.path().join("registry.sqlite");
     let home = home.reopened(|dir| {
         // The name of one is no text any more, and the bytes of another are not there.
         let database = rusqlite::Connection::open(&registry).unwrap();

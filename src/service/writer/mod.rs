@@ -10,6 +10,9 @@
 //! running writer as soon as it can. This and all other upkeep is done by the clock, after every group
 //! of changes, however many come: at most a tenth of the thread's time goes into what takes long.
 
+#[cfg(test)]
+mod tests;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -384,7 +387,3 @@ fn answer(job: Job, outcome: Result<Vec<Outcome>, ServiceError>) {
     // A caller that has gone can ask again under the same request id.
     let _ = job.reply.send(outcome);
 }
-
-#[cfg(test)]
-#[path = "writer_tests.rs"]
-mod tests;

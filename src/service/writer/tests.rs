@@ -3,17 +3,16 @@
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use half::f16;
-use thenar_index::{Contents, GalleryId, KeyId, Lsn, Origin, SubjectNumber, TemplateId};
+use thenar_index::storage::Files;
+use thenar_index::{Contents, GalleryId, Lsn, SubjectNumber, TemplateId};
 
 use super::*;
 use crate::engine::cpu::CpuEngine;
-use crate::gallery::Setup;
-use crate::model::{Hand, RequestId, SubjectId, TemplateRow};
+use crate::gallery::testing;
+use crate::model::{SubjectId, TemplateRow};
 use crate::registry::sqlite::SqliteRegistry;
-use crate::registry::{
-    Committed, GalleryIdentity, RegistryCounts, SealedTemplate, Source, StoredTemplate, SubjectRecord,
-};
-use crate::vault::{MasterKey, Sealer, Vault};
+use crate::registry::{Committed, GalleryIdentity, RegistryCounts, StoredTemplate, SubjectRecord};
+use crate::vault::Sealer;
 
 const DIM: usize = 32;
 
@@ -100,19 +99,11 @@ struct Home {
 impl Home {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let vault = Vault::new(MasterKey::from_bytes([5; 32]));
-        let registry = SqliteRegistry::open(&folder.path().join("registry.sqlite"), vault.registry_keys()).unwrap();
+        let registry = testing::registry(folder.path());
         let (scrub_fails, scrubs, prunes) = Default::default();
         let registry = Arc::new(Watched { registry, scrub_fails, scrubs, prunes });
-        let sealer = Arc::new(vault.sealer(DIM));
-        let setup = Setup {
-            dir: folder.path().join("index"),
-            storage: Arc::new(thenar_index::storage::Files),
-            dim: DIM,
-            origin: Origin { gallery: GalleryId([9; 16]), key: KeyId(vault.key_id()) },
-            registry: Arc::clone(&registry) as _,
-            sealer: Arc::clone(&sealer),
-        };
+        let setup = testing::setup(folder.path(), DIM, Arc::new(Files), Arc::clone(&registry) as _).unwrap();
+        let sealer = Arc::clone(&setup.sealer);
         let gallery = Arc::new(Gallery::open(setup, Arc::new(CpuEngine::new(1).unwrap()), None).unwrap());
         let config = WriterConfig { data: folder.path().to_owned(), reserve_bytes: 0 };
         let (writer, thread) =
@@ -122,21 +113,18 @@ impl Home {
 
     async fn change(&mut self, action: Action) -> Result<Outcome, ServiceError> {
         self.changes += 1;
-        let request_id = RequestId::new(&format!("r{}", self.changes)).unwrap();
-        let outcomes = self.writer.write(vec![Change { request_id, digest: [0; 16], action }]).await;
+        let change = testing::change(&format!("r{}", self.changes), action);
+        let outcomes = self.writer.write(vec![change]).await;
         outcomes.map(|mut outcomes| outcomes.pop().unwrap())
     }
 
     async fn enrol(&mut self, id: &str) -> Outcome {
         let row = TemplateRow((0..DIM).map(|i| f16::from_f32(if i == 0 { 1.0 } else { 0.0 })).collect());
-        let sealed = self.sealer.seal(id, Hand::Left, &row);
-        let subject = SubjectId::new(id).unwrap();
-        let templates = vec![SealedTemplate { hand: Hand::Left, sealed }];
-        self.change(Action::Enrol { subject, source: Source::Person, templates }).await.unwrap()
+        self.change(testing::enrol(&self.sealer, id, &row)).await.unwrap()
     }
 
     async fn forget(&mut self, id: &str) -> Result<Outcome, ServiceError> {
-        self.change(Action::Forget { subject: SubjectId::new(id).unwrap() }).await
+        self.change(testing::forget(id)).await
     }
 
     fn scrubs(&self) -> usize {

@@ -6,17 +6,17 @@ use std::sync::{OnceLock, Weak};
 use half::f16;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use thenar_index::{GalleryId, KeyId, SubjectNumber};
+use thenar_index::storage::Files;
+use thenar_index::{Row, SubjectNumber};
 
 use super::*;
 use crate::engine::certificate::Certificate;
 use crate::engine::testing::{Hooked, Hooks};
 use crate::engine::{EngineError, GalleryView};
-use crate::model::{Hand, RequestId, SubjectId};
+use crate::model::{Hand, TemplateRow};
 use crate::registry::sqlite::SqliteRegistry;
 use crate::registry::{Action, Change, SealedTemplate, Source};
 use crate::search::{NO_FLOOR, Probe, score};
-use crate::vault::{MasterKey, Vault};
 
 mod beside;
 mod damaged;
@@ -120,50 +120,32 @@ struct Home {
     engine: Arc<Hooked<Watching>>,
     gallery: Arc<Gallery>,
     changes: u64,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Home {
     fn new() -> Self {
-        Self::on(Arc::new(thenar_index::storage::Files))
+        Self::on(Arc::new(Files))
     }
 
     fn on(storage: Arc<dyn Storage>) -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let vault = Vault::new(MasterKey::from_bytes([5; 32]));
-        let registry = SqliteRegistry::open(&folder.path().join("registry.sqlite"), vault.registry_keys());
-        let registry = Arc::new(registry.unwrap());
-        let sealer = Arc::new(vault.sealer(DIM));
-        let engine = watching();
-        let setup = Setup {
-            dir: folder.path().join("index"),
-            storage,
-            dim: DIM,
-            origin: Origin { gallery: GalleryId([9; 16]), key: KeyId(vault.key_id()) },
-            registry: Arc::clone(&registry) as _,
-            sealer: Arc::clone(&sealer),
-        };
+        let registry = Arc::new(testing::registry(folder.path()));
+        let setup = testing::setup(folder.path(), DIM, storage, Arc::clone(&registry) as _).unwrap();
+        let (sealer, engine) = (Arc::clone(&setup.sealer), watching());
         let gallery = Arc::new(Gallery::open(setup, Arc::clone(&engine) as _, None).unwrap());
         engine.gallery.set(Arc::downgrade(&gallery)).unwrap();
-        Self { registry, sealer, engine, gallery, changes: 0, _folder: folder }
+        Self { registry, sealer, engine, gallery, changes: 0, folder }
     }
 
-    /// What the gallery was opened with, but for the storage.
-    fn setup(&self, storage: Arc<dyn Storage>) -> Setup {
-        let setup = &self.gallery.setup;
-        Setup {
-            dir: setup.dir.clone(),
-            storage,
-            dim: DIM,
-            origin: setup.origin,
-            registry: Arc::clone(&setup.registry),
-            sealer: Arc::clone(&setup.sealer),
-        }
+    /// What the gallery is opened with again.
+    fn setup(&self) -> Setup {
+        testing::setup(self.folder.path(), DIM, Arc::new(Files), Arc::clone(&self.registry) as _).unwrap()
     }
 
     fn change(&mut self, action: Action) -> Change {
         self.changes += 1;
-        Change { request_id: RequestId::new(&format!("r{}", self.changes)).unwrap(), digest: [0; 16], action }
+        testing::change(&format!("r{}", self.changes), action)
     }
 
     fn commit(&self, changes: &[Change]) -> Result<(), GalleryError> {
@@ -176,21 +158,15 @@ impl Home {
     }
 
     fn try_enrol(&mut self, people: std::ops::Range<u32>) -> Result<(), GalleryError> {
-        let enrol = |person: u32| {
-            let row = TemplateRow(values(person).into());
-            let id = format!("p{person}");
-            let sealed = self.sealer.seal(&id, Hand::Left, &row);
-            let templates = vec![SealedTemplate { hand: Hand::Left, sealed }];
-            Action::Enrol { subject: SubjectId::new(&id).unwrap(), source: Source::Person, templates }
-        };
+        let row = |person| TemplateRow(values(person).into());
+        let enrol = |person: u32| testing::enrol(&self.sealer, &format!("p{person}"), &row(person));
         let actions: Vec<Action> = people.map(enrol).collect();
         let changes: Vec<Change> = actions.into_iter().map(|action| self.change(action)).collect();
         self.commit(&changes)
     }
 
     fn forget(&mut self, people: std::ops::Range<u32>) {
-        let forget = |person: u32| Action::Forget { subject: SubjectId::new(&format!("p{person}")).unwrap() };
-        let changes: Vec<Change> = people.map(|person| self.change(forget(person))).collect();
+        let changes: Vec<Change> = people.map(|person| self.change(testing::forget(&format!("p{person}")))).collect();
         self.commit(&changes).unwrap();
     }
 
@@ -198,7 +174,7 @@ impl Home {
     fn rows_of(&self, people: std::ops::Range<u32>) -> Vec<u32> {
         let snapshot = self.gallery.snapshot().unwrap();
         let number = |person: u32| {
-            let subject = self.registry.subject(&SubjectId::new(&format!("p{person}")).unwrap()).unwrap();
+            let subject = self.registry.subject(&testing::subject(&format!("p{person}"))).unwrap();
             SubjectNumber(subject.expect("the person is enrolled").number.0)
         };
         let mut rows: Vec<u32> = people.flat_map(|person| snapshot.rows_of(number(person))).map(|row| row.0).collect();
@@ -294,16 +270,9 @@ fn a_gallery_that_is_compacted_answers_as_before_and_the_engine_is_never_behind(
     assert_ne!(home.rows_of(599..600), rows[599..]);
 
     // Opened again it is the same.
-    let Home { registry, sealer, gallery, .. } = &home;
+    let gallery = &home.gallery;
     gallery.checkpoint().unwrap();
-    let setup = Setup {
-        dir: gallery.setup.dir.clone(),
-        storage: Arc::clone(&gallery.setup.storage),
-        dim: DIM,
-        origin: gallery.setup.origin,
-        registry: Arc::clone(registry) as _,
-        sealer: Arc::clone(sealer),
-    };
+    let setup = home.setup();
     let writer = gallery.writer.lock().index.take();
     *gallery.reader.write() = None;
     drop(writer);

@@ -24,9 +24,9 @@ use thenar_index::{
     Unrepaired, source_of,
 };
 
+use super::progress::{LeftOut, Progress, REPLAY_CHUNK, open_template};
+use super::{GalleryError, Setup};
 use crate::registry::{GalleryIdentity, Registry};
-
-use super::{GalleryError, LeftOut, Progress, REPLAY_CHUNK, Setup, open_template};
 
 /// Templates read from the registry at once while a segment is rebuilt.
 const REBUILD_CHUNK: usize = 4096;
