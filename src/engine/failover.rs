@@ -164,7 +164,7 @@ mod tests {
     fn a_lost_engine_is_a_state_that_ends() {
         let (gpu, cpu) = (Named::new("gpu"), Named::new("cpu"));
         let engines = Failover::new(Arc::clone(&gpu) as _, Arc::clone(&cpu) as _);
-        let view = GalleryView { dim: 32, blocks: Vec::new() };
+        let view = GalleryView { dim: 32, segments: Vec::new() };
         let request =
             CandidateRequest { probes: &[], floors: &[], keep: &[], candidates_max: 1, ..CandidateRequest::default() };
         let sift = || engines.find_candidates(&view, &request, &mut CandidateRows::default());
@@ -193,7 +193,7 @@ mod tests {
     fn an_engine_lost_while_following_or_erasing_stops_nobody() {
         let (gpu, cpu) = (Named::new("gpu"), Named::new("cpu"));
         let engines = Failover::new(Arc::clone(&gpu) as _, cpu as _);
-        let view = GalleryView { dim: 32, blocks: Vec::new() };
+        let view = GalleryView { dim: 32, segments: Vec::new() };
         gpu.broken.store(true, Ordering::SeqCst);
         engines.erase(&[1]).unwrap();
         assert!(!engines.is_preferred_answering());

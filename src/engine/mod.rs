@@ -8,62 +8,22 @@
 
 pub mod certificate;
 pub mod cpu;
+pub mod dot;
 pub mod failover;
 pub mod gpu;
+mod narrow_filter;
+mod quantised_probe;
 #[cfg(test)]
 pub(crate) mod testing;
+mod top_k;
+mod view;
 
 use std::time::Duration;
 
-use half::f16;
 use roaring::RoaringBitmap;
-use thenar_index::codes::Codes;
 
-use crate::engine::certificate::Certificate;
-
-/// The gallery as an engine sees it at one instant: blocks of rows and which of them are live.
-pub struct GalleryView<'a> {
-    /// Components of a row.
-    pub dim: usize,
-    /// The blocks. Row numbers do not overlap; they have gaps, and need not ascend from one to the next.
-    /// The last block may get more rows.
-    pub blocks: Vec<BlockView<'a>>,
-}
-
-/// Consecutive rows of one segment.
-pub struct BlockView<'a> {
-    /// Names the contents: a block with the same `first_row` and another `identity` holds other
-    /// rows, and an engine with a copy must take it anew. Under one identity rows are only appended.
-    pub identity: u64,
-    /// Number of the first row.
-    pub first_row: u32,
-    /// The rows, row-major. Shape: `[count, dim]`.
-    pub rows: &'a [f16],
-    /// Bit `i % 64` of word `i / 64` is set if row `first_row + i` is live. At least `count` bits.
-    pub live: &'a [u64],
-    /// Codes of the first rows, as many as have them; an engine compares the rest directly.
-    pub codes: Codes<'a>,
-}
-
-impl BlockView<'_> {
-    /// Rows in the block.
-    #[must_use]
-    pub fn count(&self, dim: usize) -> usize {
-        self.rows.len() / dim
-    }
-
-    /// Rows that have codes: the first ones.
-    #[must_use]
-    pub fn coded(&self, dim: usize) -> usize {
-        self.codes.rows().min(self.count(dim))
-    }
-
-    /// Whether the `offset`-th row of the block is live in this view.
-    #[must_use]
-    pub fn is_live(&self, offset: usize) -> bool {
-        self.live[offset / 64] >> (offset % 64) & 1 == 1
-    }
-}
+use self::certificate::Certificate;
+pub use self::view::{GalleryView, SegmentView};
 
 /// Seeds everything that a sift draws at random for one probe. Every round of a search carries the
 /// same seed, so that what one round passes over by chance the others pass over by the same chance;
@@ -95,7 +55,19 @@ pub struct CandidateRequest<'a> {
     pub seeds: &'a [Seed],
 }
 
-impl CandidateRequest<'_> {
+impl<'a> CandidateRequest<'a> {
+    /// A probe. Shape: `[dim]`.
+    #[must_use]
+    pub fn probe(&self, probe: usize, dim: usize) -> &'a [f32] {
+        &self.probes[probe * dim..][..dim]
+    }
+
+    /// The rows that a probe may find, or none for all.
+    #[must_use]
+    pub fn filter(&self, probe: usize) -> Option<&'a RoaringBitmap> {
+        self.filters.get(probe).copied().flatten()
+    }
+
     /// The seed of a probe. Zeros if there are none, which only the deterministic certificate allows.
     ///
     /// # Panics

@@ -46,7 +46,7 @@ pub use self::open::{OpenReport, claim};
 use self::publish::Writer;
 pub use self::status::GalleryStatus;
 use crate::engine::failover::Failover;
-use crate::engine::{CandidateRows, Engine, Yielding};
+use crate::engine::{CandidateRows, Engine, GalleryView, Yielding};
 use crate::registry::Registry;
 use crate::search::batch::{Priority, Searcher};
 use crate::search::{Answer, BatchTiming, Search, SearchError, plan};
@@ -97,7 +97,7 @@ impl Gallery {
         let reader = index.reader();
         let lsn = {
             let snapshot = reader.snapshot();
-            if let Err(error) = engine.follow(&plan::view(&snapshot)) {
+            if let Err(error) = engine.follow(&GalleryView::of(&snapshot)) {
                 tracing::error!(%error, "the engine could not take the gallery");
             }
             snapshot.lsn()
@@ -161,7 +161,7 @@ pub fn mend_forever(gallery: &Gallery) {
         if !failover.is_preferred_answering()
             && let Some(snapshot) = gallery.snapshot()
         {
-            failover.mend(&plan::view(&snapshot));
+            failover.mend(&GalleryView::of(&snapshot));
         }
         std::thread::park_timeout(PAUSE);
     }

@@ -9,7 +9,6 @@ use super::progress::{Progress, REPLAY_CHUNK};
 use super::{Gallery, GalleryError, free_bytes, open};
 use crate::engine::GalleryView;
 use crate::registry::LogRecord;
-use crate::search::plan;
 
 /// Rows and erasures after which the index is checkpointed, so that a replay stays short.
 const CHECKPOINT_ROWS: u64 = 65_536;
@@ -112,7 +111,7 @@ impl Gallery {
 
     pub(super) fn follow_staged(&self, index: &mut Index, lsn: Lsn) {
         let staged = index.stage(lsn);
-        if let Err(error) = self.engine.follow(&plan::view(&staged)) {
+        if let Err(error) = self.engine.follow(&GalleryView::of(&staged)) {
             tracing::error!(%error, "the engine could not follow the gallery");
         }
     }
@@ -139,8 +138,8 @@ impl Gallery {
         let (index, progress, report) = opened?;
         let snapshot = index.snapshot();
         // Rows since the last checkpoint may have other numbers now, in segments of the same identity.
-        let nothing = GalleryView { dim: self.setup.dim, blocks: Vec::new() };
-        for view in [nothing, plan::view(&snapshot)] {
+        let nothing = GalleryView { dim: self.setup.dim, segments: Vec::new() };
+        for view in [nothing, GalleryView::of(&snapshot)] {
             if let Err(error) = self.engine.follow(&view) {
                 tracing::error!(%error, "the engine could not take the gallery");
             }

@@ -59,7 +59,7 @@ use thenar_index::{Row, Snapshot, SubjectNumber};
 
 use super::rank::{self, Best};
 use super::{Answer, BatchTiming, Certificate, Found, NO_FLOOR, Search, score};
-use crate::engine::{BlockView, CandidateRequest, CandidateRows, Engine, EngineError, GalleryView, Seed};
+use crate::engine::{CandidateRequest, CandidateRows, Engine, EngineError, GalleryView, Seed};
 use crate::model::Hand;
 
 /// Most candidates of one probe that an engine may return; over it the probe is scanned.
@@ -69,24 +69,6 @@ pub const SURVIVORS_MAX: usize = 1 << 16;
 const ROUNDS_MAX: usize = 6;
 /// Live rows between looks at the running k-th best in a scan.
 const SCAN_CHUNK: usize = 4096;
-
-/// What the engine sees of a snapshot.
-#[must_use]
-pub fn view(snapshot: &Snapshot) -> GalleryView<'_> {
-    GalleryView {
-        dim: snapshot.dim(),
-        blocks: snapshot
-            .blocks()
-            .map(|b| BlockView {
-                identity: b.identity,
-                first_row: b.first_row,
-                rows: b.rows,
-                live: b.live,
-                codes: b.codes,
-            })
-            .collect(),
-    }
-}
 
 /// One search on its way.
 struct Running<'a> {
@@ -114,7 +96,7 @@ pub fn search_batch(
     searches: &[&Search],
     candidates: &mut CandidateRows,
 ) -> Result<(Vec<Answer>, BatchTiming), EngineError> {
-    let view = view(snapshot);
+    let view = GalleryView::of(snapshot);
     let mut timing = BatchTiming::default();
     let mut running: Vec<Running<'_>> = searches
         .iter()
@@ -260,9 +242,9 @@ impl Running<'_> {
 #[must_use]
 pub fn scan(snapshot: &Snapshot, search: &Search) -> Vec<Found> {
     let dim = snapshot.dim();
-    let view = view(snapshot);
+    let view = GalleryView::of(snapshot);
     let pieces: Vec<(usize, Range<usize>)> = view
-        .blocks
+        .segments
         .iter()
         .enumerate()
         .flat_map(|(block, b)| {
@@ -275,7 +257,7 @@ pub fn scan(snapshot: &Snapshot, search: &Search) -> Vec<Found> {
         .fold(
             || Best::new(search.k),
             |mut best, (block, range)| {
-                let block = &view.blocks[block];
+                let block = &view.segments[block];
                 for offset in range {
                     if !block.is_live(offset) {
                         continue;

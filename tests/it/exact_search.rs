@@ -9,7 +9,7 @@ use roaring::RoaringBitmap;
 use tempfile::TempDir;
 use thenar::engine::cpu::CpuEngine;
 use thenar::engine::gpu::{AdapterChoice, GpuEngine};
-use thenar::engine::{CandidateRows, Engine};
+use thenar::engine::{CandidateRows, Engine, GalleryView};
 use thenar::model::Hand;
 use thenar::search::{Answer, Certificate, NO_FLOOR, Probe, Search, plan};
 use thenar::simd::Simd;
@@ -104,7 +104,7 @@ impl Fixture {
         let rows: Vec<u32> = gone.iter().map(|r| r.0).collect();
         for engine in engines {
             let snapshot = self.index.snapshot();
-            engine.follow(&plan::view(&snapshot)).unwrap();
+            engine.follow(&GalleryView::of(&snapshot)).unwrap();
             engine.erase(&rows).unwrap();
         }
         self.index.erase(&gone).unwrap();
@@ -198,7 +198,7 @@ impl Engine for Counting {
     fn describe(&self) -> thenar::engine::EngineDescription {
         self.0.describe()
     }
-    fn follow(&self, view: &thenar::engine::GalleryView<'_>) -> Result<(), thenar::engine::EngineError> {
+    fn follow(&self, view: &GalleryView<'_>) -> Result<(), thenar::engine::EngineError> {
         self.0.follow(view)
     }
     fn erase(&self, rows: &[u32]) -> Result<(), thenar::engine::EngineError> {
@@ -206,7 +206,7 @@ impl Engine for Counting {
     }
     fn find_candidates(
         &self,
-        view: &thenar::engine::GalleryView<'_>,
+        view: &GalleryView<'_>,
         request: &thenar::engine::CandidateRequest<'_>,
         candidates: &mut CandidateRows,
     ) -> Result<(), thenar::engine::EngineError> {
@@ -225,7 +225,7 @@ fn check(what: &str, fixture: &Fixture, engines: &[Arc<dyn Engine>], searches: &
     for engine in engines {
         let engine = Counting(Arc::clone(engine), AtomicUsize::new(0));
         let name = engine.describe().adapter;
-        engine.follow(&plan::view(&snapshot)).unwrap();
+        engine.follow(&GalleryView::of(&snapshot)).unwrap();
         // One batch of all, and each alone: other kernels are taken for few probes.
         let batch: Vec<&Search> = searches.iter().collect();
         let (answers, _) = plan::search_batch(&engine, &snapshot, &batch, &mut candidates).unwrap();

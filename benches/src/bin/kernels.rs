@@ -15,7 +15,7 @@ use serde::Serialize;
 use thenar::cli::table::{facts, say, say_json, table};
 use thenar::engine::certificate::{Certificate, MISS_PROBABILITY_DEFAULT};
 use thenar::engine::cpu::CpuEngine;
-use thenar::engine::{BlockView, CandidateRequest, CandidateRows, Engine, GalleryView, Seed};
+use thenar::engine::{CandidateRequest, CandidateRows, Engine, GalleryView, Seed, SegmentView};
 use thenar::search::score;
 use thenar::simd::Simd;
 use thenar_bench::facts::Facts;
@@ -103,7 +103,7 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     let codes = OwnedCodes::of(&gallery.rows()[..n / BLOCK_ROWS * BLOCK_ROWS * dim], dim);
     let view = |codes| GalleryView {
         dim,
-        blocks: vec![BlockView { identity: 1, first_row: 0, rows: gallery.rows(), live: &live, codes }],
+        segments: vec![SegmentView { identity: 1, first_row: 0, rows: gallery.rows(), live: &live, codes }],
     };
     let ways = [
         ("exhaustive", view(Codes::default()), Certificate::Deterministic),

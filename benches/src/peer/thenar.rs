@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, ensure};
 use tempfile::TempDir;
-use thenar::engine::{CandidateRows, Engine};
+use thenar::engine::{CandidateRows, Engine, GalleryView};
 use thenar::model::Hand;
 use thenar::search::{Answer, Certificate, NO_FLOOR, Probe, Search, plan};
 use thenar_index::{GalleryId, Geometry, Index, KeyId, Lsn, NewRow, Origin, SubjectNumber, TemplateId};
@@ -78,7 +78,7 @@ impl Thenar {
         certificate: Certificate,
     ) -> anyhow::Result<Self> {
         let snapshot = shelf.index.snapshot();
-        engine.follow(&plan::view(&snapshot))?;
+        engine.follow(&GalleryView::of(&snapshot))?;
         Ok(Self {
             name: if tau.is_some() { "Thenar" } else { "Thenar, k best" },
             shelf: Arc::clone(shelf),

@@ -10,6 +10,7 @@ use half::f16;
 use super::kernels::{
     DOTS_ROWS, DOTS_ROWS_AHEAD, Dots, DotsNumbers, Line, Tile, TileHits, each_probe, row_starts, sixteen,
 };
+use crate::engine::dot::avx2::widened;
 
 /// Rows of a panel: two registers.
 pub(super) const PANEL_ROWS: usize = 16;
@@ -117,37 +118,6 @@ fn dots<const P: usize>(
         unsafe { _mm_storeu_ps(numbers.as_mut_ptr().wrapping_add(p).cast(), four) };
     });
     reached
-}
-
-/// See [`super::kernels::Dot`].
-#[target_feature(enable = "avx2,fma,f16c")]
-pub(super) fn dot(row: &[f16], probe: &[f32]) -> f32 {
-    assert!(row.len() == probe.len() && row.len().is_multiple_of(32));
-    let mut sums = [_mm256_setzero_ps(); 4];
-    for step in 0..row.len() / 32 {
-        for (part, sum) in sums.iter_mut().enumerate() {
-            let at = step * 32 + part * 8;
-            // SAFETY: eight components from `at <= len - 8`, in both.
-            unsafe {
-                let q = _mm256_loadu_ps(probe.as_ptr().add(at));
-                *sum = _mm256_fmadd_ps(widened(row.as_ptr().add(at)), q, *sum);
-            }
-        }
-    }
-    let four = totals(sums);
-    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
-}
-
-/// Eight f16 as f32.
-///
-/// # Safety
-/// `from` points to eight readable f16.
-#[inline]
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn widened(from: *const f16) -> __m256 {
-    // SAFETY: the caller's.
-    _mm256_cvtph_ps(unsafe { _mm_loadu_si128(from.cast()) })
 }
 
 /// The sums over each of four registers.

@@ -10,6 +10,7 @@ use half::f16;
 use super::kernels::{
     DOTS_ROWS, DOTS_ROWS_AHEAD, Dots, DotsNumbers, Line, Tile, TileHits, each_probe, row_starts, sixteen,
 };
+use crate::engine::dot::avx512::widened;
 
 /// Rows of a panel: two registers.
 pub(super) const PANEL_ROWS: usize = 32;
@@ -127,35 +128,6 @@ fn dots<const P: usize>(
         unsafe { _mm_storeu_ps(numbers.as_mut_ptr().wrapping_add(p).cast(), four) };
     });
     reached
-}
-
-/// See [`super::kernels::Dot`].
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) fn dot(row: &[f16], probe: &[f32]) -> f32 {
-    assert!(row.len() == probe.len() && row.len().is_multiple_of(32));
-    let mut sums = [_mm512_setzero_ps(); 2];
-    for step in 0..row.len() / 32 {
-        for (half, sum) in sums.iter_mut().enumerate() {
-            let at = step * 32 + half * 16;
-            // SAFETY: sixteen components from `at <= len - 16`, in both.
-            unsafe {
-                let q = _mm512_loadu_ps(probe.as_ptr().add(at));
-                *sum = _mm512_fmadd_ps(widened(row.as_ptr().add(at)), q, *sum);
-            }
-        }
-    }
-    _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1]))
-}
-
-/// Sixteen f16 as f32.
-///
-/// # Safety
-/// `from` points to sixteen readable f16.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-pub(super) unsafe fn widened(from: *const f16) -> __m512 {
-    // SAFETY: the caller's.
-    _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(from.cast()) })
 }
 
 /// The sums over each of four registers.

@@ -8,8 +8,9 @@ use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::avx512::{report, transposed, widened};
+use super::avx512::{report, transposed};
 use super::kernels::{Line, Tile, TileHits, each_probe, row_starts, sixteen};
+use crate::engine::dot::avx512::widened;
 
 /// Rows of a panel: two registers.
 pub(super) const PANEL_ROWS: usize = 32;

@@ -19,7 +19,7 @@ use memmap2::MmapMut;
 use thenar_index::codes::{BLOCK_ROWS, clear_lane};
 use zeroize::Zeroize;
 
-use crate::engine::{BlockView, GalleryView};
+use crate::engine::{GalleryView, SegmentView};
 
 /// Bytes of a slab: many large pages, so that little is lost at its end.
 const SLAB_BYTES: usize = 64 << 20;
@@ -52,14 +52,14 @@ impl CodebookCopy {
     }
 
     /// The blocks that there should be copies of: those behind which others come are whole.
-    fn whole<'v, 'a>(view: &'v GalleryView<'a>) -> impl Iterator<Item = &'v BlockView<'a>> {
-        let count = view.blocks.len().saturating_sub(1);
-        view.blocks[..count].iter().filter(|block| !block.codes.codebook.is_empty())
+    fn whole<'v, 'a>(view: &'v GalleryView<'a>) -> impl Iterator<Item = &'v SegmentView<'a>> {
+        let count = view.segments.len().saturating_sub(1);
+        view.segments[..count].iter().filter(|block| !block.codes.codebook.is_empty())
     }
 
     /// Whether [`CodebookCopy::follow`] has nothing to do.
     pub(super) fn is_up_to(&self, view: &GalleryView<'_>) -> bool {
-        let is_here = |block: &BlockView<'_>| {
+        let is_here = |block: &SegmentView<'_>| {
             let place = self.places.get(&block.identity);
             place.is_some_and(|place| place.bytes == block.codes.codebook.len() && place.first_row == block.first_row)
         };
@@ -85,7 +85,7 @@ impl CodebookCopy {
         }
     }
 
-    fn copy(&mut self, block: &BlockView<'_>) {
+    fn copy(&mut self, block: &SegmentView<'_>) {
         let bytes = block.codes.codebook.len();
         let Some(place) = self.room(bytes) else { return };
         self.slabs[place.slab][place.at..][..bytes].copy_from_slice(block.codes.codebook);
@@ -149,7 +149,7 @@ impl CodebookCopy {
 
     /// `view`, with codebook codes read from copies where there are some.
     pub(super) fn over<'s>(&'s self, view: &GalleryView<'s>) -> GalleryView<'s> {
-        let over = |block: &BlockView<'s>| {
+        let over = |block: &SegmentView<'s>| {
             let mut codes = block.codes;
             // Of a view older than the copy, fewer blocks.
             if let Some(place) = self.places.get(&block.identity)
@@ -157,15 +157,9 @@ impl CodebookCopy {
             {
                 codes.codebook = &self.slabs[place.slab][place.at..][..codes.codebook.len()];
             }
-            BlockView {
-                identity: block.identity,
-                first_row: block.first_row,
-                rows: block.rows,
-                live: block.live,
-                codes,
-            }
+            SegmentView { codes, ..*block }
         };
-        GalleryView { dim: view.dim, blocks: view.blocks.iter().map(over).collect() }
+        GalleryView { dim: view.dim, segments: view.segments.iter().map(over).collect() }
     }
 }
 
@@ -192,27 +186,27 @@ mod tests {
     }
 
     fn view<'a>(segments: &'a [(u64, u32, OwnedCodes)]) -> GalleryView<'a> {
-        let block = |(identity, first_row, codes): &'a (u64, u32, OwnedCodes)| BlockView {
+        let block = |(identity, first_row, codes): &'a (u64, u32, OwnedCodes)| SegmentView {
             identity: *identity,
             first_row: *first_row,
             rows: &[],
             live: &[],
             codes: codes.as_codes(),
         };
-        GalleryView { dim: DIM, blocks: segments.iter().map(block).collect() }
+        GalleryView { dim: DIM, segments: segments.iter().map(block).collect() }
     }
 
     /// Whether what is read of each segment lies in a slab.
     fn copied(sketches: &CodebookCopy, view: &GalleryView<'_>) -> Vec<bool> {
         let seen = sketches.over(view);
-        for (seen, block) in seen.blocks.iter().zip(&view.blocks) {
+        for (seen, block) in seen.segments.iter().zip(&view.segments) {
             assert_eq!(seen.codes.codebook, block.codes.codebook);
             assert_eq!((seen.identity, seen.first_row), (block.identity, block.first_row));
         }
-        let is_elsewhere = |(seen, block): (&BlockView<'_>, &BlockView<'_>)| {
+        let is_elsewhere = |(seen, block): (&SegmentView<'_>, &SegmentView<'_>)| {
             !std::ptr::eq(seen.codes.codebook.as_ptr(), block.codes.codebook.as_ptr())
         };
-        seen.blocks.iter().zip(&view.blocks).map(is_elsewhere).collect()
+        seen.segments.iter().zip(&view.segments).map(is_elsewhere).collect()
     }
 
     #[test]
@@ -239,7 +233,7 @@ mod tests {
         segments[2].2 = codes(3, 4);
         let older = [(9, 512, codes(3, 2)), (11, 768, codes(5, 1))];
         let older_view = view(&older);
-        assert_eq!(sketches.over(&older_view).blocks[0].codes.codebook.len(), 2 * codebook_bytes(DIM));
+        assert_eq!(sketches.over(&older_view).segments[0].codes.codebook.len(), 2 * codebook_bytes(DIM));
     }
 
     #[test]

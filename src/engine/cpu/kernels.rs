@@ -19,6 +19,7 @@ use half::f16;
 use super::portable;
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512, avx512_bf16};
+use crate::engine::dot::Dot;
 use crate::simd::Simd;
 
 /// Probes of the widest tile of any path.
@@ -102,15 +103,13 @@ pub(super) type Tile = unsafe fn(&[Line], &[Line], usize, &[f32], &mut TileHits)
 /// ([`DOTS_ROWS`] rows, probes row-major, dim, thresholds, numbers) to a mask: bit
 /// `probe * DOTS_ROWS + row` is set where the number reached the threshold.
 pub(super) type Dots = unsafe fn(&[f16], &[f32], usize, &[f32], &mut DotsNumbers) -> u32;
-/// (row, probe) to their f32 number.
-pub(super) type Dot = unsafe fn(&[f16], &[f32]) -> f32;
 /// (one to `panel_rows` rows, dim, panel); the last row stands in for missing ones.
 pub(super) type PackRows = unsafe fn(&[f16], usize, &mut [Line]);
 
 /// In what the tiles of a path multiply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Precision {
-    /// f32: a tile's number is within [`super::sift_slack`] of the exact score.
+    /// f32: a tile's number is within [`dot_slack`](crate::engine::dot::dot_slack) of the exact score.
     F32,
     /// bf16, at twice the rate: numbers are coarse, and rows that pass are compared again in f32.
     Bf16,
@@ -127,7 +126,7 @@ pub(super) struct Kernels {
     tiles: &'static [Tile],
     /// `dots[p - 1]` takes p probes.
     dots: &'static [Dots],
-    dot: Dot,
+    pub(super) dot: Dot,
     pack_rows: PackRows,
 }
 
@@ -142,7 +141,7 @@ impl Kernels {
                 dots_up_to: 12,
                 tiles: &avx512_bf16::TILES,
                 dots: &avx512::DOTS,
-                dot: avx512::dot,
+                dot: Dot::AVX512,
                 pack_rows: avx512_bf16::pack_rows,
             },
             #[cfg(target_arch = "x86_64")]
@@ -152,7 +151,7 @@ impl Kernels {
                 dots_up_to: 64,
                 tiles: &avx512::TILES,
                 dots: &avx512::DOTS,
-                dot: avx512::dot,
+                dot: Dot::AVX512,
                 pack_rows: avx512::pack_rows,
             },
             #[cfg(target_arch = "x86_64")]
@@ -162,7 +161,7 @@ impl Kernels {
                 dots_up_to: 3,
                 tiles: &avx2::TILES,
                 dots: &avx2::DOTS,
-                dot: avx2::dot,
+                dot: Dot::AVX2,
                 pack_rows: avx2::pack_rows,
             },
             _ => &Self {
@@ -171,7 +170,7 @@ impl Kernels {
                 dots_up_to: 0,
                 tiles: &portable::TILES,
                 dots: &[],
-                dot: portable::dot,
+                dot: Dot::PORTABLE,
                 pack_rows: portable::pack_rows,
             },
         }
@@ -268,13 +267,6 @@ impl Kernels {
         let dots = self.dots[thresholds.len() - 1];
         // SAFETY: the processor has this path, see `of`.
         unsafe { dots(rows, probes, dim, thresholds, numbers) }
-    }
-
-    /// The f32 number of one row and one probe.
-    #[inline]
-    pub(super) fn dot(&self, row: &[f16], probe: &[f32]) -> f32 {
-        // SAFETY: the processor has this path, see `of`.
-        unsafe { (self.dot)(row, probe) }
     }
 }
 

@@ -5,7 +5,7 @@
 //! It reads codes and rows where the view has them, and keeps a copy of no more than the codebook codes
 //! (`codebook codes.rs`). What it returns is a superset by proof, not by tuning: a row is dropped where
 //! its code is below the bar of its certificate ([`crate::engine::certificate`]), or where its f32 number,
-//! which is within [`sift_slack`] of the exact score, is further than that below the floor.
+//! which is within [`dot_slack`] of the exact score, is further than that below the floor.
 //!
 //! Does not know subjects, policies, files or codes. Invariants: between two sifts nothing of a
 //! gallery is kept but codebook codes and scratch memory, bounded by `SCRATCH_KEPT`; after `erase` returns,
@@ -18,7 +18,6 @@ mod avx512;
 #[cfg(target_arch = "x86_64")]
 mod avx512_bf16;
 mod codebook_copy;
-mod floors;
 mod kernels;
 mod pace;
 mod portable;
@@ -31,24 +30,19 @@ mod tests;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, RwLock};
-use roaring::RoaringBitmap;
 use zeroize::Zeroize;
 
 use self::codebook_copy::CodebookCopy;
-use self::floors::Shortlist;
 use self::kernels::{Kernels, Line};
 use self::sieve::kernels::CodeKernels;
-pub use self::slack::sift_slack;
 use self::sweep::{Bench, Sweep, Turn};
-use super::{CandidateRequest, CandidateRows, Engine, EngineDescription, EngineError, GalleryView, Seed};
+use super::{CandidateRequest, CandidateRows, Engine, EngineDescription, EngineError, GalleryView, narrow_filter};
 use crate::simd::{self, Simd, SimdError};
 
 /// Sets of scratch memory kept for the next sifts; one is in use in each sift under way.
 const SCRATCH_KEPT: usize = 2;
 /// Products under which a sift is done before another thread would be awake.
 const ALONE_PRODUCTS: usize = 1 << 22;
-/// A filter that lets through at most one row in so many is followed row by row.
-const FEW_OF: u64 = 16;
 /// Numbers of probes, by powers of two, for which the pace of exhaustive sifting is remembered.
 const PACES: usize = 16;
 
@@ -208,8 +202,7 @@ impl Engine for CpuEngine {
         request: &CandidateRequest<'_>,
         candidates: &mut CandidateRows,
     ) -> Result<(), EngineError> {
-        self.sift_in_turn(Turn::First, view, request, candidates);
-        Ok(())
+        self.find(Turn::First, view, request, candidates)
     }
 
     fn find_candidates_yielding(
@@ -218,90 +211,58 @@ impl Engine for CpuEngine {
         request: &CandidateRequest<'_>,
         candidates: &mut CandidateRows,
     ) -> Result<(), EngineError> {
-        self.sift_in_turn(Turn::Yielding, view, request, candidates);
-        Ok(())
+        self.find(Turn::Yielding, view, request, candidates)
     }
 }
 
 impl CpuEngine {
-    fn sift_in_turn(
+    fn find(
         &self,
         turn: Turn,
         view: &GalleryView<'_>,
         request: &CandidateRequest<'_>,
         candidates: &mut CandidateRows,
-    ) {
-        let probes = request.floors.len();
-        candidates.reset(probes);
-        if probes == 0 {
-            return;
+    ) -> Result<(), EngineError> {
+        candidates.reset(request.floors.len());
+        if request.floors.is_empty() {
+            return Ok(());
         }
         let sketches = self.sketches.read();
         let view = &sketches.over(view);
-        let rows: usize = view.blocks.iter().map(|block| block.count(view.dim)).sum();
-        let narrow = |filter: &Option<&RoaringBitmap>| filter.is_some_and(|f| f.len() <= rows as u64 / FEW_OF);
-        if request.filters.iter().any(narrow) {
-            self.sift_in_two(turn, view, request, narrow, candidates);
-        } else {
-            self.sift_all(turn, view, request, rows, candidates);
-        }
+        narrow_filter::split(
+            view,
+            request,
+            candidates,
+            |request, candidates| {
+                self.follow_filters(view, request, candidates);
+                Ok(())
+            },
+            |request, candidates| {
+                self.sift_all(turn, view, request, candidates);
+                Ok(())
+            },
+        )
     }
 
-    /// Sifts the probes of narrow filters row by row, the others together.
-    fn sift_in_two(
-        &self,
-        turn: Turn,
-        view: &GalleryView<'_>,
-        request: &CandidateRequest<'_>,
-        narrow: impl Fn(&Option<&RoaringBitmap>) -> bool,
-        candidates: &mut CandidateRows,
-    ) {
-        let dim = view.dim;
-        let (few, many): (Vec<usize>, Vec<usize>) =
-            (0..request.floors.len()).partition(|probe| request.filters.get(*probe).is_some_and(&narrow));
-        let of = |chosen: &[usize]| Chosen {
-            probes: chosen.iter().flat_map(|p| &request.probes[p * dim..(p + 1) * dim]).copied().collect(),
-            floors: chosen.iter().map(|p| request.floors[*p]).collect(),
-            keep: chosen.iter().map(|p| request.keep[*p]).collect(),
-            filters: chosen.iter().map(|p| request.filters.get(*p).copied().flatten()).collect(),
-            seeds: chosen.iter().map(|p| request.seed(*p)).collect(),
-        };
-        let rows = view.blocks.iter().map(|block| block.count(dim)).sum();
-        let mut found = CandidateRows::default();
-        found.reset(many.len());
-        if !many.is_empty() {
-            self.sift_all(turn, view, &of(&many).request(request), rows, &mut found);
-            candidates.certificate = found.certificate;
-        }
-        for (probe, rows) in many.iter().zip(&mut found.rows) {
-            std::mem::swap(rows, &mut candidates.rows[*probe]);
-        }
-        for ((probe, overflowed), floor) in many.into_iter().zip(found.overflowed).zip(found.floors) {
-            candidates.overflowed[probe] = overflowed;
-            candidates.floors[probe] = floor;
-        }
-
-        let chosen = of(&few);
-        let request = chosen.request(request);
+    /// Compares probes with the rows that their filters allow, each probe on one thread.
+    fn follow_filters(&self, view: &GalleryView<'_>, request: &CandidateRequest<'_>, candidates: &mut CandidateRows) {
         let mut scratch = self.take_scratch();
         let Scratch { packed, benches } = &mut scratch;
-        let sweep = Sweep::new((self.kernels, self.code_kernels), view, &request, packed, &self.paces[0]);
+        let sweep = Sweep::new((self.kernels, self.code_kernels), view, request, packed, &self.paces[0]);
         let next = AtomicUsize::new(0);
         let shared = &*benches;
         self.pool.broadcast(|thread| {
             let mut bench = shared[thread.index()].lock();
             loop {
-                let at = next.fetch_add(1, Ordering::Relaxed);
-                let Some(filter) = chosen.filters.get(at) else { break };
-                sweep.filtered(at, filter.expect("narrow filters are filters"), &mut bench);
+                let probe = next.fetch_add(1, Ordering::Relaxed);
+                if probe >= request.floors.len() {
+                    break;
+                }
+                sweep.filtered(probe, request.filter(probe).expect("narrow filters are filters"), &mut bench);
             }
             crate::process::zeroing_alloc::clear_stack();
         });
-        for (at, probe) in few.into_iter().enumerate() {
-            let lists = benches.iter_mut().filter_map(|b| b.get_mut().list(at));
-            candidates.overflowed[probe] = Shortlist::merge(lists, &sweep.floors[at], &mut candidates.rows[probe]);
-            candidates.floors[probe] = sweep.floors[at].held();
-        }
+        sweep.file(benches, candidates);
         drop(sweep);
         self.give_scratch(scratch);
     }
@@ -311,7 +272,6 @@ impl CpuEngine {
         turn: Turn,
         view: &GalleryView<'_>,
         request: &CandidateRequest<'_>,
-        rows: usize,
         candidates: &mut CandidateRows,
     ) {
         let probes = request.floors.len();
@@ -321,7 +281,7 @@ impl CpuEngine {
         let sweep = Sweep::new((self.kernels, self.code_kernels), view, request, packed, pace);
         #[cfg(test)]
         let sweep = sweep.by(self.only);
-        if rows * view.dim * probes <= ALONE_PRODUCTS {
+        if view.rows() * view.dim * probes <= ALONE_PRODUCTS {
             sweep.work(benches[0].get_mut(), turn);
         } else {
             let benches = &*benches;
@@ -330,39 +290,8 @@ impl CpuEngine {
                 crate::process::zeroing_alloc::clear_stack();
             });
         }
-        for (probe, floor) in sweep.floors.iter().enumerate() {
-            candidates.overflowed[probe] = Shortlist::merge(
-                benches.iter_mut().filter_map(|b| b.get_mut().list(probe)),
-                floor,
-                &mut candidates.rows[probe],
-            );
-            candidates.floors[probe] = floor.held();
-        }
-        candidates.certificate = sweep.certificate();
+        sweep.file(benches, candidates);
         drop(sweep);
         self.give_scratch(scratch);
-    }
-}
-
-/// Some of a request's probes, with what belongs to them.
-struct Chosen<'a> {
-    probes: Vec<f32>,
-    floors: Vec<f32>,
-    keep: Vec<u32>,
-    filters: Vec<Option<&'a RoaringBitmap>>,
-    seeds: Vec<Seed>,
-}
-
-impl Chosen<'_> {
-    fn request<'s>(&'s self, whole: &CandidateRequest<'_>) -> CandidateRequest<'s> {
-        CandidateRequest {
-            probes: &self.probes,
-            floors: &self.floors,
-            keep: &self.keep,
-            candidates_max: whole.candidates_max,
-            certificate: whole.certificate,
-            filters: &self.filters,
-            seeds: &self.seeds,
-        }
     }
 }

@@ -11,9 +11,9 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::floors::Floor;
 use super::sieve::Level;
 use crate::engine::certificate::{Bounds, Certificate, FLOOR_MIN};
+use crate::engine::top_k::TopK;
 
 /// A way to sift a piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -88,7 +88,7 @@ impl<'a> Pace<'a> {
     }
 
     /// The way for the next piece.
-    pub(super) fn choose(&self, floors: &[Floor]) -> Way {
+    pub(super) fn choose(&self, floors: &[TopK]) -> Way {
         // Without a floor everything passes every code.
         if floors.iter().any(|floor| f64::from(floor.threshold()) < 2.0 * FLOOR_MIN) {
             return Way::Exhaustive;
@@ -113,7 +113,7 @@ impl<'a> Pace<'a> {
     }
 
     /// Whether a way should be tried now; only one thread is told so.
-    fn is_due(&self, known: &Known, piece: usize, floors: &[Floor]) -> bool {
+    fn is_due(&self, known: &Known, piece: usize, floors: &[TopK]) -> bool {
         let again = known.again.load(Ordering::Relaxed);
         let never = known.pace.load(Ordering::Relaxed) == UNKNOWN;
         if known.level != Level::TwoBit && !self.randomised || piece < again && !never {
@@ -133,7 +133,7 @@ impl<'a> Pace<'a> {
 
     /// Whether the bar of a usual row at the mean of the probes' floors lies above what codes of
     /// strangers reach: a guess, for the first try alone.
-    fn is_promising(&self, known: &Known, floors: &[Floor]) -> bool {
+    fn is_promising(&self, known: &Known, floors: &[TopK]) -> bool {
         let mean = floors.iter().map(|floor| floor.threshold().min(1.0)).sum::<f32>() / floors.len() as f32;
         let cosine = known.level.usual_cosine();
         self.cutter.bound(mean.into()).is_some_and(|cut| cut.least_product(self.cutter.angle(cosine)) > known.promising)

@@ -4,6 +4,7 @@
 use half::f16;
 
 use super::kernels::{Line, Tile, TileHits};
+use crate::engine::dot::portable::widened;
 
 /// Rows of a panel.
 pub(super) const PANEL_ROWS: usize = 32;
@@ -46,11 +47,6 @@ fn sums<const P: usize>(rows: &[[f32; PANEL_ROWS]], columns: &[[f32; P]]) -> [[f
     sums
 }
 
-/// See [`super::kernels::Dot`].
-pub(super) fn dot(row: &[f16], probe: &[f32]) -> f32 {
-    row.iter().zip(probe).map(|(x, q)| widened(*x) * q).sum()
-}
-
 /// See [`super::kernels::PackRows`].
 pub(super) fn pack_rows(rows: &[f16], dim: usize, panel: &mut [Line]) {
     const STEP: usize = 32;
@@ -63,37 +59,6 @@ pub(super) fn pack_rows(rows: &[f16], dim: usize, panel: &mut [Line]) {
             let wide = values.map(widened);
             for (column, value) in columns.iter_mut().zip(wide) {
                 column[r] = value;
-            }
-        }
-    }
-}
-
-/// An f16 as f32, exactly, for finite values. Without branches or tables, unlike a conversion in
-/// software that must care for NaN, so that loops over it can be vectorised.
-#[inline]
-fn widened(value: f16) -> f32 {
-    const SMALLEST_NORMAL: u32 = 113 << 23; // 2^-14
-    let bits = u32::from(value.to_bits());
-    let magnitude = (bits & 0x7fff) << 13;
-    // The exponent's bias is 15 there and 127 here.
-    let normal = magnitude + (112 << 23);
-    // Below the normal range the number is fraction * 2^-24: put it behind 2^-14's leading bit,
-    // then take that away.
-    let subnormal = (f32::from_bits(magnitude + SMALLEST_NORMAL) - f32::from_bits(SMALLEST_NORMAL)).to_bits();
-    let chosen = if magnitude < 1 << 23 { subnormal } else { normal };
-    f32::from_bits(chosen | (bits & 0x8000) << 16)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn widening_is_exact_for_every_finite_f16() {
-        for bits in 0..=u16::MAX {
-            let value = f16::from_bits(bits);
-            if value.is_finite() {
-                assert_eq!(widened(value).to_bits(), value.to_f32().to_bits(), "{bits:#06x}");
             }
         }
     }

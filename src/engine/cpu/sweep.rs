@@ -12,17 +12,19 @@ use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use roaring::RoaringBitmap;
 use zeroize::Zeroize;
 
-use super::floors::{Floor, Shortlist};
 use super::kernels::{DOTS_PROBES_MAX, DOTS_ROWS, DotsNumbers, Kernels, Line, Precision, TILE_PROBES_MAX, TileHits};
 use super::pace::{Pace, Way};
 use super::sieve::kernels::CodeKernels;
 use super::sieve::{Level, Sieve, SieveBench, TILE_ROWS};
-use super::slack::{coarse_slack, lowered, sift_slack};
+use super::slack::coarse_slack;
 use crate::engine::certificate::Certificate;
-use crate::engine::{BlockView, CandidateRequest, GalleryView};
+use crate::engine::dot::dot_slack;
+use crate::engine::top_k::{TopK, TopKList, lowered};
+use crate::engine::{CandidateRequest, CandidateRows, GalleryView, SegmentView, narrow_filter};
 
 /// Bytes of stored rows in a piece that dots read: they stay in a core's own cache while the
 /// groups of probes sweep over them.
@@ -83,7 +85,7 @@ fn room(memory: &mut Vec<Line>, lines: usize) -> &mut [Line] {
 #[derive(Default)]
 pub(super) struct Bench {
     panels: Vec<Line>,
-    lists: Vec<Shortlist>,
+    lists: Vec<TopKList>,
     sieve: SieveBench,
     /// Levels whose tables are known to be there, in the sift under way.
     prepared: Vec<Level>,
@@ -93,8 +95,8 @@ impl Bench {
     /// Bytes held.
     pub(super) fn bytes(&self) -> usize {
         self.panels.capacity() * size_of::<Line>()
-            + self.lists.capacity() * size_of::<Shortlist>()
-            + self.lists.iter().map(Shortlist::bytes).sum::<usize>()
+            + self.lists.capacity() * size_of::<TopKList>()
+            + self.lists.iter().map(TopKList::bytes).sum::<usize>()
             + self.sieve.bytes()
     }
 
@@ -109,11 +111,6 @@ impl Bench {
     pub(super) fn holds_rows(&self) -> bool {
         self.panels.iter().any(|line| line.0.iter().any(|value| value.to_bits() != 0)) || self.sieve.holds_rows()
     }
-
-    /// The list of `probe`, if this bench took part in the sift.
-    pub(super) fn list(&mut self, probe: usize) -> Option<&mut Shortlist> {
-        self.lists.get_mut(probe)
-    }
 }
 
 /// One sift, as all its threads see it.
@@ -121,7 +118,7 @@ pub(super) struct Sweep<'a> {
     kernels: &'static Kernels,
     view: &'a GalleryView<'a>,
     probes: &'a [f32],
-    pub(super) floors: Vec<Floor>,
+    top_k: Vec<TopK>,
     /// Whether tiles do the work, or dots.
     by_tiles: bool,
     groups: Vec<Group>,
@@ -157,13 +154,8 @@ impl<'a> Sweep<'a> {
         assert_eq!(request.probes.len(), count * dim, "a floor for every probe");
         assert_eq!(request.keep.len(), count, "a number to keep for every probe");
 
-        let slack = sift_slack(dim);
-        let floors = request
-            .floors
-            .iter()
-            .zip(request.keep)
-            .map(|(floor, keep)| Floor::new(*floor, *keep, request.candidates_max, slack))
-            .collect();
+        let slack = dot_slack(dim);
+        let top_k = (0..count).map(|probe| TopK::new(request, probe, slack)).collect();
 
         let by_tiles = count > kernels.dots_up_to;
         let mut coarse = vec![0.0; count];
@@ -192,14 +184,14 @@ impl<'a> Sweep<'a> {
         };
 
         let coded_rows = if code_kernels.scans_planes(count) {
-            let rows = view.blocks.iter().map(|block| block.coded(dim)).sum::<usize>();
+            let rows = view.segments.iter().map(|block| block.coded(dim)).sum::<usize>();
             (rows / PLANES_PIECES).clamp(*CODED_ROWS.end(), PLANES_ROWS)
         } else {
             (CODED_PAIRS / count.max(1)).clamp(*CODED_ROWS.start(), *CODED_ROWS.end())
         };
         let coded_rows = coded_rows.next_multiple_of(TILE_ROWS);
         let mut pieces = vec![0];
-        for block in &view.blocks {
+        for block in &view.segments {
             let coded = block.coded(dim);
             let before = pieces[pieces.len() - 1] + coded.div_ceil(coded_rows);
             pieces.extend([before, before + (block.count(dim) - coded).div_ceil(piece_rows)]);
@@ -208,7 +200,7 @@ impl<'a> Sweep<'a> {
             kernels,
             view,
             probes: request.probes,
-            floors,
+            top_k,
             by_tiles,
             groups,
             packed,
@@ -236,18 +228,28 @@ impl<'a> Sweep<'a> {
         self
     }
 
-    /// Under which certificate the rows were passed over, once all are.
-    pub(super) fn certificate(&self) -> Certificate {
-        if self.pace.was_sieved() { self.sieve.certificate() } else { Certificate::Deterministic }
+    /// Moves what all threads found to `candidates`, once all are done.
+    pub(super) fn file(&self, benches: &mut [Mutex<Bench>], candidates: &mut CandidateRows) {
+        for (probe, top_k) in self.top_k.iter().enumerate() {
+            // A bench that took no part has no list.
+            let lists = benches.iter_mut().filter_map(|bench| bench.get_mut().lists.get_mut(probe));
+            top_k.file(lists, probe, candidates);
+        }
+        candidates.certificate =
+            if self.pace.was_sieved() { self.sieve.certificate() } else { Certificate::Deterministic };
+    }
+
+    fn probe(&self, probe: usize) -> &'a [f32] {
+        &self.probes[probe * self.view.dim..][..self.view.dim]
     }
 
     /// Works on pieces until none are left.
     pub(super) fn work(&self, bench: &mut Bench, turn: Turn) {
         bench.prepared.clear();
-        if self.view.blocks.iter().any(|block| block.coded(self.view.dim) > 0) {
+        if self.view.segments.iter().any(|block| block.coded(self.view.dim) > 0) {
             bench.sieve.begin(&self.sieve, self.coded_rows);
         }
-        bench.lists.resize_with(self.floors.len().max(bench.lists.len()), Shortlist::default);
+        bench.lists.resize_with(self.top_k.len().max(bench.lists.len()), TopKList::default);
         if self.by_tiles {
             let lines = self.piece_rows / self.kernels.panel_rows * self.kernels.panel_lines(self.view.dim);
             room(&mut bench.panels, lines);
@@ -259,7 +261,7 @@ impl<'a> Sweep<'a> {
                 return;
             }
             let at = self.pieces.partition_point(|before| *before <= piece) - 1;
-            let block = &self.view.blocks[at / 2];
+            let block = &self.view.segments[at / 2];
             let coded = block.coded(self.view.dim);
             let piece = piece - self.pieces[at];
             if at.is_multiple_of(2) {
@@ -278,9 +280,9 @@ impl<'a> Sweep<'a> {
     }
 
     /// Works on coded rows by the way that is the fastest so far.
-    fn coded(&self, block: &BlockView<'_>, first: usize, count: usize, bench: &mut Bench) {
-        let pairs = count * self.floors.len();
-        let way = self.pace.choose(&self.floors);
+    fn coded(&self, block: &SegmentView<'_>, first: usize, count: usize, bench: &mut Bench) {
+        let pairs = count * self.top_k.len();
+        let way = self.pace.choose(&self.top_k);
         // Outside of what is timed: it is done once, not for every piece.
         if let Way::Codes(level) = way
             && !bench.prepared.contains(&level)
@@ -298,7 +300,7 @@ impl<'a> Sweep<'a> {
             }
             Way::Codes(level) => {
                 let Bench { lists, sieve, .. } = bench;
-                passed = self.sieve.piece(level, block, (first, count), &self.floors, sieve, |probe, offset| {
+                passed = self.sieve.piece(level, block, (first, count), &self.top_k, sieve, |probe, offset| {
                     self.compare(block, offset, probe, lists);
                 });
             }
@@ -307,11 +309,8 @@ impl<'a> Sweep<'a> {
     }
 
     /// Compares one row with one probe in f32.
-    fn compare(&self, block: &BlockView<'_>, offset: usize, probe: usize, lists: &mut [Shortlist]) {
-        let dim = self.view.dim;
-        let number = self
-            .kernels
-            .dot(&block.rows[offset * dim..(offset + 1) * dim], &self.probes[probe * dim..(probe + 1) * dim]);
+    fn compare(&self, block: &SegmentView<'_>, offset: usize, probe: usize, lists: &mut [TopKList]) {
+        let number = self.kernels.dot.product(block.row(offset, self.view.dim), self.probe(probe));
         self.offer(block, offset, probe, number, lists);
     }
 
@@ -319,27 +318,21 @@ impl<'a> Sweep<'a> {
     /// let few through.
     pub(super) fn filtered(&self, probe: usize, filter: &RoaringBitmap, bench: &mut Bench) {
         bench.sieve.begin(&self.sieve, 0);
-        bench.lists.resize_with(self.floors.len().max(bench.lists.len()), Shortlist::default);
-        for block in &self.view.blocks {
-            let dim = self.view.dim;
-            let (coded, count) = (block.coded(dim), block.count(dim));
-            let end = block.first_row.saturating_add(u32::try_from(count).unwrap_or(u32::MAX));
-            let middle = block.first_row.saturating_add(u32::try_from(coded).unwrap_or(u32::MAX));
+        bench.lists.resize_with(self.top_k.len().max(bench.lists.len()), TopKList::default);
+        for block in &self.view.segments {
+            let (coded, count) = (block.coded(self.view.dim), block.count(self.view.dim));
             let Bench { lists, sieve, .. } = &mut *bench;
-            let live = |rows: std::ops::Range<u32>| {
-                let offsets = filter.range(rows).map(|row| (row - block.first_row) as usize);
-                offsets.filter(|offset| block.is_live(*offset))
-            };
-            let floor = &self.floors[probe];
-            self.sieve.look_closer(probe, &block.codes, live(block.first_row..middle), floor, sieve, |offset| {
+            let allowed = |offsets| narrow_filter::allowed(block, filter, offsets);
+            let top_k = &self.top_k[probe];
+            self.sieve.look_closer(probe, &block.codes, allowed(0..coded), top_k, sieve, |offset| {
                 self.compare(block, offset, probe, lists);
             });
-            live(middle..end).for_each(|offset| self.compare(block, offset, probe, lists));
+            allowed(coded..count).for_each(|offset| self.compare(block, offset, probe, lists));
         }
     }
 
     /// Compares rows `first..first + count` of a block, at most `piece_rows`, exhaustively.
-    fn exhaustive(&self, block: &BlockView<'_>, first: usize, count: usize, bench: &mut Bench) {
+    fn exhaustive(&self, block: &SegmentView<'_>, first: usize, count: usize, bench: &mut Bench) {
         if self.by_tiles {
             self.tiles(block, first, count, bench);
         } else {
@@ -348,7 +341,7 @@ impl<'a> Sweep<'a> {
     }
 
     /// Compares rows `first..first + count` of a block as they are stored.
-    fn dots(&self, block: &BlockView<'_>, first: usize, count: usize, lists: &mut [Shortlist]) {
+    fn dots(&self, block: &SegmentView<'_>, first: usize, count: usize, lists: &mut [TopKList]) {
         let dim = self.view.dim;
         let rows = &block.rows[first * dim..(first + count) * dim];
         let whole = count - count % DOTS_ROWS;
@@ -375,7 +368,7 @@ impl<'a> Sweep<'a> {
             }
             for (i, row) in rows[whole * dim..].chunks_exact(dim).enumerate() {
                 for (p, probe) in probes.chunks_exact(dim).enumerate() {
-                    let number = self.kernels.dot(row, probe);
+                    let number = self.kernels.dot.product(row, probe);
                     self.offer(block, first + whole + i, group.first + p, number, lists);
                 }
             }
@@ -383,7 +376,7 @@ impl<'a> Sweep<'a> {
     }
 
     /// Compares rows `first..first + count` of a block by panels.
-    fn tiles(&self, block: &BlockView<'_>, first: usize, count: usize, bench: &mut Bench) {
+    fn tiles(&self, block: &SegmentView<'_>, first: usize, count: usize, bench: &mut Bench) {
         let Bench { panels, lists, .. } = bench;
         let dim = self.view.dim;
         let panel_rows = self.kernels.panel_rows;
@@ -416,10 +409,9 @@ impl<'a> Sweep<'a> {
                         let probe = group.first + p;
                         let number = match self.kernels.precision {
                             Precision::F32 => hits.numbers[p][row],
-                            Precision::Bf16 => self.kernels.dot(
-                                &rows[within * dim..(within + 1) * dim],
-                                &self.probes[probe * dim..(probe + 1) * dim],
-                            ),
+                            Precision::Bf16 => {
+                                self.kernels.dot.product(block.row(first + within, dim), self.probe(probe))
+                            }
                         };
                         self.offer(block, first + within, probe, number, lists);
                     }
@@ -433,7 +425,7 @@ impl<'a> Sweep<'a> {
     fn refresh(&self, first: usize, thresholds: &mut [f32]) {
         for (p, threshold) in thresholds.iter_mut().enumerate() {
             let probe = first + p;
-            *threshold = self.floors[probe].threshold();
+            *threshold = self.top_k[probe].threshold();
             if self.by_tiles && self.kernels.precision == Precision::Bf16 {
                 *threshold = lowered(*threshold, self.coarse[probe]);
             }
@@ -441,15 +433,14 @@ impl<'a> Sweep<'a> {
     }
 
     /// Lists a row whose number reaches the probe's threshold of now, if the row is live.
-    fn offer(&self, block: &BlockView<'_>, offset: usize, probe: usize, number: f32, lists: &mut [Shortlist]) {
-        let floor = &self.floors[probe];
-        if number >= floor.threshold() && block.is_live(offset) {
-            #[expect(clippy::cast_possible_truncation, reason = "row numbers are u32")]
-            let row = block.first_row + offset as u32;
+    fn offer(&self, block: &SegmentView<'_>, offset: usize, probe: usize, number: f32, lists: &mut [TopKList]) {
+        let top_k = &self.top_k[probe];
+        if number >= top_k.threshold() && block.is_live(offset) {
+            let row = block.number(offset);
             if self.filters.get(probe).copied().flatten().is_some_and(|filter| !filter.contains(row)) {
                 return;
             }
-            lists[probe].offer(floor, number, row);
+            lists[probe].offer(top_k, number, row);
         }
     }
 }

@@ -5,12 +5,14 @@ use half::f16;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
+use roaring::RoaringBitmap;
 use thenar_index::codes::{BLOCK_ROWS, Codes, OwnedCodes};
 
 use super::sieve::Level;
 use super::*;
-use crate::engine::BlockView;
 use crate::engine::certificate::{Certificate, PASSES};
+use crate::engine::dot::dot_slack;
+use crate::engine::{Seed, SegmentView};
 use crate::model::synthetic::SyntheticGallery;
 use crate::search::score::exact;
 
@@ -106,20 +108,20 @@ impl Gallery {
     }
 
     fn view(&self) -> GalleryView<'_> {
-        let blocks = self.blocks.iter().zip(1..).map(|(block, identity)| BlockView {
+        let blocks = self.blocks.iter().zip(1..).map(|(block, identity)| SegmentView {
             identity,
             first_row: block.first_row,
             rows: &block.rows,
             live: &block.live,
             codes: if self.coded { block.codes.as_codes() } else { Codes::default() },
         });
-        GalleryView { dim: self.dim, blocks: blocks.collect() }
+        GalleryView { dim: self.dim, segments: blocks.collect() }
     }
 
     /// Brute force: (score, row) of every live row.
     fn scores(&self, probe: &[f32]) -> Vec<(f64, u32)> {
         let mut scores = Vec::new();
-        for block in self.view().blocks {
+        for block in self.view().segments {
             for (i, row) in block.rows.chunks_exact(self.dim).enumerate() {
                 if block.is_live(i) {
                     scores.push((exact(row, probe), block.first_row + i as u32));
@@ -164,7 +166,7 @@ fn check(scores: &[(f64, u32)], floor: f32, keep: u32, dim: usize, candidates: &
         keep => scores.get(keep as usize - 1).map_or(f64::NEG_INFINITY, |s| s.0),
     };
     let least = f64::from(floor).max(kth);
-    let margin = 4.1 * f64::from(sift_slack(dim));
+    let margin = 4.1 * f64::from(dot_slack(dim));
     let found: std::collections::HashSet<u32> = candidates.iter().copied().collect();
     assert_eq!(found.len(), candidates.len(), "repeats: {what}");
     for (score, row) in scores {
@@ -447,7 +449,7 @@ fn an_engine_says_what_it_is_and_forgets_what_it_read() {
         left.clear(1);
         let sketches = engine.sketches.read();
         assert!(
-            sketches.over(&gallery.view()).blocks[first].codes.codebook == left.codebook,
+            sketches.over(&gallery.view()).segments[first].codes.codebook == left.codebook,
             "{path}: and takes the sketch"
         );
     }
@@ -463,7 +465,7 @@ fn no_threads_and_missing_instructions_are_refused() {
 
 #[test]
 fn no_probes_and_no_rows_are_nothing_to_find() {
-    let empty = GalleryView { dim: 64, blocks: Vec::new() };
+    let empty = GalleryView { dim: 64, segments: Vec::new() };
     let mut values = vec![0.0; 64];
     values[3] = 1.0;
     for path in paths() {

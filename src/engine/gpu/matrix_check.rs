@@ -68,7 +68,7 @@ impl GpuEngine {
             Some(_) => ("matrices against packed dot products", PROBES_MAX),
             None => ("packed dot products in tiles against one row an invocation", FEW_PROBES),
         };
-        let sample = view.blocks.iter().find(|block| block.coded(dim) >= BLOCK_ROWS);
+        let sample = view.segments.iter().find(|block| block.coded(dim) >= BLOCK_ROWS);
         let sample = sample.map(|block| Trial {
             dim,
             slab: 0,

@@ -67,7 +67,7 @@ use self::owner::{Action, Command, Facts, Owner, Reply, Standing};
 use self::probe::Quantised;
 use self::resident::{Resident, RowsOf, piece};
 use self::sifting::{Field, Machine, Order};
-use super::{BlockView, CandidateRequest, CandidateRows, Engine, EngineDescription, EngineError, GalleryView};
+use super::{CandidateRequest, CandidateRows, Engine, EngineDescription, EngineError, GalleryView, SegmentView};
 use crate::process::supervisor::Supervisor;
 
 /// Commands that may wait for the device.
@@ -255,7 +255,7 @@ impl GpuEngine {
             let mut first = placement.rows.start;
             while first < placement.rows.end {
                 let end = placement.rows.end.min(first + rows_max);
-                let codes = view.blocks[placement.block].codes;
+                let codes = view.segments[placement.block].codes;
                 let blocks = ((end - first) / GRAIN) as usize;
                 let codes = codes.blocks(view.dim, (first / GRAIN) as usize, blocks);
                 let codes = Box::new(CardCodes::new(&codes, view.dim));
@@ -387,7 +387,7 @@ impl Engine for GpuEngine {
         let count = request.floors.len();
         assert!(request.probes.len() == count * view.dim && request.keep.len() == count);
         candidates.reset(count);
-        if count == 0 || view.blocks.iter().all(|block| block.rows.is_empty()) {
+        if count == 0 || view.segments.iter().all(|block| block.rows.is_empty()) {
             candidates.floors.copy_from_slice(request.floors);
             return Ok(());
         }
@@ -406,7 +406,7 @@ impl Engine for GpuEngine {
                 self.send(resident.generation, |reply| Action::WriteLive { pieces, reply })?;
             }
         }
-        let rows: u64 = view.blocks.iter().map(|block| block.count(view.dim) as u64).sum();
+        let rows: u64 = view.segments.iter().map(|block| block.count(view.dim) as u64).sum();
         let narrow = |probe: &usize| filter_of(request, *probe).is_some_and(|filter| filter.len() <= rows / FEW_OF);
         let (narrow, wide): (Vec<usize>, Vec<usize>) = (0..count).partition(narrow);
         for probe in narrow {
@@ -576,7 +576,7 @@ fn compare(
 
 /// The number and the row at a place of a block, if the probe's filter allows it.
 fn compare_row(
-    block: &BlockView<'_>,
+    block: &SegmentView<'_>,
     offset: usize,
     request: &CandidateRequest<'_>,
     dim: usize,
@@ -588,7 +588,7 @@ fn compare_row(
 }
 
 /// The f32 number of a row and a probe: a sum of products, which in any order is within
-/// [`super::cpu::sift_slack`] of the exact score. Wipes what it widened of the row.
+/// [`super::dot::dot_slack`] of the exact score. Wipes what it widened of the row.
 fn number(row: &[f16], probe: &[f32]) -> f32 {
     const LANES: usize = 16;
     const TOGETHER: usize = 4 * LANES;
@@ -610,7 +610,7 @@ fn number(row: &[f16], probe: &[f32]) -> f32 {
 /// Numbers of the rows of the view that have no codes, for one probe.
 fn without_codes(view: &GalleryView<'_>, request: &CandidateRequest<'_>, probe: usize) -> Vec<(f32, u32)> {
     let mut found = Vec::new();
-    for block in &view.blocks {
+    for block in &view.segments {
         let offsets = block.coded(view.dim)..block.count(view.dim);
         let live = offsets.filter(|&offset| block.is_live(offset));
         found.extend(live.filter_map(|offset| compare_row(block, offset, request, view.dim, probe)));
@@ -625,14 +625,14 @@ fn filtered(
     probe: usize,
     filter: &RoaringBitmap,
 ) -> Vec<(f32, u32)> {
-    let mut places: Vec<(&BlockView<'_>, usize)> = Vec::new();
-    for block in &view.blocks {
+    let mut places: Vec<(&SegmentView<'_>, usize)> = Vec::new();
+    for block in &view.segments {
         let count = u32::try_from(block.count(view.dim)).unwrap_or(u32::MAX);
         let rows = filter.range(block.first_row..block.first_row.saturating_add(count));
         let offsets = rows.map(|row| (row - block.first_row) as usize);
         places.extend(offsets.filter(|&offset| block.is_live(offset)).map(|offset| (block, offset)));
     }
-    let compare = |&(block, offset): &(&BlockView<'_>, usize)| compare_row(block, offset, request, view.dim, probe);
+    let compare = |&(block, offset): &(&SegmentView<'_>, usize)| compare_row(block, offset, request, view.dim, probe);
     places.par_iter().with_min_len(FILTERED_TOGETHER).filter_map(compare).collect()
 }
 

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use super::card::row_bytes;
 use super::device::{LivePiece, Run};
 use super::kernels::SLOT_STEP;
-use crate::engine::{BlockView, GalleryView};
+use crate::engine::{GalleryView, SegmentView};
 
 /// Slots are given out in multiples of this: one live word, and one block of codes.
 const GRAIN: u32 = 64;
@@ -140,7 +140,7 @@ impl Resident {
     /// Whether the codes of every row of `view` that has some lie on the device.
     pub(super) fn covers(&self, view: &GalleryView<'_>) -> bool {
         self.dim == view.dim
-            && view.blocks.iter().all(|block| {
+            && view.segments.iter().all(|block| {
                 let count = block.coded(view.dim);
                 count == 0
                     || self
@@ -153,7 +153,7 @@ impl Resident {
     /// Bytes of codes that `view` has and the device has not.
     pub(super) fn missing_bytes(&self, view: &GalleryView<'_>) -> u64 {
         let rows: u64 = view
-            .blocks
+            .segments
             .iter()
             .map(|block| {
                 let held = self.blocks.get(&block.first_row).filter(|held| held.identity == block.identity);
@@ -167,7 +167,7 @@ impl Resident {
     /// Drops the blocks that `view` does not have, or has under another identity. The slots they
     /// occupied: the device must zero them and their live bits before it does anything else.
     pub(super) fn drop_stale(&mut self, view: &GalleryView<'_>) -> Vec<Extent> {
-        let wanted: BTreeMap<u32, u64> = view.blocks.iter().map(|block| (block.first_row, block.identity)).collect();
+        let wanted: BTreeMap<u32, u64> = view.segments.iter().map(|block| (block.first_row, block.identity)).collect();
         let mut freed = Vec::new();
         self.blocks.retain(|first_row, block| {
             let keep = wanted.get(first_row) == Some(&block.identity);
@@ -188,7 +188,7 @@ impl Resident {
     pub(super) fn place(&mut self, view: &GalleryView<'_>) -> Result<Vec<Placement>, SlabWanted> {
         let mut added: Vec<(u32, Extent)> = Vec::new();
         let mut shortfall = 0_u64;
-        for block in &view.blocks {
+        for block in &view.segments {
             let count = u32_of(block.coded(view.dim));
             let held = self.blocks.get(&block.first_row);
             let (held_room, growing) = held.map_or((0, false), |held| (held.room(), held.count > 0));
@@ -222,7 +222,7 @@ impl Resident {
             self.blocks.entry(first_row).or_default().extents.push(extent);
         }
         let mut placements = Vec::new();
-        for (number, block) in view.blocks.iter().enumerate() {
+        for (number, block) in view.segments.iter().enumerate() {
             let count = u32_of(block.coded(view.dim));
             let Some(held) = self.blocks.get_mut(&block.first_row) else {
                 continue;
@@ -277,7 +277,7 @@ impl Resident {
 
     /// Turns slots into rows of `view`.
     pub(super) fn rows_of<'a>(&'a self, view: &'a GalleryView<'a>) -> RowsOf<'a> {
-        let by_first_row = view.blocks.iter().map(|block| (block.first_row, block)).collect();
+        let by_first_row = view.segments.iter().map(|block| (block.first_row, block)).collect();
         RowsOf { placed: &self.placed, by_first_row, dim: view.dim }
     }
 
@@ -287,7 +287,7 @@ impl Resident {
     /// is found of them is dropped on the host.
     pub(super) fn refresh_live(&self, view: &GalleryView<'_>, live: &mut [Vec<u64>]) -> Vec<LivePiece> {
         let mut pieces = Vec::new();
-        for block in &view.blocks {
+        for block in &view.segments {
             let Some(held) = self.blocks.get(&block.first_row) else {
                 continue;
             };
@@ -398,14 +398,14 @@ pub(super) fn piece(live: &[Vec<u64>], slab: usize, words: Range<usize>) -> Live
 /// Turns slots into rows of a view; made by [`Resident::rows_of`].
 pub(super) struct RowsOf<'a> {
     placed: &'a [Placed],
-    by_first_row: BTreeMap<u32, &'a BlockView<'a>>,
+    by_first_row: BTreeMap<u32, &'a SegmentView<'a>>,
     dim: usize,
 }
 
 impl RowsOf<'_> {
     /// The row at a slot, if the view has its codes and it is live: the block of the view and the
     /// row's place in it. A row whose codes are newer than the view is one of its rows without codes.
-    pub(super) fn live_row(&self, slot: u32) -> Option<(&BlockView<'_>, usize)> {
+    pub(super) fn live_row(&self, slot: u32) -> Option<(&SegmentView<'_>, usize)> {
         let next = self.placed.partition_point(|placed| placed.slot_first <= slot);
         let placed = self.placed[..next].last().filter(|placed| slot < placed.slot_end)?;
         let block = self.by_first_row.get(&placed.first_row)?;

@@ -22,14 +22,14 @@ struct Blocks {
 
 impl Blocks {
     fn view(&self) -> GalleryView<'_> {
-        let blocks = self.blocks.iter().map(|(&first_row, &(identity, count))| BlockView {
+        let blocks = self.blocks.iter().map(|(&first_row, &(identity, count))| SegmentView {
             identity,
             first_row,
             rows: &self.rows[..count * DIM],
             live: &self.live,
             codes: self.codes.as_codes().blocks(DIM, 0, count / 64),
         });
-        GalleryView { dim: DIM, blocks: blocks.collect() }
+        GalleryView { dim: DIM, segments: blocks.collect() }
     }
 }
 
@@ -72,7 +72,7 @@ fn every_row_has_a_slot_of_its_own_whatever_came_and_went() {
                 }
             };
             for placement in placements {
-                let block = &view.blocks[placement.block];
+                let block = &view.segments[placement.block];
                 for (slot, offset) in (placement.slot..).zip(placement.rows.clone()) {
                     let before = device.insert((placement.slab, slot), (block.identity, offset));
                     assert_eq!(before, None, "seed {seed} step {step}: a slot was given twice");

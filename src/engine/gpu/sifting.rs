@@ -36,7 +36,7 @@ use super::level::Level;
 use super::probe::Quantised;
 use super::slack::{Bars, estimate, threshold};
 use crate::engine::certificate::Certificate;
-use crate::engine::cpu::sift_slack;
+use crate::engine::dot::dot_slack;
 use crate::engine::{CandidateRequest, CandidateRows, EngineError};
 
 /// Slices that may be under way at once.
@@ -408,7 +408,7 @@ impl Hunt {
     fn new(dim: usize, request: &CandidateRequest<'_>, probe: usize) -> Self {
         Self {
             floor: f64::from(request.floors[probe]),
-            slack: f64::from(sift_slack(dim)),
+            slack: f64::from(dot_slack(dim)),
             keep: request.keep[probe] as usize,
             candidates_max: request.candidates_max,
             found: Vec::new(),

@@ -124,7 +124,7 @@ fn sift_fake(fake: &Fake, probes: &[Vec<f32>], request: &CandidateRequest<'_>, s
     let compare = |probe: usize, slot: u32| {
         // Anything within the slack of the exact score, but always the same.
         let noise = f64::from(slot.wrapping_mul(0x9e37_79b9) ^ seed as u32) / f64::from(u32::MAX) * 1.998 - 0.999;
-        let score = fake.score(slot, &probes[probe]) + noise * f64::from(sift_slack(DIM));
+        let score = fake.score(slot, &probes[probe]) + noise * f64::from(dot_slack(DIM));
         fake.is_live(slot).then_some((score as f32, slot + 1000))
     };
     let field = Field {

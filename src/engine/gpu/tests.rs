@@ -24,7 +24,7 @@ use super::{AdapterChoice, GpuEngine};
 use thenar_index::codes::OwnedCodes;
 
 use crate::engine::certificate::Certificate;
-use crate::engine::{BlockView, CandidateRequest, CandidateRows, Engine, EngineError, GalleryView};
+use crate::engine::{CandidateRequest, CandidateRows, Engine, EngineError, GalleryView, SegmentView};
 use crate::process::supervisor::Supervisor;
 
 /// How far below the line a candidate may lie without being called silly: several times the slack
@@ -145,14 +145,14 @@ impl Gallery {
     }
 
     fn view(&self) -> GalleryView<'_> {
-        let blocks = self.blocks.iter().map(|block| BlockView {
+        let blocks = self.blocks.iter().map(|block| SegmentView {
             identity: block.identity,
             first_row: block.first_row,
             rows: &block.rows,
             live: &block.live,
             codes: block.codes.as_codes(),
         });
-        GalleryView { dim: self.dim, blocks: blocks.collect() }
+        GalleryView { dim: self.dim, segments: blocks.collect() }
     }
 
     fn kill(&mut self, block: usize, offset: usize) {
@@ -162,7 +162,7 @@ impl Gallery {
     /// Row numbers and exact scores of the live rows.
     fn scores(&self, probe: &[f32]) -> Vec<(u32, f64)> {
         let mut scores = Vec::new();
-        for block in &self.view().blocks {
+        for block in &self.view().segments {
             for (offset, row) in block.rows.chunks_exact(self.dim).enumerate() {
                 if block.is_live(offset) {
                     let factors = row.iter().zip(probe).map(|(x, q)| f64::from(x.to_f32()) * f64::from(*q));

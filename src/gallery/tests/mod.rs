@@ -38,7 +38,7 @@ impl Watching {
     /// Compares what searches see with what was followed.
     fn check(&self, when: &str, view: &GalleryView<'_>) {
         let followed = self.followed.lock();
-        for block in &view.blocks {
+        for block in &view.segments {
             let (first_row, rows) = (block.first_row, block.count(DIM));
             let held = followed.get(&block.identity).filter(|held| held.0 == first_row);
             let copy = held.map_or(&[][..], |held| &held.1);
@@ -56,7 +56,7 @@ impl Watching {
             // While an index is opened again, nobody sees anything.
             let Some(reader) = gallery.reader.try_read() else { return };
             let shown = reader.as_ref().expect("the index is not lost").snapshot();
-            self.check(when, &plan::view(&shown));
+            self.check(when, &GalleryView::of(&shown));
         }
     }
 }
@@ -65,7 +65,7 @@ impl Hooks for Watching {
     fn before_follow(&self, view: &GalleryView<'_>) -> Result<(), EngineError> {
         self.check_shown("before it follows");
         let mut held = std::mem::take(&mut *self.followed.lock());
-        for block in &view.blocks {
+        for block in &view.segments {
             // As engines do: under one identity rows are only appended.
             let (_, mut copy) = held.remove(&block.identity).unwrap_or_default();
             copy.truncate(block.rows.len());

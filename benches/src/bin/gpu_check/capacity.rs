@@ -75,7 +75,7 @@ pub(crate) fn run(arguments: &Arguments, report: &mut Report) -> anyhow::Result<
 /// So many copies of a segment, one after the other.
 fn copies<'a>(segment: &'a Segment<'_>, count: u32, dim: usize) -> GalleryView<'a> {
     let rows = u32::try_from(segment.rows.len() / dim).expect("a segment is small");
-    GalleryView { dim, blocks: (0..count).map(|copy| segment.block(u64::from(copy) + 1, copy * rows)).collect() }
+    GalleryView { dim, segments: (0..count).map(|copy| segment.block(u64::from(copy) + 1, copy * rows)).collect() }
 }
 
 /// Adds copies until the card has no room or the time is up; how many there are then.

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 use roaring::RoaringBitmap;
 use thenar::engine::certificate::Certificate;
 use thenar::engine::gpu::GpuEngine;
-use thenar::engine::{BlockView, CandidateRequest, CandidateRows, Engine, EngineError, GalleryView};
+use thenar::engine::{CandidateRequest, CandidateRows, Engine, EngineError, GalleryView, SegmentView};
 use thenar_bench::gallery::{Gallery, GalleryKind};
 use thenar_index::codes::{BLOCK_ROWS, OwnedCodes};
 
@@ -50,8 +50,8 @@ impl<'a> Segment<'a> {
         gallery.rows().chunks(SEGMENT_ROWS * dim).map(|rows| Self::new(rows, dim)).collect()
     }
 
-    pub(crate) fn block(&self, identity: u64, first_row: u32) -> BlockView<'_> {
-        BlockView { identity, first_row, rows: self.rows, live: &self.live, codes: self.codes.as_codes() }
+    pub(crate) fn block(&self, identity: u64, first_row: u32) -> SegmentView<'_> {
+        SegmentView { identity, first_row, rows: self.rows, live: &self.live, codes: self.codes.as_codes() }
     }
 }
 
@@ -77,7 +77,7 @@ pub(crate) fn view<'a>(segments: &'a [Segment<'_>], dim: usize, identity: u64) -
     let blocks = segments.iter().enumerate().map(|(number, segment)| {
         segment.block(identity + number as u64, u32::try_from(number * SEGMENT_ROWS).expect("rows fit u32"))
     });
-    GalleryView { dim, blocks: blocks.collect() }
+    GalleryView { dim, segments: blocks.collect() }
 }
 
 /// Uploads a view, and says how long it took and what it takes.
@@ -86,7 +86,7 @@ pub(crate) fn upload(engine: &GpuEngine, view: &GalleryView<'_>, report: &mut Re
     let started = Instant::now();
     engine.follow(view)?;
     report.figure("uploaded", started.elapsed().as_secs_f64(), "s");
-    let rows: usize = view.blocks.iter().map(|block| block.count(view.dim)).sum();
+    let rows: usize = view.segments.iter().map(|block| block.count(view.dim)).sum();
     let bytes = engine.describe().device_bytes.saturating_sub(before);
     report.figure("on the card", bytes as f64 / rows.max(1) as f64, "bytes a row");
     Ok(())
@@ -179,7 +179,7 @@ pub(crate) fn time(
 pub(crate) fn empty_search(engine: &GpuEngine, dim: usize, seconds: f64, report: &mut Report) -> anyhow::Result<()> {
     let few = Gallery::new(GalleryKind::Standard, 0, BLOCK_ROWS, dim);
     let segment = Segment::new(few.rows(), dim);
-    let view = GalleryView { dim, blocks: vec![segment.block(u64::MAX, 0)] };
+    let view = GalleryView { dim, segments: vec![segment.block(u64::MAX, 0)] };
     engine.follow(&view)?;
     for count in [1, 256] {
         let mut strangers = few.probes(count).values(0..count).to_vec();

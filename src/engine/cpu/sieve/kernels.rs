@@ -18,11 +18,11 @@ use thenar_index::codes::{BLOCK_ROWS, Codes, Factors, codebook_bytes, one_bit_by
 
 use super::bars::{Most, Parts, Scale, TileBars};
 use super::portable;
-use super::tables::FineProbe;
 use super::{Level, PLACES_MAX, PROBES_MAX};
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512, avx512_close};
 use crate::engine::certificate::{Bound, Bounds};
+use crate::engine::quantised_probe::QuantisedProbe;
 use crate::simd::Simd;
 
 /// Blocks of the largest tile.
@@ -148,10 +148,10 @@ pub(super) struct CloseProbe<'a> {
 
 impl<'a> CloseProbe<'a> {
     /// Without a cut every row passes.
-    pub(super) fn new(fine: &'a FineProbe, cut: Option<Bound>) -> Self {
-        let FineProbe { integers, scale, sum, error } = fine;
+    pub(super) fn new(probe: &'a QuantisedProbe, cut: Option<Bound>) -> Self {
         let (along, across, slack) = cut.map_or((0.0, 0.0, f32::INFINITY), |cut| cut.parts());
-        Self { integers, scale: *scale, sum: 15 * sum, along, across, slack: slack + error }
+        let slack = slack + (probe.error() as f32).next_up();
+        Self { integers: probe.integers(), scale: probe.scale(), sum: 15 * probe.sum(), along, across, slack }
     }
 }
 
@@ -412,7 +412,7 @@ pub(super) fn close_by(call: &CloseCall<'_>, hits: &mut [Hit], dot: impl Fn(&[u8
         ask_for_lines(code(hits[(at + ASKED_AHEAD).min(hits.len() - 1)]));
         let probe = &call.probes[hit.probe()];
         let factors = call.factors[hit.row()];
-        // `Bound::least_product`, and `FineProbe`: 2 <k, n> - 15 <k, 1>.
+        // `Bound::least_product`, and `QuantisedProbe`: 2 <k, n> - 15 <k, 1>.
         let cosine = (factors.four_bit_cosine() - loss).max(0.0);
         let sine = (1.0 - cosine * cosine).max(0.0).sqrt();
         let bar = probe.along * cosine - probe.across * sine - probe.slack;

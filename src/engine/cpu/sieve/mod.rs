@@ -9,7 +9,7 @@
 //! The first two may be randomised.
 //!
 //! Every bound is `certificate`'s; this module makes the upper bounds of <q, u> that are held
-//! against its bars, and proves them where they are made: [`Tables::new`], [`FineProbe::new`].
+//! against its bars, and proves them where they are made: [`Tables::new`], [`QuantisedProbe::new`].
 //!
 //! Knows codes, cuts and floors. Does not know threads or which pieces of the gallery there are.
 
@@ -39,10 +39,11 @@ use self::kernels::{
     CloseCall, CloseProbe, CodeKernels, Hit, IndexLine, LIST_SLACK, ListCall, SCAN_PROBES, ScanCall, ScanHits,
     ScanProbe, TILE_BLOCKS,
 };
-use self::tables::{FineProbe, Tables};
-use super::floors::Floor;
+use self::tables::Tables;
 use crate::engine::certificate::{Bound, Bounds, Certificate, PASSES};
-use crate::engine::{BlockView, Seed};
+use crate::engine::quantised_probe::QuantisedProbe;
+use crate::engine::top_k::TopK;
+use crate::engine::{Seed, SegmentView};
 
 /// Which bits of a row's codes the first look reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,7 +95,7 @@ impl Level {
 #[derive(Debug, Default)]
 struct Prepared {
     tables: [OnceLock<Tables>; Level::ALL.len()],
-    fine: OnceLock<FineProbe>,
+    fine: OnceLock<QuantisedProbe>,
     seed: Seed,
 }
 
@@ -284,8 +285,8 @@ impl<'a> Sieve<'a> {
         }
     }
 
-    fn fine_probe(&self, probe: usize) -> &FineProbe {
-        self.prepared[probe].fine.get_or_init(|| FineProbe::new(self.probe(probe)))
+    fn fine_probe(&self, probe: usize) -> &QuantisedProbe {
+        self.prepared[probe].fine.get_or_init(|| QuantisedProbe::new(self.probe(probe)))
     }
 
     fn cuts(&self, floor: f32) -> Cuts {
@@ -301,9 +302,9 @@ impl<'a> Sieve<'a> {
     pub(super) fn piece(
         &self,
         level: Level,
-        block: &BlockView<'_>,
+        block: &SegmentView<'_>,
         (first, count): (usize, usize),
-        floors: &[Floor],
+        floors: &[TopK],
         bench: &mut SieveBench,
         mut pass: impl FnMut(usize, usize),
     ) -> usize {
@@ -428,7 +429,7 @@ impl<'a> Sieve<'a> {
         probe: usize,
         codes: &Codes<'_>,
         offsets: impl Iterator<Item = usize>,
-        floor: &Floor,
+        floor: &TopK,
         bench: &mut SieveBench,
         mut pass: impl FnMut(usize),
     ) {
@@ -464,7 +465,7 @@ impl<'a> Sieve<'a> {
         &self,
         level: Level,
         by_planes: bool,
-        block: &BlockView<'_>,
+        block: &SegmentView<'_>,
         first: usize,
         codes: &Codes<'_>,
         tile: &mut TileTerms,

@@ -149,30 +149,3 @@ pub(super) fn fill_parts(parts: &mut [f32], group: &[f32], dims: usize, level: L
     let reach = largest * group.iter().map(|q| q.abs()).sum::<f32>();
     (-reach, reach)
 }
-
-/// A probe in eight bits, for fine codes.
-#[derive(Debug)]
-pub(super) struct FineProbe {
-    /// q = scale * k + e.
-    pub(super) integers: Vec<i8>,
-    pub(super) scale: f32,
-    /// Sum of the integers.
-    pub(super) sum: i32,
-    /// At least ‖e‖.
-    pub(super) error: f32,
-}
-
-impl FineProbe {
-    /// <q, u> = scale <k, c> / ‖c‖ + <e, u> <= scale <k, c> / ‖c‖ + ‖e‖. With nibbles n, c = 2n -
-    /// 15, so that <k, c> = 2 <k, n> - 15 <k, 1>: integers, exact.
-    pub(super) fn new(probe: &[f32]) -> Self {
-        let largest = probe.iter().fold(0.0_f32, |most, q| most.max(q.abs()));
-        let scale = (largest / 127.0).max(f32::MIN_POSITIVE);
-        let integers: Vec<i8> = probe.iter().map(|q| (q / scale).round() as i8).collect();
-        let square: f64 =
-            probe.iter().zip(&integers).map(|(q, k)| (f64::from(*q) - f64::from(scale) * f64::from(*k)).powi(2)).sum();
-        let sum = integers.iter().map(|k| i32::from(*k)).sum();
-        // The sum of squares is right to some parts in 10^13.
-        Self { integers, scale, sum, error: (square.sqrt() * (1.0 + 1e-9)) as f32 * (1.0 + f32::EPSILON) }
-    }
-}

@@ -632,7 +632,7 @@ fn fine_codes_bound_the_cosine_from_above_and_closely_on_every_path() {
                     let norm = (0..dim).map(|i| integer(i).powi(2)).sum::<f64>().sqrt();
                     let exact = (0..dim).map(|i| integer(i) * f64::from(sieve.probe(probe)[i])).sum::<f64>() / norm;
                     let bar = f64::from(cut.least_product(sieve.cutter.angle(codes.factors[row].four_bit_cosine())));
-                    let error = f64::from(sieve.fine_probe(probe).error);
+                    let error = sieve.fine_probe(probe).error();
                     if exact >= bar + 1e-6 {
                         assert!(passed.contains(&(probe, row)), "{what}: {exact} reaches {bar}");
                     } else if exact + 2.0 * error + 1e-6 < bar {
