@@ -1,67 +1,67 @@
-//! What can go wrong at the edge of the index. No message carries biometric data.
+//! The errors of the index, and damage of its files. No message carries biometric data.
 
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::nouns::{GalleryId, KeyId, Row, SubjectNumber, TemplateId};
+use crate::types::{GalleryId, KeyId, Row, SubjectNumber, TemplateId};
 
 /// Why the index could not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The operating system refused. A writer that meets this stops, unless the call that met it says
-    /// otherwise.
+    /// The operating system reported an error. The writer stops, unless the documentation of the
+    /// failed call says otherwise.
     #[error("could not {action} {path}", path = .path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,
         /// What was being done to it.
         action: &'static str,
-        /// The system's answer.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// Another process, or another index of this one, holds the folder.
-    #[error("the index in {dir} is in use by another writer", dir = .dir.display())]
+    /// Another process, or another index in this process, holds the folder.
+    #[error("the index in {dir} is in use by another token", dir = .dir.display())]
     Locked {
         /// The folder.
         dir: PathBuf,
     },
-    /// There is an index already, or what is left of one.
-    #[error("{dir} holds an index already", dir = .dir.display())]
+    /// The folder already holds an index, or the remains of one.
+    #[error("{dir} already holds an index", dir = .dir.display())]
     Exists {
         /// The folder.
         dir: PathBuf,
     },
-    /// The folder has no manifest: no index was finished there.
+    /// The folder has no manifest: it holds no complete index.
     #[error("{path} is missing", path = .path.display())]
     ManifestMissing {
-        /// Where it should be.
+        /// Its expected path.
         path: PathBuf,
     },
-    /// The manifest is not as it was written; the index must be rebuilt.
+    /// The manifest is corrupt. The index must be rebuilt.
     #[error("{path} is corrupt at byte {offset}: expected {expected:#x}, found {found:#x}", path = .path.display())]
     ManifestCorrupt {
         /// The manifest.
         path: PathBuf,
-        /// Byte in it.
+        /// Offset of the byte.
         offset: u64,
-        /// The value (or length, or checksum) that belongs there.
+        /// The expected value, length or checksum.
         expected: u64,
-        /// The value that is there.
+        /// The value found.
         found: u64,
     },
-    /// The files are of a format this version does not read.
+    /// The files have a format version that this program does not read.
     #[error("{path} has format version {found}, this program reads {supported}", path = .path.display())]
     Version {
         /// The file.
         path: PathBuf,
         /// Its version.
         found: u32,
-        /// The version read here.
+        /// The version that this program reads.
         supported: u32,
     },
-    /// The rows were rotated by another key.
+    /// The rows were rotated under another key.
     #[error("the index was filled under key {found}, not {expected}")]
     WrongKey {
         /// Fingerprint of the key it was opened with.
@@ -69,8 +69,8 @@ pub enum Error {
         /// Fingerprint in the manifest.
         found: KeyId,
     },
-    /// The rows are those of another gallery.
-    #[error("the index in {dir} is of gallery {found}, not of {expected}", dir = .dir.display())]
+    /// The rows belong to another gallery.
+    #[error("the index in {dir} belongs to gallery {found}, not to {expected}", dir = .dir.display())]
     WrongGallery {
         /// The folder.
         dir: PathBuf,
@@ -79,17 +79,17 @@ pub enum Error {
         /// The gallery in the manifest.
         found: GalleryId,
     },
-    /// The shape is not one an index can have.
+    /// The geometry is outside the limits.
     #[error(
-        "rows of {dim} components in segments of {segment_rows} rows: components are a multiple of 32 up to 65504, rows a multiple of 64 up to 1048576"
+        "invalid geometry: {dim} components (must be a multiple of 32, at most 65504), {segment_rows} rows per segment (must be a multiple of 64, at most 1048576)"
     )]
     Geometry {
-        /// Components of a row.
+        /// Components per row.
         dim: usize,
-        /// Rows of a segment.
+        /// Rows per segment.
         segment_rows: u32,
     },
-    /// Segments are damaged and not replaced yet.
+    /// Segments are damaged and have not been replaced yet.
     #[error("{count} damaged segments, the first: {first}")]
     Damaged {
         /// How many segments.
@@ -98,34 +98,34 @@ pub enum Error {
         first: Box<Damage>,
     },
     /// A vector has the wrong number of components.
-    #[error("template {} has {found} components, the index takes {expected}", .template.0)]
+    #[error("template {} has {found} components, the index expects {expected}", .template.0)]
     Dim {
         /// The row's template.
         template: TemplateId,
-        /// Components a row has.
+        /// Components of the index's rows.
         expected: usize,
-        /// Components the vector has.
+        /// Components of the vector.
         found: usize,
     },
-    /// A label is longer than a row has room for.
+    /// A label is too long.
     #[error("the label of template {} has {found} bytes, the limit is {limit}", .template.0)]
     Label {
         /// The row's template.
         template: TemplateId,
-        /// Bytes the label has.
+        /// Bytes of the label.
         found: usize,
-        /// Bytes it may have.
+        /// Maximum number of bytes.
         limit: usize,
     },
-    /// A subject number is larger than the index can map.
+    /// A subject number is too large.
     #[error("subject number {} is over {limit}", .subject.0)]
     SubjectRange {
         /// The number.
         subject: SubjectNumber,
-        /// The largest that fits.
+        /// The largest allowed number.
         limit: u64,
     },
-    /// Rows must come with ascending template numbers.
+    /// Template numbers of rows must ascend.
     #[error("template {} does not come after template {}", .template.0, .after.0)]
     Order {
         /// The row's template.
@@ -133,8 +133,8 @@ pub enum Error {
         /// The template before it.
         after: TemplateId,
     },
-    /// A replacing row does not belong into the segment.
-    #[error("template {} is outside of the segment's {} to {}", .template.0, .first.0, .last.0)]
+    /// A replacement row does not belong to the segment.
+    #[error("template {} is outside the segment's range {} to {}", .template.0, .first.0, .last.0)]
     TemplateRange {
         /// The row's template.
         template: TemplateId,
@@ -143,15 +143,15 @@ pub enum Error {
         /// The segment's last.
         last: TemplateId,
     },
-    /// More rows than a segment, or the numbering of rows, has room for.
-    #[error("{found} rows, there is room for {limit}")]
+    /// More rows than fit into a segment, or than there are row numbers.
+    #[error("{found} rows do not fit, the limit is {limit}")]
     RowLimit {
-        /// Rows there would be.
+        /// Number of rows there would be.
         found: u64,
-        /// Rows there may be.
+        /// Maximum number of rows.
         limit: u64,
     },
-    /// The row was never appended.
+    /// There is no such row.
     #[error("there is no row {}", .row.0)]
     NoSuchRow {
         /// The row.
@@ -163,43 +163,43 @@ pub enum Error {
         /// The row.
         row: Row,
     },
-    /// The index has no such segment.
+    /// There is no such segment.
     #[error("there is no segment {segment}")]
     NoSuchSegment {
-        /// Its place.
+        /// Its position in the order of the index.
         segment: usize,
     },
-    /// Rows were appended or forgotten and no publication has followed, which this needs.
-    #[error("rows were appended or forgotten and not published yet")]
+    /// Rows were appended or forgotten and have not been published, which this call requires.
+    #[error("rows were appended or forgotten and have not been published")]
     Unpublished,
-    /// Readers did not let go of their snapshots in time. The rows stay forgotten and remain to
-    /// be erased; ask again.
+    /// Readers did not drop their snapshots in time. The rows stay forgotten and still have to be
+    /// erased: call again.
     #[error("{held} snapshots were still held after {waited:?}")]
     Readers {
-        /// Snapshots held.
+        /// Number of snapshots held.
         held: usize,
-        /// How long was waited.
+        /// How long the writer waited.
         waited: Duration,
     },
-    /// An earlier I/O error stopped this writer; the index must be opened again.
+    /// An earlier I/O error stopped this writer. The index must be opened again.
     #[error("the index stopped after an I/O error and must be opened again")]
     Stopped,
-    /// The caller broke off.
+    /// The caller cancelled the call.
     #[error("cancelled after {done_rows} rows")]
     Cancelled {
-        /// Rows done until then.
+        /// Rows checked until then.
         done_rows: u64,
     },
 }
 
-/// The process, or the system, has as many files open as it may.
+/// The process or the system has reached its limit of open files: EMFILE, ENFILE.
 const NO_DESCRIPTOR: [i32; 2] = [24, 23];
 
 impl Error {
-    /// Whether this kept a step from being begun and changed nothing: a file could not be made, or there
-    /// was no descriptor to open one with.
+    /// Whether the failed step changed nothing: a file could not be created, or no descriptor was free to
+    /// open one.
     #[must_use]
-    pub fn left_all_as_it_was(&self) -> bool {
+    pub fn changed_nothing(&self) -> bool {
         match self {
             Self::Io { action, source, .. } => {
                 *action == "create" || source.raw_os_error().is_some_and(|code| NO_DESCRIPTOR.contains(&code))
@@ -214,46 +214,69 @@ impl Error {
     }
 }
 
-/// What is wrong with one segment: its first bad place, and how many rows are bad.
+/// Damage of one segment: the first damaged place, and the number of damaged rows.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("segment {segment} ({path}) at byte {offset}: {kind}: expected {expected:#x}, found {found:#x} ({bad_rows} rows lost)", path = .path.display())]
 pub struct Damage {
     /// The segment's file.
     pub path: PathBuf,
-    /// The segment's place in the order of the index.
+    /// The segment's position in the order of the index.
     pub segment: usize,
-    /// The smallest template number that belongs into it.
+    /// The smallest template number that belongs to it.
     pub first_template: TemplateId,
-    /// The largest template number that belongs into it.
+    /// The largest template number that belongs to it.
     pub last_template: TemplateId,
-    /// The first bad byte or record.
+    /// Offset of the first damaged byte or record.
     pub offset: u64,
-    /// What is wrong there.
+    /// The kind of damage.
     pub kind: DamageKind,
-    /// What should be there.
+    /// The expected value.
     pub expected: u64,
-    /// What is there.
+    /// The value found.
     pub found: u64,
-    /// Rows that cannot be trusted.
+    /// Number of rows that cannot be trusted.
     pub bad_rows: u64,
 }
 
-/// What kind of damage it is; says what `expected` and `found` of a [`Damage`] mean.
+/// A damaged place in a segment file.
+#[derive(Copy, Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Fault {
+    pub(crate) offset: u64,
+    pub(crate) kind: DamageKind,
+    pub(crate) expected: u64,
+    pub(crate) found: u64,
+}
+
+impl Fault {
+    /// The damage of the segment that has this fault.
+    pub(crate) fn in_segment(
+        self,
+        path: PathBuf,
+        segment: usize,
+        (first_template, last_template): (TemplateId, TemplateId),
+        bad_rows: u64,
+    ) -> Damage {
+        let Self { offset, kind, expected, found } = self;
+        Damage { path, segment, first_template, last_template, offset, kind, expected, found, bad_rows }
+    }
+}
+
+/// A kind of damage. Defines what `expected` and `found` of a [`Damage`] mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DamageKind {
-    /// The file is not there.
+    /// The file is missing.
     #[error("file missing")]
     Missing,
     /// The file's length, in bytes.
     #[error("file length")]
     Length,
-    /// The disk does not give these bytes: so many were asked for.
-    #[error("bytes that the disk does not give")]
+    /// Bytes that the disk cannot read; `expected` is how many were requested.
+    #[error("unreadable bytes")]
     Unreadable,
     /// Checksum of the header page.
     #[error("header checksum")]
     HeaderChecksum,
-    /// A field of a header whose checksum is right: the file belongs elsewhere.
+    /// A field of a header whose checksum is correct: the file does not belong here.
     #[error("header field")]
     HeaderField,
     /// Checksum of a row with its metadata.
@@ -262,16 +285,16 @@ pub enum DamageKind {
     /// The state of a row.
     #[error("row state")]
     RowState,
-    /// A row's metadata has a right checksum and a wrong value.
+    /// An invalid value in metadata whose checksum is correct.
     #[error("row metadata")]
     RowMeta,
-    /// Codes that are not those of their rows: the first byte that differs.
+    /// Codes that do not follow from their rows: the first byte that differs.
     #[error("codes")]
     Codes,
     /// Checksum of a block's codes.
     #[error("checksum of codes")]
     CodesChecksum,
-    /// Template numbers do not ascend, or leave the segment's range.
+    /// Template numbers that do not ascend, or are outside the segment's range.
     #[error("template order")]
     Order,
 }

@@ -1,27 +1,32 @@
-//! The template index of Thenar on disk: segments of f16 rows, memory-mapped, that never lie
-//! about what they hold.
+//! The template index of Thenar on disk: memory-mapped segments of f16 rows, with their codes.
 //!
-//! The index is derived. The registry is the system of record; it keeps an ordered change log,
-//! and the index holds the rows that log leaves alive up to one log sequence number ([`Lsn`]).
-//! Whatever is lost here can be rebuilt from there, so the index has one duty above all: a row
-//! it serves is the row that was appended, and a row that was erased is gone from its files.
+//! The index is derived. The registry is the system of record. It keeps an ordered change log, and the
+//! index has the rows that are live in it up to one log sequence number ([`Lsn`]). The registry can restore
+//! whatever is lost here. So the index has one duty above all: a row that it serves is the row that was
+//! appended, and a row that was erased is gone from its files.
 //!
 //! - [`Index`] is the one writer of a folder: append, forget, publish, erase, checkpoint, compact.
-//! - [`Reader`] gives searches a [`Snapshot`]: rows, their [`codes`], live bits and metadata,
-//!   straight from the map.
-//! - [`Index::open`] yields an [`Unrepaired`] index that says what is damaged and becomes an
-//!   [`Index`] only when nothing is.
+//! - [`Reader`] gives searches a [`Snapshot`]: rows, their [`codes`], live bits and metadata, straight from
+//!   the map.
+//! - [`Index::open`] returns an [`Unrepaired`] index that lists its damage. It becomes an [`Index`] once
+//!   there is none.
 //! - [`verify()`] checks a whole folder without changing it.
 //!
 //! `FORMAT.md` beside this crate has the bytes, the crash argument and the erase protocol.
 //!
-//! Knows rows, templates, subjects and files. Does not know keys (only their fingerprint),
-//! scores, transports, or what a change means.
+//! Knows rows, templates, subjects and files. Does not know keys (only their fingerprint), scores,
+//! transports, or what a change means.
+//!
+//! Modules import only from modules to their left (`tests/it/layers.rs` checks this):
+//!
+//! > `types`, `error`, `bytes`, `codes`, `format`, `reader_barrier`, `storage`, `read`, `write`,
+//! > `lifecycle`, `recover`
 //!
 //! Invariants:
-//! - What a reader may see is fixed when a snapshot is published, live bits included.
-//! - Bytes under a slice that a reader holds do not change (`map` and `reader_barrier` argue why).
-//! - Only rows that the manifest counts survive a restart; the rest is scrubbed.
+//! - What a reader sees is fixed when a snapshot is published, including live bits.
+//! - Bytes under a slice that a reader holds do not change (`storage/pages.rs` and `reader_barrier` argue
+//!   why).
+//! - Only rows that the manifest counts survive a restart. All others are scrubbed.
 //! - After an I/O error the writer stops for good.
 
 #![deny(unsafe_code)]
@@ -29,42 +34,26 @@
 #[cfg(target_endian = "big")]
 compile_error!("the files are little-endian and are read in place; big-endian machines are not supported");
 
-mod birth;
-mod chains;
-pub mod codebook;
+mod bytes;
 pub mod codes;
-mod coding;
-mod compact;
-mod erase;
 mod error;
-mod fill;
-mod folder;
 mod format;
-mod live;
-mod lock;
-mod manifest;
-mod map;
-mod nouns;
-mod open;
-mod readable;
+mod lifecycle;
+mod read;
 mod reader_barrier;
-mod scan;
-mod segment;
-mod slots;
-mod snapshot;
+mod recover;
 pub mod storage;
-mod verify;
-mod writer;
+mod types;
+mod write;
 
-pub use compact::Compacting;
+pub use codes::codebook;
 pub use error::{Damage, DamageKind, Error};
 pub use format::VERSION;
-pub use map::Map;
-pub use nouns::{
+pub use read::{Reader, SegmentView, Snapshot};
+pub use recover::{Unrepaired, VerifyReport, verify, verify_on};
+pub use storage::Map;
+pub use types::{
     Contents, GalleryId, Geometry, KeyId, LABEL_BYTES_MAX, Lsn, NewRow, Origin, OwnedRow, Row, RowMeta,
     SUBJECT_NUMBER_MAX, SubjectNumber, TemplateId, source_of,
 };
-pub use open::Unrepaired;
-pub use snapshot::{Block, Reader, RowsOf, Snapshot};
-pub use verify::{VerifyReport, verify, verify_on};
-pub use writer::{Index, SegmentInfo};
+pub use write::{Compacting, Index, SegmentInfo};

@@ -20,7 +20,7 @@ impl<'a> GalleryView<'a> {
     /// What engines see of a snapshot.
     #[must_use]
     pub fn of(snapshot: &'a Snapshot) -> Self {
-        let segments = snapshot.blocks().map(|segment| SegmentView {
+        let segments = snapshot.segments().map(|segment| SegmentView {
             identity: segment.identity,
             first_row: segment.first_row,
             rows: segment.rows,

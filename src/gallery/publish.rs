@@ -183,7 +183,7 @@ impl Writer {
         let runs = self.index.as_ref().is_some_and(|index| !index.is_stopped());
         runs && match error {
             GalleryError::Registry(_) | GalleryError::Index(IndexError::Readers { .. }) => true,
-            GalleryError::Index(error) => error.left_all_as_it_was(),
+            GalleryError::Index(error) => error.changed_nothing(),
             _ => false,
         }
     }

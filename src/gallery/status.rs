@@ -61,7 +61,7 @@ impl Gallery {
         let count = |of: fn(&Snapshot) -> u64| snapshot.as_deref().map_or(0, of);
         GalleryStatus {
             templates: count(Snapshot::live),
-            tombstones: count(Snapshot::erased),
+            tombstones: count(Snapshot::dead),
             left_out: self.left_out.load(Ordering::Acquire),
             lsn: self.lsn(),
             registry_lsn: Lsn(self.registry_lsn.load(Ordering::Acquire)),
@@ -75,7 +75,7 @@ impl Gallery {
 
     /// Updates the metrics of the gallery.
     pub(super) fn report(&self) {
-        let Some((live, erased)) = self.snapshot().map(|s| (s.live(), s.erased())) else { return };
+        let Some((live, erased)) = self.snapshot().map(|s| (s.live(), s.dead())) else { return };
         let lag = self.registry_lsn.load(Ordering::Acquire).saturating_sub(self.lsn().0);
         telemetry::gallery(live, erased, lag);
         telemetry::left_out(self.left_out.load(Ordering::Acquire));

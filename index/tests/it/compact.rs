@@ -107,7 +107,7 @@ fn of_a_gallery_that_everybody_left_nothing_remains() {
     forget(&mut index, 1..=400);
     compact_all(&mut index);
     let snapshot = index.snapshot();
-    assert_eq!((snapshot.live(), snapshot.erased(), snapshot.mapped_bytes()), (0, 0, 0));
+    assert_eq!((snapshot.live(), snapshot.dead(), snapshot.mapped_bytes()), (0, 0, 0));
     drop(snapshot);
     let names = || fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     assert!(names().all(|name| !name.ends_with(".idx")), "{:?}", names().collect::<Vec<_>>());

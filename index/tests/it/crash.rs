@@ -250,11 +250,11 @@ pub(crate) fn assert_no_bytes_of(templates: impl Iterator<Item = u64>, dir: &Pat
             }
         }
         // As a failed append left it: no codes.
-        if bytes.len() <= SIGN_AT {
+        if bytes.len() <= ONE_BIT_AT {
             continue;
         }
-        let found = [SIGN_AT, TWO_AT].map(|at| left_in(&bytes[at..][..2 * PLANE], PLANE, &lanes));
-        let sketch = left_in(&bytes[SKETCH_AT..][..2 * SKETCH], SKETCH, &sketches);
+        let found = [ONE_BIT_AT, TWO_BIT_AT].map(|at| left_in(&bytes[at..][..2 * PLANE], PLANE, &lanes));
+        let sketch = left_in(&bytes[CODEBOOK_AT..][..2 * SKETCH], SKETCH, &sketches);
         if let Some((template, block)) = found.into_iter().chain([sketch]).flatten().next() {
             panic!("{context}: bits of template {template} in block {block} of {}", path.display());
         }
@@ -277,12 +277,12 @@ const SKETCH: usize = codebook_bytes(TORN.dim);
 /// Bytes of the codebook code of one row, without its cosine: one byte alone may be any row's.
 const SKETCH_LINES: usize = SKETCH / BLOCK_ROWS - 1;
 // Two blocks of 1,280 bytes end within the page they begin on, and those of codebook codes are less.
-const SIGN_AT: usize = (4096 + 128 * (128 + TORN.dim * 2)).next_multiple_of(4096);
-const TWO_AT: usize = SIGN_AT + 4096;
-const FINE_AT: usize = TWO_AT + 4096;
-const TERMS_AT: usize = (FINE_AT + 128 * TORN.dim / 2).next_multiple_of(4096);
-const SKETCH_AT: usize = TERMS_AT + 4096;
-const SUMS_AT: usize = SKETCH_AT + 4096;
+const ONE_BIT_AT: usize = (4096 + 128 * (128 + TORN.dim * 2)).next_multiple_of(4096);
+const TWO_BIT_AT: usize = ONE_BIT_AT + 4096;
+const FOUR_BIT_AT: usize = TWO_BIT_AT + 4096;
+const FACTORS_AT: usize = (FOUR_BIT_AT + 128 * TORN.dim / 2).next_multiple_of(4096);
+const CODEBOOK_AT: usize = FACTORS_AT + 4096;
+const SUMS_AT: usize = CODEBOOK_AT + 4096;
 const SEGMENT: usize = SUMS_AT + 2 * 8;
 const _: () = assert!(2 * PLANE <= 4096 && 2 * SKETCH <= 4096);
 
@@ -305,7 +305,13 @@ fn the_search_for_bytes_finds_each_kind_of_them() {
         .map(|path| (path.clone(), fs::read(&path).unwrap()))
         .unwrap();
     assert_eq!(whole.len(), SEGMENT);
-    let areas = [4096 + 128 * 128..SIGN_AT, SIGN_AT..TWO_AT, TWO_AT..FINE_AT, FINE_AT..TERMS_AT, SKETCH_AT..SUMS_AT];
+    let areas = [
+        4096 + 128 * 128..ONE_BIT_AT,
+        ONE_BIT_AT..TWO_BIT_AT,
+        TWO_BIT_AT..FOUR_BIT_AT,
+        FOUR_BIT_AT..FACTORS_AT,
+        CODEBOOK_AT..SUMS_AT,
+    ];
     for (number, area) in areas.into_iter().enumerate() {
         let mut bytes = vec![0; SEGMENT];
         bytes[area.clone()].copy_from_slice(&whole[area]);

@@ -51,12 +51,12 @@ fn golden_dir() -> PathBuf {
 
 const FILES: [&str; 3] = ["MANIFEST", "seg-00000000.idx", "seg-00000001.idx"];
 // Where the areas of codes start in a segment of 64 rows of 32 components, each less than a page.
-const SIGN_AT: usize = 4096 + 64 * 128 + 64 * 64;
-const TWO_AT: usize = SIGN_AT + 4096;
-const FINE_AT: usize = TWO_AT + 4096;
-const TERMS_AT: usize = FINE_AT + 4096;
-const SKETCH_AT: usize = TERMS_AT + 4096;
-const SUMS_AT: usize = SKETCH_AT + 4096;
+const ONE_BIT_AT: usize = 4096 + 64 * 128 + 64 * 64;
+const TWO_BIT_AT: usize = ONE_BIT_AT + 4096;
+const FOUR_BIT_AT: usize = TWO_BIT_AT + 4096;
+const FACTORS_AT: usize = FOUR_BIT_AT + 4096;
+const CODEBOOK_AT: usize = FACTORS_AT + 4096;
+const SUMS_AT: usize = CODEBOOK_AT + 4096;
 
 #[test]
 fn the_format_has_not_changed() {
@@ -210,25 +210,25 @@ fn a_segment_is_as_format_md_says() {
 #[test]
 fn codes_are_as_format_md_says() {
     let bytes = fs::read(golden_dir().join("seg-00000000.idx")).unwrap();
-    let terms_of = |n: usize| &bytes[TERMS_AT + n * 12..][..12];
+    let terms_of = |n: usize| &bytes[FACTORS_AT + n * 12..][..12];
     for (n, row) in golden_rows()[..64].iter().enumerate() {
         let words: Vec<u16> =
             (0..8).step_by(2).map(|at| u16::from_le_bytes([terms_of(n)[at], terms_of(n)[at + 1]])).collect();
         let bit = |at: usize, i: usize| bytes[at + i / 8 * 64 + n] >> (i % 8) & 1;
-        let nibble = |i: usize| bytes[FINE_AT + n * 16 + i % 16] >> (if i < 16 { 0 } else { 4 }) & 15;
-        let word = |group: usize| (0..6).map(|k| usize::from(bit(SKETCH_AT, group * 6 + k)) << k).sum::<usize>();
-        let codebook_cosine = bytes[SKETCH_AT + codebook_bytes(32) - 64 + n];
+        let nibble = |i: usize| bytes[FOUR_BIT_AT + n * 16 + i % 16] >> (if i < 16 { 0 } else { 4 }) & 15;
+        let word = |group: usize| (0..6).map(|k| usize::from(bit(CODEBOOK_AT, group * 6 + k)) << k).sum::<usize>();
+        let codebook_cosine = bytes[CODEBOOK_AT + codebook_bytes(32) - 64 + n];
         if row.subject == SubjectNumber(4) {
-            assert!((0..32).all(|i| bit(SIGN_AT, i) == 0 && bit(TWO_AT, i) == 0 && nibble(i) == 0));
+            assert!((0..32).all(|i| bit(ONE_BIT_AT, i) == 0 && bit(TWO_BIT_AT, i) == 0 && nibble(i) == 0));
             assert_eq!(terms_of(n), [0; 12]);
-            assert!((0..codebook_bytes(32)).step_by(64).all(|line| bytes[SKETCH_AT + line + n] == 0));
+            assert!((0..codebook_bytes(32)).step_by(64).all(|line| bytes[CODEBOOK_AT + line + n] == 0));
             continue;
         }
         let values: Vec<f64> = row.vector.iter().map(|x| x.to_f64()).collect();
         let length = |values: &[f64]| values.iter().map(|x| x * x).sum::<f64>().sqrt();
         let rms = length(&values) / 32_f64.sqrt();
-        let sign: Vec<f64> = (0..32).map(|i| 1.0 - 2.0 * f64::from(bit(SIGN_AT, i))).collect();
-        let two: Vec<f64> = (0..32).map(|i| sign[i] * (1.0 + 2.0 * f64::from(bit(TWO_AT, i)))).collect();
+        let sign: Vec<f64> = (0..32).map(|i| 1.0 - 2.0 * f64::from(bit(ONE_BIT_AT, i))).collect();
+        let two: Vec<f64> = (0..32).map(|i| sign[i] * (1.0 + 2.0 * f64::from(bit(TWO_BIT_AT, i)))).collect();
         let fine: Vec<f64> = (0..32).map(|i| 2.0 * f64::from(nibble(i)) - 15.0).collect();
         for (i, x) in values.iter().enumerate() {
             assert_eq!(sign[i], x.signum());
@@ -256,11 +256,17 @@ fn codes_are_as_format_md_says() {
         }
         // Bits behind the last group are zero.
         let bits = codebook::groups(32) * 6;
-        assert!((bits..bits.next_multiple_of(8)).all(|i| bit(SKETCH_AT, i) == 0));
+        assert!((bits..bits.next_multiple_of(8)).all(|i| bit(CODEBOOK_AT, i) == 0));
         assert_eq!(codebook_cosine, (256.0 * dot / length(&values) / f64::sqrt(square) - 1e-5) as u8);
     }
     // What lies between the areas is zero, and the checksum takes in all five, segment and block.
-    let areas = [(SIGN_AT, 256), (TWO_AT, 256), (FINE_AT, 1024), (TERMS_AT, 768), (SKETCH_AT, codebook_bytes(32))];
+    let areas = [
+        (ONE_BIT_AT, 256),
+        (TWO_BIT_AT, 256),
+        (FOUR_BIT_AT, 1024),
+        (FACTORS_AT, 768),
+        (CODEBOOK_AT, codebook_bytes(32)),
+    ];
     for (at, len) in areas {
         assert!(bytes[at + len..at + 4096].iter().all(|byte| *byte == 0));
     }
@@ -270,5 +276,5 @@ fn codes_are_as_format_md_says() {
     assert_eq!(u64_at(&bytes, SUMS_AT), xxh3_64(&hashed));
     // A block that is not full has none.
     let bytes = fs::read(golden_dir().join("seg-00000001.idx")).unwrap();
-    assert!(bytes[SIGN_AT..].iter().all(|byte| *byte == 0));
+    assert!(bytes[ONE_BIT_AT..].iter().all(|byte| *byte == 0));
 }

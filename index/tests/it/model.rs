@@ -9,7 +9,7 @@ use half::f16;
 use proptest::prelude::*;
 use thenar_index::codes::{BLOCK_ROWS, OwnedCodes};
 use thenar_index::{
-    Block, Compacting, Contents, Error, Geometry, Index, Lsn, OwnedRow, Row, RowMeta, Snapshot, SubjectNumber,
+    Compacting, Contents, Error, Geometry, Index, Lsn, OwnedRow, Row, RowMeta, SegmentView, Snapshot, SubjectNumber,
     TemplateId, verify,
 };
 
@@ -137,7 +137,7 @@ impl Pair {
                 self.index.erase(&rows).unwrap();
                 assert!(rows.iter().all(|row| !self.index.forgotten().contains(row)));
                 let snapshot = self.index.snapshot();
-                for block in snapshot.blocks() {
+                for block in snapshot.segments() {
                     let end = block.first_row + (block.rows.len() / snapshot.dim()) as u32;
                     for row in rows.iter().filter(|row| (block.first_row..end).contains(&row.0)) {
                         assert!(snapshot.row(*row).iter().all(|x| *x == f16::from_bits(0)));
@@ -296,7 +296,7 @@ fn verify_clean(dir: &Path) -> Result<(), ()> {
 
 /// Every whole block of 64 rows has the codes of its rows: those of a live row, zeros where the
 /// row is erased. `cut_short`: an erasure failed on the way, and codes of dead rows may be anything.
-fn assert_codes(block: &Block<'_>, dim: usize, cut_short: bool) {
+fn assert_codes(block: &SegmentView<'_>, dim: usize, cut_short: bool) {
     let whole = block.rows.len() / dim / BLOCK_ROWS * BLOCK_ROWS;
     let mut expected = OwnedCodes::of(&block.rows[..whole * dim], dim);
     let found = block.codes;
@@ -341,7 +341,7 @@ pub(crate) fn live_rows_of_a_stopped(snapshot: &Snapshot) -> BTreeMap<u64, Owned
 
 fn rows_and_codes(snapshot: &Snapshot, cut_short: bool, staged: bool) -> BTreeMap<u64, OwnedRow> {
     let (dim, mut rows, mut numbers) = (snapshot.dim(), BTreeMap::new(), BTreeSet::new());
-    for block in snapshot.blocks() {
+    for block in snapshot.segments() {
         assert_codes(&block, dim, cut_short);
         assert!(block.first_row.is_multiple_of(64));
         assert!(block.rows.as_ptr().addr().is_multiple_of(64));

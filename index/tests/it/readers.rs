@@ -43,7 +43,7 @@ fn a_scan_never_sees_a_row_change_under_it() {
                             let factors = bytemuck::cast_slice(codes.factors);
                             [codes.one_bit, codes.two_bit, codes.four_bit, factors, codes.codebook].map(xxh3_64)
                         };
-                        snapshot.blocks().flat_map(|block| hash(block.codes)).collect()
+                        snapshot.segments().flat_map(|block| hash(block.codes)).collect()
                     };
                     let pass = || -> Vec<u16> {
                         let tag = |row: &[f16]| {
@@ -51,7 +51,7 @@ fn a_scan_never_sees_a_row_change_under_it() {
                             row[0].to_bits()
                         };
                         snapshot
-                            .blocks()
+                            .segments()
                             .flat_map(|block| block.rows.chunks_exact(WIDE.dim).map(tag).collect::<Vec<_>>())
                             .collect()
                     };
@@ -61,7 +61,7 @@ fn a_scan_never_sees_a_row_change_under_it() {
                     assert_eq!(first, second, "a row changed under a snapshot");
                     assert_eq!(first_codes, codes(), "a code changed under a snapshot");
                     // The codes are those of the rows, of erased ones too.
-                    for block in snapshot.blocks() {
+                    for block in snapshot.segments() {
                         for at in 0..block.codes.rows() {
                             let erased = first[block.first_row as usize + at] == 0;
                             assert_eq!(block.codes.is_clear(WIDE.dim, at), erased);
@@ -199,8 +199,8 @@ fn rows_are_invisible_until_published_and_old_snapshots_stay_short() {
     assert_eq!(reader.snapshot().rows_of(SubjectNumber(3)).len(), 14);
     // A segment's identity is the same in every snapshot that has it.
     let identities = |blocks: Vec<u64>| blocks;
-    let old = identities(first.blocks().map(|block| block.identity).collect());
-    let new = identities(staged.blocks().map(|block| block.identity).collect());
+    let old = identities(first.segments().map(|block| block.identity).collect());
+    let new = identities(staged.segments().map(|block| block.identity).collect());
     assert_eq!((old.len(), new.len(), old[0]), (1, 2, new[0]));
 }
 

@@ -262,9 +262,9 @@ impl DiskFile {
 }
 
 impl StoredFile for DiskFile {
-    fn len(&self) -> io::Result<u64> {
+    fn size(&self) -> io::Result<u64> {
         self.turn(false).map_err(|(error, _)| error)?;
-        self.real.len()
+        self.real.size()
     }
 
     fn read_at(&self, bytes: &mut [u8], at: u64) -> io::Result<()> {

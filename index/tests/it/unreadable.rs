@@ -82,8 +82,8 @@ impl BadFile {
 }
 
 impl StoredFile for BadFile {
-    fn len(&self) -> io::Result<u64> {
-        self.real.len()
+    fn size(&self) -> io::Result<u64> {
+        self.real.size()
     }
 
     fn read_at(&self, bytes: &mut [u8], at: u64) -> io::Result<()> {

@@ -84,7 +84,7 @@ impl Hooks for Watching {
         {
             let shown = reader.as_ref().expect("the index is not lost").snapshot();
             let has = |row: u32| {
-                shown.blocks().any(|block| (block.first_row..).zip(block.rows.chunks(DIM)).any(|(n, _)| n == row))
+                shown.segments().any(|block| (block.first_row..).zip(block.rows.chunks(DIM)).any(|(n, _)| n == row))
             };
             // Of a row that is being compacted, searches see one number.
             let seen = |row: &&u32| has(**row) && shown.row(Row(**row)).iter().any(|x| *x != f16::ZERO);
@@ -264,7 +264,7 @@ fn a_gallery_that_is_compacted_answers_as_before_and_the_engine_is_never_behind(
     assert!(bytes(&home) <= 2 * before.index_bytes);
     // The engine has what searches see and no more, under other numbers.
     let shown = home.gallery.snapshot().unwrap();
-    let identities: Vec<u64> = shown.blocks().map(|block| block.identity).collect();
+    let identities: Vec<u64> = shown.segments().map(|block| block.identity).collect();
     assert!(home.engine.followed.lock().keys().copied().eq(identities.into_iter().collect::<BTreeSet<_>>()));
     drop(shown);
     assert_ne!(home.rows_of(599..600), rows[599..]);

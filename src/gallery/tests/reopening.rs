@@ -97,8 +97,8 @@ struct FaultyFile {
 }
 
 impl StoredFile for FaultyFile {
-    fn len(&self) -> io::Result<u64> {
-        self.real.len()
+    fn size(&self) -> io::Result<u64> {
+        self.real.size()
     }
 
     fn read_at(&self, bytes: &mut [u8], at: u64) -> io::Result<()> {

@@ -1,0 +1,20 @@
+//! The writer: [`Index`] and what it does to the files of its folder.
+
+mod append;
+mod compact;
+mod compaction;
+mod encode;
+mod erase;
+mod forget;
+mod index;
+mod publish;
+mod segment_writer;
+mod slots;
+
+pub(crate) use append::file_numbers_exhausted;
+pub use compact::Compacting;
+pub(crate) use encode::re_encode;
+pub use index::{Index, SegmentInfo};
+pub(crate) use index::{Parts, READER_WAIT_DEFAULT};
+pub(crate) use segment_writer::write_segment;
+pub(crate) use slots::{Slot, Slots};
