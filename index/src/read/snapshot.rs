@@ -89,7 +89,8 @@ pub struct SegmentView<'a> {
 impl Snapshot {
     /// Enters the barrier, then takes a view: `pick` runs while the ticket is held.
     pub(crate) fn enter(shared: &Arc<Shared>, pick: impl FnOnce(&Shared) -> Arc<View>) -> Arc<Self> {
-        let ticket = shared.reader_barrier.enter();
+        let ticket =
+            shared.reader_barrier.enter().expect("the index was opened again: snapshots come from its own reader");
         Arc::new(Self { view: pick(shared), ticket, shared: Arc::clone(shared) })
     }
 
