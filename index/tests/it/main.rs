@@ -5,6 +5,7 @@ mod compact;
 mod crash;
 mod damage;
 mod format;
+mod fuzz;
 mod layers;
 mod model;
 mod palms;
