@@ -182,7 +182,7 @@ mod tests {
         lists.add_segment(0);
         lists.link(u64::from(u32::MAX), 5);
         assert_eq!(lists.rows_of(u64::from(u32::MAX)), [5]);
-        assert_eq!(lists.rows_of(u64::MAX), []);
+        assert!(lists.rows_of(u64::MAX).is_empty());
         assert!(lists.host_bytes() < 17 << 20, "{} bytes", lists.host_bytes());
     }
 
