@@ -32,6 +32,13 @@ fn compile_protos() -> Result<(), Box<dyn Error>> {
     let descriptors = protox::compile(PROTOS, ["proto"])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("thenar_descriptors.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().build_server(true).build_client(true).compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .build_server(true)
+        .build_client(true)
+        // `thenar status --json` prints these as they are.
+        .type_attribute("thenar.v1.EngineStatus", "#[derive(serde::Serialize)]")
+        .type_attribute("thenar.v1.MemoryStatus", "#[derive(serde::Serialize)]")
+        .type_attribute("thenar.v1.PolicyStatus", "#[derive(serde::Serialize)]")
+        .compile_fds(descriptors)?;
     Ok(())
 }

@@ -178,7 +178,7 @@ impl<'a> Audit<'a> {
 
     /// Probes that [`Audit::pass`] takes at a time, so that memory stays bounded.
     #[must_use]
-    pub fn probes_a_pass(&self) -> usize {
+    pub fn probes_per_pass(&self) -> usize {
         (LISTED_A_PASS_MAX / self.asked.k).clamp(1, PROBES_A_PASS_MAX)
     }
 
@@ -201,7 +201,7 @@ impl<'a> Audit<'a> {
         probes: &[Probe],
         look: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<(), AuditError> {
-        assert!(probes.len() <= self.probes_a_pass(), "a pass of bounded size");
+        assert!(probes.len() <= self.probes_per_pass(), "a pass of bounded size");
         let live = snapshot.live();
         let mut done = 0;
         let mut answered = Vec::with_capacity(self.report.lines.len());

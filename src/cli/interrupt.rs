@@ -7,23 +7,23 @@ use tokio_util::sync::CancellationToken;
 
 /// What a second signal does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Again {
-    /// Ends the process at once, so that nobody is held up by a server that does not answer.
+pub(crate) enum Again {
+    /// Ends the process at once, so that a server that does not answer holds nobody up.
     Ends,
     /// Nothing: the command has to clean up, and does so in bounded time. A terminal that is closed
-    /// (SIGHUP) asks it to stop as well, for what it started would stay behind otherwise.
+    /// (SIGHUP) asks it to stop as well, because what it started would stay behind otherwise.
     IsIgnored,
 }
 
 /// Starts to listen. The token is cancelled by the first signal.
 ///
 /// # Errors
-/// Where the process cannot take the signals.
-pub fn watch(again: Again) -> std::io::Result<CancellationToken> {
+/// If the process cannot receive the signals.
+pub(crate) fn watch(again: Again) -> std::io::Result<CancellationToken> {
     let token = CancellationToken::new();
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
-    // Only where it is asked for: who runs an import under nohup wants it to go on.
+    // An import under nohup is meant to go on after a hang-up.
     let mut hangup = (again == Again::IsIgnored).then(|| signal(SignalKind::hangup())).transpose()?;
     let asked = token.clone();
     tokio::spawn(async move {
@@ -42,7 +42,7 @@ pub fn watch(again: Again) -> std::io::Result<CancellationToken> {
     Ok(token)
 }
 
-/// Waits for the next hang-up; for ever where nobody listens for one.
+/// Waits for the next hang-up; for ever if nobody listens for one.
 async fn hung_up(hangup: Option<&mut Signal>) {
     match hangup {
         Some(hangup) => {

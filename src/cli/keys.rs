@@ -4,13 +4,15 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::{Outcome, table};
+use super::Outcome;
+use super::error::CliError;
+use super::output::{print, print_json};
 use crate::server::key_source;
 use crate::vault::{MasterKey, Vault};
 
 /// Make the master key, or show its fingerprint.
 #[derive(Debug, Args)]
-pub struct KeysArgs {
+pub(crate) struct KeysArgs {
     #[command(subcommand)]
     command: KeysCommand,
 }
@@ -19,7 +21,7 @@ pub struct KeysArgs {
 enum KeysCommand {
     /// Make a new master key, readable by its owner alone. Never overwrites one.
     ///
-    /// Keep a copy apart from the data: without the key a gallery is noise, and no one can make it again.
+    /// Keep a copy apart from the data: without the key a gallery is noise, and nobody can make it again.
     Generate {
         /// Where to write it.
         #[arg(long, value_name = "FILE")]
@@ -30,7 +32,7 @@ enum KeysCommand {
     },
     /// Print the fingerprint of a key, as galleries made with it remember it.
     Show {
-        /// The key; without it, the systemd credential or THENAR_MASTER_KEY.
+        /// The key. Default: the systemd credential or THENAR_MASTER_KEY.
         #[arg(long, value_name = "FILE")]
         key_file: Option<PathBuf>,
         /// Print one JSON object.
@@ -39,11 +41,11 @@ enum KeysCommand {
     },
 }
 
-/// Makes or shows.
+/// Makes or shows a key.
 ///
 /// # Errors
-/// Where the key cannot be made or read.
-pub fn run(args: KeysArgs) -> anyhow::Result<Outcome> {
+/// [`CliError`] if the key cannot be made or read.
+pub(crate) fn run(args: KeysArgs) -> Result<Outcome, CliError> {
     let (path, json, vault) = match args.command {
         KeysCommand::Generate { out, json } => {
             let key = MasterKey::generate()?;
@@ -57,12 +59,12 @@ pub fn run(args: KeysArgs) -> anyhow::Result<Outcome> {
     };
     let fingerprint: String = vault.key_id().iter().map(|b| format!("{b:02x}")).collect();
     if json {
-        table::say_json(&serde_json::json!({ "fingerprint": fingerprint, "file": path }))?;
+        print_json(&serde_json::json!({ "fingerprint": fingerprint, "file": path }))?;
     } else {
         if let Some(path) = path {
-            table::say(format_args!("key file     {}", path.display()))?;
+            print(format_args!("key file     {}", path.display()))?;
         }
-        table::say(format_args!("fingerprint  {fingerprint}"))?;
+        print(format_args!("fingerprint  {fingerprint}"))?;
     }
     Ok(Outcome::Done)
 }

@@ -1,38 +1,44 @@
-//! The command line: what each subcommand takes, and what it gives back to the shell.
+//! The command line: what each subcommand takes, and what it returns to the shell.
 //!
-//! Every subcommand is one module with an `Args` struct and a `run`. Most are clients: they
-//! speak gRPC to a server and know nothing of galleries, engines or the registry. `serve`, `keys`,
-//! `verify`, `audit` and `import --data` (`import/local.rs`) work on this machine's own files; that
-//! import gives `api` the very messages it would send to a server. Results go to stdout, for people
-//! or (`--json`) for programs; progress and diagnostics go to stderr.
+//! Every subcommand is one module with an `Args` struct and a `run`; none imports another. What several
+//! share is beside them: arguments ([`args`]), what is printed ([`output`]), errors ([`error`]), the
+//! connection ([`client`]), arrays ([`embeddings`]) and lists ([`lists`]) on disk, and, for the demo
+//! and for the load harness of the benchmarks alike, synthetic people ([`population`]), their enrolment
+//! ([`bulk`]) and a server process ([`own_server`]).
 //!
-//! Invariant: the exit code is 0 where everything asked for was done, 1 where something was not,
-//! and 2 where the command line itself was wrong and nothing was tried.
+//! Most commands are clients: they speak gRPC to a server and know nothing of galleries, engines or the
+//! registry. `serve`, `keys`, `verify`, `audit` and `import --data` (`import/local.rs`) work on this
+//! machine's own files; that import submits the very messages to `api` that it would send to a server.
+//! Results go to stdout, for people or (`--json`) for programs; progress and diagnostics go to stderr.
+//!
+//! Invariant: the exit code is 0 if everything asked for was done, 1 if something was not, and 2 if the
+//! command line itself was wrong and nothing was tried.
 
-pub mod audit;
-pub mod connect;
-pub mod demo;
-pub mod embeddings;
-pub mod error;
-pub mod forget;
-pub mod identify;
-pub mod import;
-pub mod interrupt;
-pub mod keys;
+mod args;
+mod audit;
+pub mod bulk;
+pub mod client;
+mod demo;
+mod embeddings;
+mod error;
+mod forget;
+mod identify;
+mod import;
+mod interrupt;
+mod keys;
+mod lists;
 #[cfg(test)]
-pub(crate) mod mock_server;
-pub mod progress;
-pub mod sample;
-pub mod serve;
-pub mod status;
-pub mod table;
-pub mod verify;
+mod mock_server;
+pub mod output;
+pub mod own_server;
+pub mod population;
+mod serve;
+mod status;
+mod verify;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-
-pub use error::CliError;
 
 /// Identifies people by the palm of their hand, exactly, out of millions, in milliseconds.
 #[derive(Debug, Parser)]
@@ -40,15 +46,15 @@ pub use error::CliError;
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
-    pub command: Command,
+    command: Command,
 }
 
 /// The subcommands.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+enum Command {
     /// Enrol many subjects from a NumPy array and a CSV file.
     Import(import::ImportArgs),
-    /// Search for the palms in a NumPy array, one search a row.
+    /// Search for the palms in a NumPy array, one search per row.
     Identify(identify::IdentifyArgs),
     /// Delete subjects and every byte of their templates.
     Forget(forget::ForgetArgs),
@@ -62,13 +68,36 @@ pub enum Command {
     Keys(keys::KeysArgs),
     /// Check every byte of a data folder that matters.
     Verify(verify::VerifyArgs),
-    /// Prove that answers are those of an exhaustive search: hold them against FAISS.
+    /// Prove that answers are those of an exhaustive search: compare them with FAISS's.
     Audit(audit::AuditArgs),
+}
+
+/// Runs a command to its end and reports it on stderr if it fails.
+pub async fn run(cli: Cli) -> ExitCode {
+    let outcome = match cli.command {
+        Command::Import(args) => import::run(args).await,
+        Command::Identify(args) => identify::run(args).await,
+        Command::Forget(args) => forget::run(args).await,
+        Command::Status(args) => status::run(args).await,
+        Command::Demo(args) => demo::run(args).await,
+        Command::Serve(args) => serve::run(args).await,
+        Command::Keys(args) => keys::run(args),
+        Command::Verify(args) => verify::run(args),
+        Command::Audit(args) => audit::run(args).await,
+    };
+    match outcome {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Failed) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("thenar: {}", error.message());
+            ExitCode::from(error.exit_code())
+        }
+    }
 }
 
 /// How a command that ran to its end went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Outcome {
+enum Outcome {
     /// Everything asked for was done.
     Done,
     /// Something was not; it has been reported already.
@@ -76,41 +105,17 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// [`Outcome::Done`] where `done`.
-    #[must_use]
-    pub fn done_if(done: bool) -> Self {
+    /// [`Outcome::Done`] if `done`.
+    fn done_if(done: bool) -> Self {
         if done { Self::Done } else { Self::Failed }
     }
 }
 
-impl From<Outcome> for ExitCode {
-    fn from(outcome: Outcome) -> Self {
-        match outcome {
-            Outcome::Done => Self::SUCCESS,
-            Outcome::Failed => Self::from(1),
-        }
-    }
-}
-
-/// Reports a command's end on stderr, if it has not reported it itself, and says how it ended.
-pub fn conclude(result: Result<Outcome, CliError>) -> ExitCode {
-    match result {
-        Ok(outcome) => outcome.into(),
-        Err(error) => {
-            eprintln!("thenar: {error}");
-            ExitCode::from(error.exit_code())
-        }
-    }
-}
-
-/// As [`conclude`], for the commands that work on this machine's own files.
-pub fn conclude_local(result: anyhow::Result<Outcome>) -> ExitCode {
-    match result {
-        Ok(outcome) => outcome.into(),
-        Err(error) => {
-            eprintln!("thenar: {error:#}");
-            ExitCode::FAILURE
-        }
+/// What `work` returns, done on a thread that may block.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(panicked) => std::panic::resume_unwind(panicked.into_panic()),
     }
 }
 
@@ -132,13 +137,8 @@ mod tests {
     }
 
     #[test]
-    fn bad_usage_is_told_apart_from_failure() {
+    fn a_bad_row_set_is_bad_usage() {
         let parsed = Cli::try_parse_from(["thenar", "identify", "--embeddings", "a.npy", "--rows", "5..3"]);
         assert_eq!(parsed.unwrap_err().exit_code(), 2);
-        assert_eq!(CliError::NeedsConsent.exit_code(), 2);
-        assert_eq!(
-            CliError::Refused { call: "Forget", status: Box::new(tonic::Status::not_found("x")) }.exit_code(),
-            1
-        );
     }
 }

@@ -178,9 +178,9 @@ fn the_demo_prints_a_page_for_people_and_keeps_its_folder_when_asked() {
     };
     line(&["gallery", "1,000 palms", "512 dimensions", "seed 9"]);
     line(&["engine", "cpu: "]);
-    line(&["enrolled", "palms a second"]);
-    line(&["searched", "enrolled palms", "strangers", "a second"]);
-    line(&["answers", "identified rightly", "0 wrongly", "0 missed", "refused"]);
+    line(&["enrolled", "palms per second"]);
+    line(&["searched", "enrolled palms", "strangers", "per second"]);
+    line(&["answers", "correct", "0 wrong", "0 missed", "refused"]);
     line(&["freshness", "0 not seen by the next search"]);
     line(&["p50 ms", "p99 ms", "p99.9 ms"]);
     for row in ["3 gates", "1 terminals", "together"] {

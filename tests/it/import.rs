@@ -414,7 +414,7 @@ async fn an_interrupted_import_is_taken_up_again_where_it_stood() {
 
         let second = files.import(&target.args(), &[]);
         assert_eq!(second.code, Some(0), "{second:?}");
-        assert!(second.stderr.contains("going on at row"), "{second:?}");
+        assert!(second.stderr.contains("continuing at row"), "{second:?}");
         assert!(second.count("skipped_rows") > 0, "{second:?}");
         assert_eq!(second.counts(), (MANY as u64 - done, 1, 0), "one batch is sent again, nothing else: {second:?}");
         assert!(!files.state().exists());
@@ -500,7 +500,7 @@ async fn a_server_that_stays_away_ends_the_import_and_the_same_command_goes_on()
     let ended = running.end();
     assert_eq!((ended.code, ended.stdout.as_str()), (Some(1), ""), "{ended:?}");
     assert!(ended.stderr.contains("cannot reach the server at"), "{ended:?}");
-    assert!(ended.stderr.contains("the same command goes on from there"), "{ended:?}");
+    assert!(ended.stderr.contains("the same command continues from there"), "{ended:?}");
     site.options.listen = address.to_string();
     let server = site.start();
     let ended = files.import(&target, &[]);

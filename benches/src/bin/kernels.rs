@@ -12,7 +12,7 @@ use std::time::Instant;
 use clap::Parser;
 use half::f16;
 use serde::Serialize;
-use thenar::cli::table::{facts, say, say_json, table};
+use thenar::cli::output::{print, print_json, properties, table};
 use thenar::engine::certificate::{Certificate, MISS_PROBABILITY_DEFAULT};
 use thenar::engine::cpu::CpuEngine;
 use thenar::engine::{CandidateRequest, CandidateRows, Engine, GalleryView, Seed, SegmentView};
@@ -177,16 +177,16 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     }
 
     if arguments.json {
-        rows.iter().try_for_each(say_json)?;
+        rows.iter().try_for_each(print_json)?;
         let facts = serde_json::json!({
             "facts": machine, "memory_gb_per_second": reading, "f32_multiply_adds_per_second": peak * 1e9,
             "exact_score_ns": score_ns, "tau": arguments.tau, "k": arguments.k,
         });
-        say_json(&facts)?;
+        print_json(&facts)?;
     } else {
-        say(facts(&limits))?;
-        say(rendered(&rows))?;
-        say(format!("{n} x {dim}, standard gallery, floor {}, {} best", arguments.tau, arguments.k))?;
+        print(properties(&limits))?;
+        print(rendered(&rows))?;
+        print(format!("{n} x {dim}, standard gallery, floor {}, {} best", arguments.tau, arguments.k))?;
     }
     let missing: usize = rows.iter().map(|row| row.missing).sum();
     if missing > 0 {

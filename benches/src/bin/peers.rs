@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use clap::{Parser, ValueEnum};
 use serde::Serialize;
-use thenar::cli::table::{facts, grouped, say, say_json, table};
+use thenar::cli::output::{grouped, print, print_json, properties, table};
 use thenar::engine::Engine;
 use thenar::engine::certificate::Certificate;
 use thenar::engine::cpu::CpuEngine;
@@ -218,11 +218,11 @@ fn run(arguments: &Arguments) -> anyhow::Result<bool> {
     }
 
     if arguments.json {
-        document.rows.iter().try_for_each(say_json)?;
-        say_json(&serde_json::json!({ "facts": document.facts }))?;
+        document.rows.iter().try_for_each(print_json)?;
+        print_json(&serde_json::json!({ "facts": document.facts }))?;
     } else {
-        say(facts(&told(&document.facts)))?;
-        say(rendered(arguments, &document))?;
+        print(properties(&told(&document.facts)))?;
+        print(rendered(arguments, &document))?;
     }
     if let Some(name) = &arguments.save {
         save(name, &document)?;

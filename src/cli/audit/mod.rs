@@ -1,82 +1,78 @@
-//! `thenar audit`: prove on one's own gallery that answers are those of an exhaustive search.
+//! `thenar audit`: proves on a user's own gallery that answers are those of an exhaustive search.
 //!
-//! The command is always there. What it does needs FAISS (`checked`), which is compiled only where
-//! the cargo feature `faiss` asks for it; without it the command says how to get it.
+//! The command is always there. What it does needs FAISS (`comparison`), which is compiled only with
+//! the cargo feature `faiss`; without it the command says how to get it.
 
 #[cfg(feature = "faiss")]
-mod checked;
+mod comparison;
+#[cfg(feature = "faiss")]
+mod report;
 
 use std::path::PathBuf;
 
 use clap::Args;
 
-use super::serve::Overrides;
-use super::{CliError, Outcome};
+use super::Outcome;
+use super::args::{DataFolderArgs, number, score};
+use super::error::CliError;
 use crate::engine::certificate::Certificate;
 use crate::model::CANDIDATES_MAX;
 
-/// Prove on a data folder that answers are those of an exhaustive search: hold them against FAISS.
+/// Prove on a data folder that answers are those of an exhaustive search: compare them with FAISS's.
 ///
 /// Opens a data folder that no server is using, as a server would; changes nothing. Each probe is
 /// answered by Thenar's own search, under each certificate, once with a threshold and once for the
 /// best of all, and by FAISS's exhaustive inner product search over the same stored rows. Ranked
-/// subjects and scores are compared; only what f32 rounding in FAISS explains is no difference.
+/// subjects and scores are compared; what f32 rounding in FAISS explains is not a difference.
 ///
 /// Prints a line for each certificate; the exit code is 1 if any answer differs. FAISS gets the
 /// rows 128 MiB at a time, so a gallery of any size can be audited. Needs a build with FAISS:
 /// cargo build --release --features faiss (cmake, a C++ compiler, OpenBLAS).
 #[derive(Debug, Args)]
-pub struct AuditArgs {
-    /// Configuration file (TOML) of the server that the folder belongs to. Flags lie over it.
-    #[arg(long, value_name = "FILE")]
-    pub config: Option<PathBuf>,
+pub(crate) struct AuditArgs {
     #[command(flatten)]
-    #[expect(missing_docs, reason = "the flags carry their own")]
-    pub over: Overrides,
-    /// Probes to make of stored templates, chosen at random.
+    folder: DataFolderArgs,
+    /// Probes to make from stored templates, chosen at random.
     #[arg(long, value_name = "N", default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..))]
-    pub probes: u32,
-    /// How far a probe is from its template, 0 to 10: the length of the noise that is added, where
-    /// that of the template is 1. 0.85 is as two captures of one palm in the standard gallery.
+    probes: u32,
+    /// How far a probe is from its template, 0 to 10: the length of the noise that is added to a
+    /// template of length 1. Two captures of one palm in the standard gallery have 0.85.
     #[arg(long, value_name = "LENGTH", default_value_t = 0.85, value_parser = noise)]
-    pub noise: f32,
+    noise: f32,
     /// Take the probes from this NumPy file instead: embeddings as clients send them, a float32 or
     /// float16 array of shape [N, D] in C order.
     #[arg(long, value_name = "FILE.npy", conflicts_with_all = ["probes", "noise"])]
-    pub probes_file: Option<PathBuf>,
+    probes_file: Option<PathBuf>,
     /// Subjects to rank for each probe, 1 to 100.
     #[arg(long, value_name = "COUNT", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=i64::from(CANDIDATES_MAX)))]
-    pub k: u32,
-    /// Score from which the searches with a threshold look (-1 to 1). Without it, the lowest that
-    /// can matter under any policy of the configuration.
-    #[arg(long, value_name = "SCORE", value_parser = super::identify::score, allow_negative_numbers = true)]
-    pub threshold: Option<f64>,
+    k: u32,
+    /// Threshold of the searches with one (-1 to 1). Default: the lowest score that can matter under
+    /// any policy of the configuration.
+    #[arg(long, value_name = "SCORE", value_parser = score, allow_negative_numbers = true)]
+    threshold: Option<f64>,
     /// Certificates to search under: deterministic, randomised (with a miss probability of 1e-12)
-    /// or randomised:P. Without it, deterministic and the configuration's randomised one.
+    /// or randomised:P. Default: deterministic and the configuration's randomised one.
     #[arg(long, value_name = "CERTIFICATE", value_delimiter = ',')]
-    pub certificate: Vec<Certificate>,
+    certificate: Vec<Certificate>,
     /// Seed of the choice of templates and of the noise.
     #[arg(long, value_name = "N", default_value_t = 1)]
-    pub seed: u64,
+    seed: u64,
     /// Print one JSON object.
     #[arg(long)]
-    pub json: bool,
+    json: bool,
 }
 
 fn noise(text: &str) -> Result<f32, String> {
-    match text.parse::<f32>() {
-        Ok(length) if (0.0..=10.0).contains(&length) => Ok(length),
-        _ => Err("the length of the noise is a number from 0 to 10".to_owned()),
-    }
+    number(text, 0.0..=10.0)
 }
 
-/// Runs `thenar audit`. [`Outcome::Failed`] where an answer differs.
+/// Runs `thenar audit`. [`Outcome::Failed`] if an answer differs.
 ///
 /// # Errors
-/// [`CliError`] where the folder, the probes or FAISS cannot be had.
+/// [`CliError`] if the folder or the probes are not usable, or FAISS fails.
 #[cfg(feature = "faiss")]
-pub async fn run(args: AuditArgs) -> Result<Outcome, CliError> {
-    checked::run(args).await
+pub(crate) async fn run(args: AuditArgs) -> Result<Outcome, CliError> {
+    comparison::run(args).await
 }
 
 /// Says how to build a `thenar` that can.
@@ -85,7 +81,7 @@ pub async fn run(args: AuditArgs) -> Result<Outcome, CliError> {
 /// [`CliError::WithoutFaiss`].
 #[cfg(not(feature = "faiss"))]
 #[expect(clippy::unused_async, reason = "as the one with FAISS")]
-pub async fn run(_args: AuditArgs) -> Result<Outcome, CliError> {
+pub(crate) async fn run(_args: AuditArgs) -> Result<Outcome, CliError> {
     Err(CliError::WithoutFaiss)
 }
 

@@ -1,5 +1,5 @@
-//! The demo's load: gates and terminals that search as fast as they are answered, and somebody
-//! who forgets and enrols people meanwhile and looks whether the very next search knows.
+//! The demo's load: gates and terminals that search as fast as they are answered, and a client that
+//! forgets and enrols people meanwhile and checks that the very next search knows.
 //!
 //! Every answer is judged against the truth of the [`Population`]. Gates and terminals only show
 //! palms of people who stay; those who come and go belong to [`churn`].
@@ -14,52 +14,48 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 
-use super::population::Population;
 use crate::api::proto::{
     Decision, ForgetRequest, IdentifyRequest, IdentifyResponse, PalmSample, Purpose, identify_stream_response,
 };
-use crate::cli::connect::{self, Server};
+use crate::cli::client::{self, Server};
 use crate::cli::error::CliError;
+use crate::cli::population::{Population, THRESHOLD};
 
-/// Decisions of the demo take this score or the policy's, whichever is higher. At 512 dimensions
-/// mates of the standard gallery lie above 0.65 and strangers, out of millions, below 0.58.
-pub const THRESHOLD: f64 = 0.6;
 /// Share of probes that show somebody who is enrolled.
 const MATED_SHARE: f64 = 0.7;
 /// Share of a terminal's mated probes that come from people with two palms.
 const TWO_PALMS_SHARE: f64 = 0.5;
 /// A server that takes longer has failed.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
-/// Pause after a refusal that names none.
+/// Pause after a refusal that does not name one.
 const REFUSED_PAUSE: Duration = Duration::from_millis(20);
 /// Time between two rounds of forgetting and enrolling.
 const CHURN_INTERVAL: Duration = Duration::from_millis(250);
 /// How often a refused call of the churn is made again.
 const CHURN_ATTEMPTS_MAX: u32 = 200;
-/// Rounds of the churn for which people are set aside, for each second of load.
+/// Rounds of the churn for which people are set aside, per second of load.
 const CHURN_ROUNDS_A_SECOND: u32 = 4;
 
 /// What the searches of some clients came to.
 #[derive(Debug, Clone)]
-pub struct Tally {
+pub(super) struct Tally {
     /// Answered searches, from sending to the answer, in microseconds.
-    pub latency_us: Histogram<u64>,
+    pub(super) latency_us: Histogram<u64>,
     /// Answered searches that showed somebody who is enrolled.
-    pub mated: u64,
-    /// Answers that are right: the enrolled person, or nobody where nobody is enrolled.
-    pub correct: u64,
+    pub(super) mated: u64,
+    /// Answers that are right: the enrolled person, or nobody for a stranger.
+    pub(super) correct: u64,
     /// Matches with somebody else.
-    pub wrong: u64,
+    pub(super) wrong: u64,
     /// People who are enrolled and were not matched.
-    pub missed: u64,
+    pub(super) missed: u64,
     /// Searches that the server refused because it was full, draining or too late.
-    pub refused: u64,
+    pub(super) refused: u64,
 }
 
 impl Tally {
     /// Nothing yet.
-    #[must_use]
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         // One microsecond to the longest wait, to three digits: a constant that is in range.
         let latency_us = Histogram::new_with_bounds(1, 2 * ANSWER_WITHIN.as_micros() as u64, 3)
             .unwrap_or_else(|error| unreachable!("the bounds are in range: {error}"));
@@ -67,13 +63,12 @@ impl Tally {
     }
 
     /// Answered searches.
-    #[must_use]
-    pub fn searches(&self) -> u64 {
+    pub(super) fn searches(&self) -> u64 {
         self.correct + self.wrong + self.missed
     }
 
     /// Adds another's figures.
-    pub fn add(&mut self, other: &Self) {
+    pub(super) fn add(&mut self, other: &Self) {
         self.latency_us += &other.latency_us;
         self.mated += other.mated;
         self.correct += other.correct;
@@ -99,10 +94,10 @@ impl Default for Tally {
     }
 }
 
-/// What a client asks of the truth.
+/// Whether an answer is right.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// The enrolled person, or nobody where nobody is enrolled.
+pub(super) enum Verdict {
+    /// The enrolled person, or nobody for a stranger.
     Correct,
     /// Somebody else.
     Wrong,
@@ -110,10 +105,9 @@ pub enum Verdict {
     Missed,
 }
 
-/// Holds an answer against the truth: the subject whose palm it was, or none for a stranger. A
+/// Compares an answer with the truth: the subject whose palm it was, or none for a stranger. A
 /// stranger about whom the server cannot decide is not let in, which is right.
-#[must_use]
-pub fn judge(truth: Option<u32>, response: &IdentifyResponse) -> Verdict {
+pub(super) fn judge(truth: Option<u32>, response: &IdentifyResponse) -> Verdict {
     if response.decision() != Decision::Match {
         return if truth.is_some() { Verdict::Missed } else { Verdict::Correct };
     }
@@ -130,8 +124,8 @@ fn is_refusal(code: Code) -> bool {
     matches!(code, Code::ResourceExhausted | Code::DeadlineExceeded | Code::Unavailable)
 }
 
-/// Makes a call until it is not refused, and gives its answer: what is asked for under load must
-/// happen some time, and every call of the churn is idempotent.
+/// Makes a call until it is not refused, and returns its answer: what is asked for under load must
+/// happen eventually, and every call of the churn is idempotent.
 macro_rules! patiently {
     ($call:literal, $made:expr) => {{
         let mut attempts = 0;
@@ -152,9 +146,8 @@ macro_rules! patiently {
 /// many are set aside as the rounds need, but never more than a quarter.
 ///
 /// # Panics
-/// Where there are fewer than 64 people.
-#[must_use]
-pub fn stable_subjects(people: &Population, seconds: u64) -> u32 {
+/// If there are fewer than 64 people.
+pub(super) fn stable_subjects(people: &Population, seconds: u64) -> u32 {
     assert!(people.subjects() >= 64, "{} people are too few to come and go", people.subjects());
     let set_aside = u32::try_from(seconds).unwrap_or(u32::MAX).saturating_mul(2 * CHURN_ROUNDS_A_SECOND);
     people.subjects() - set_aside.clamp(16, people.subjects() / 4)
@@ -162,25 +155,21 @@ pub fn stable_subjects(people: &Population, seconds: u64) -> u32 {
 
 /// What all clients of the load share.
 #[derive(Debug, Clone)]
-pub struct Scene {
+pub(super) struct Scene {
     /// Who is enrolled.
-    pub people: Arc<Population>,
+    pub(super) people: Arc<Population>,
     /// People who stay, from 0.
-    pub stable: u32,
+    pub(super) stable: u32,
     /// Where to search.
-    pub server: Server,
+    pub(super) server: Server,
     /// When to stop.
-    pub until: Instant,
+    pub(super) until: Instant,
     /// Tells one client's random choices from another's.
-    pub seed: u64,
-    /// Time from one palm to the next at a gate; none to show the next as soon as the last is
-    /// answered. With a pace, waiting counts from when the palm was due, answered late or not.
-    pub pace: Option<Duration>,
+    pub(super) seed: u64,
 }
 
 /// A search of the demo.
-#[must_use]
-pub fn request(request_id: String, venue: &str, purpose: Purpose, probes: Vec<PalmSample>) -> IdentifyRequest {
+pub(super) fn request(request_id: String, venue: &str, purpose: Purpose, probes: Vec<PalmSample>) -> IdentifyRequest {
     IdentifyRequest {
         request_id,
         venue_id: venue.to_owned(),
@@ -193,22 +182,20 @@ pub fn request(request_id: String, venue: &str, purpose: Purpose, probes: Vec<Pa
     }
 }
 
-/// One turnstile: a stream, one palm after another, each after the last is answered and due.
+/// One gate: a stream, one palm after another, each after the last is answered.
 ///
 /// # Errors
-/// [`CliError`] where the stream breaks or the server does not follow the protocol.
-pub async fn gate(scene: Scene) -> Result<Tally, CliError> {
+/// [`CliError`] if the stream breaks or the server does not follow the protocol.
+pub(super) async fn gate(scene: Scene) -> Result<Tally, CliError> {
     const CALL: &str = "IdentifyStream";
     let broken = |status: Status| CliError::refused(CALL, status);
     let ended = || broken(Status::unavailable("the server ended the stream"));
     let mut random = ChaCha8Rng::seed_from_u64(scene.seed);
     let mut tally = Tally::new();
     let (requests, queue) = mpsc::channel(1);
-    let mut client = connect::identification(scene.server.connect().await?);
+    let mut client = client::identification(scene.server.connect().await?);
     let mut answers = client.identify_stream(ReceiverStream::new(queue)).await.map_err(broken)?.into_inner();
     let mut asked = 0_u64;
-    // Gates do not open their doors in step.
-    let mut due = scene.pace.map(|pace| Instant::now() + pace.mul_f64(random.random()));
     while Instant::now() < scene.until {
         let truth = random.random_bool(MATED_SHARE).then(|| random.random_range(0..scene.stable));
         let probe = match truth {
@@ -217,16 +204,7 @@ pub async fn gate(scene: Scene) -> Result<Tally, CliError> {
         };
         let request_id = format!("gate-{}-{asked}", scene.seed);
         asked += 1;
-        let sent = match (&mut due, scene.pace) {
-            (Some(due), Some(pace)) => {
-                if *due >= scene.until {
-                    return Ok(tally);
-                }
-                tokio::time::sleep_until((*due).into()).await;
-                std::mem::replace(due, *due + pace)
-            }
-            _ => Instant::now(),
-        };
+        let sent = Instant::now();
         let question = request(request_id.clone(), "demo-stadium", Purpose::Entry, vec![probe]);
         requests.send(question).await.map_err(|_| ended())?;
         let answer = within(CALL, answers.message()).await?.map_err(broken)?.ok_or_else(ended)?;
@@ -251,14 +229,14 @@ pub async fn gate(scene: Scene) -> Result<Tally, CliError> {
     Ok(tally)
 }
 
-/// One payment terminal: a call a search, both palms of those who have two.
+/// One payment terminal: one call per search, with both palms of those who have two.
 ///
 /// # Errors
-/// [`CliError`] where the server cannot be reached or refuses for good.
-pub async fn terminal(scene: Scene) -> Result<Tally, CliError> {
+/// [`CliError`] if the server cannot be reached or refuses for good.
+pub(super) async fn terminal(scene: Scene) -> Result<Tally, CliError> {
     let mut random = ChaCha8Rng::seed_from_u64(scene.seed);
     let mut tally = Tally::new();
-    let mut client = connect::identification(scene.server.connect().await?);
+    let mut client = client::identification(scene.server.connect().await?);
     let mut asked = 0_u64;
     while Instant::now() < scene.until {
         let truth = random.random_bool(MATED_SHARE).then(|| {
@@ -287,24 +265,24 @@ pub async fn terminal(scene: Scene) -> Result<Tally, CliError> {
     Ok(tally)
 }
 
-/// What became of those who came and went.
+/// What was found about those who came and went.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Freshness {
+pub(super) struct Freshness {
     /// People forgotten, each searched for by the very next call.
-    pub forgotten: u64,
+    pub(super) forgotten: u64,
     /// People enrolled, each searched for by the very next call.
-    pub enrolled: u64,
+    pub(super) enrolled: u64,
     /// Searches that still knew the first or did not yet know the second.
-    pub stale: u64,
+    pub(super) stale: u64,
 }
 
 /// Forgets somebody and enrols somebody every quarter of a second, and searches for both at once.
 ///
 /// # Errors
-/// [`CliError`] where the server cannot be reached or refuses for good.
-pub async fn churn(scene: Scene) -> Result<Freshness, CliError> {
+/// [`CliError`] if the server cannot be reached or refuses for good.
+pub(super) async fn churn(scene: Scene) -> Result<Freshness, CliError> {
     let channel = scene.server.connect().await?;
-    let (mut enrollment, mut identification) = (connect::enrollment(channel.clone()), connect::identification(channel));
+    let (mut enrollment, mut identification) = (client::enrollment(channel.clone()), client::identification(channel));
     let mut freshness = Freshness::default();
     let people = &scene.people;
     let mut leaving = scene.stable..people.subjects();
@@ -341,7 +319,7 @@ fn request_for(scene: &Scene, subject: u32, when: &str) -> IdentifyRequest {
     request(request_id, "demo-stadium", Purpose::Entry, vec![scene.people.capture(subject, 0)])
 }
 
-/// The answer of a call, or an error where it takes too long.
+/// The answer of a call, or an error if it takes too long.
 async fn within<T>(call: &'static str, answer: impl Future<Output = T>) -> Result<T, CliError> {
     tokio::time::timeout(ANSWER_WITHIN, answer).await.map_err(|_elapsed| CliError::Protocol {
         call,

@@ -6,112 +6,110 @@ use serde::Serialize;
 use super::load::{Freshness, Tally, Verdict, judge};
 use crate::api::proto::IdentifyResponse;
 use crate::cli::Outcome;
-use crate::cli::sample::{decision_word, hand_word};
-use crate::cli::table::{facts, grouped, table};
+use crate::cli::output::{decision_word, grouped, hand_word, properties, table};
 
 /// Everything the demo found. The order and the names of the first keys are relied on.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub(super) struct Report {
     /// Palms enrolled and searched.
-    pub gallery: u64,
+    pub(super) gallery: u64,
     /// Dimensions of an embedding.
-    pub dim: u32,
+    pub(super) dim: u32,
     /// The engine that answered: cpu or gpu.
-    pub engine: String,
+    pub(super) engine: String,
     /// The processor or the graphics card.
-    pub adapter: String,
+    pub(super) adapter: String,
     /// Searches of gates and terminals that were answered.
-    pub searches: u64,
+    pub(super) searches: u64,
     /// Right answers.
-    pub correct: u64,
+    pub(super) correct: u64,
     /// Matches with somebody else.
-    pub wrong: u64,
+    pub(super) wrong: u64,
     /// Enrolled people who were not matched.
-    pub missed: u64,
+    pub(super) missed: u64,
     /// Of gates and terminals together, as they saw it.
-    pub latency_ms: Latency,
-    /// Searches answered a second.
-    pub searches_per_second: f64,
-    /// Palms enrolled a second, until durable and searchable.
-    pub enrolled_per_second: f64,
+    pub(super) latency_ms: Latency,
+    /// Searches answered per second.
+    pub(super) searches_per_second: f64,
+    /// Palms enrolled per second, until durable and searchable.
+    pub(super) enrolled_per_second: f64,
     /// Answered searches that showed somebody who is enrolled; the others showed strangers.
-    pub mated: u64,
+    pub(super) mated: u64,
     /// Searches that were refused because the server was full.
-    pub refused: u64,
+    pub(super) refused: u64,
     /// People forgotten or enrolled under load, each searched for by the next call.
-    pub fresh_checks: u64,
+    pub(super) fresh_checks: u64,
     /// Those searches that still saw the gallery of before.
-    pub stale: u64,
+    pub(super) stale: u64,
     /// People the palms belong to.
-    pub subjects: u64,
+    pub(super) subjects: u64,
     /// Seed of the gallery.
-    pub seed: u64,
+    pub(super) seed: u64,
     /// Least score of a match in the load.
-    pub threshold: f64,
+    pub(super) threshold: f64,
     /// Time of enrolling, in seconds.
-    pub enrol_seconds: f64,
+    pub(super) enrol_seconds: f64,
     /// Time of searching, in seconds.
-    pub search_seconds: f64,
+    pub(super) search_seconds: f64,
     /// The gates alone.
-    pub gates: Side,
+    pub(super) gates: Side,
     /// The terminals alone.
-    pub terminals: Side,
+    pub(super) terminals: Side,
     /// One enrolled person, one stranger and one payment with two palms.
-    pub examples: Vec<Example>,
+    pub(super) examples: Vec<Example>,
 }
 
 /// The clients of one kind.
 #[derive(Debug, Serialize)]
-pub struct Side {
+pub(super) struct Side {
     /// How many there were.
-    pub count: u32,
+    pub(super) count: u32,
     /// Their searches that were answered.
-    pub searches: u64,
+    pub(super) searches: u64,
     /// As they saw it.
-    pub latency_ms: Latency,
+    pub(super) latency_ms: Latency,
 }
 
 /// Latency in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Latency {
+pub(super) struct Latency {
     /// Half of the searches took no longer.
-    pub p50: f64,
+    pub(super) p50: f64,
     /// 99 of 100 took no longer.
-    pub p99: f64,
+    pub(super) p99: f64,
     /// 999 of 1000 took no longer.
-    pub p999: f64,
+    pub(super) p999: f64,
 }
 
 /// One search, shown in full.
 #[derive(Debug, Serialize)]
-pub struct Example {
+pub(super) struct Example {
     /// What was shown.
-    pub shown: &'static str,
+    pub(super) shown: &'static str,
     /// The server's decision.
-    pub decision: &'static str,
+    pub(super) decision: String,
     /// Whether that is the truth.
-    pub right: bool,
+    pub(super) right: bool,
     /// By rank.
-    pub candidates: Vec<ExampleCandidate>,
+    pub(super) candidates: Vec<ExampleCandidate>,
 }
 
 /// One ranked identity.
 #[derive(Debug, Serialize)]
-pub struct ExampleCandidate {
+pub(super) struct ExampleCandidate {
     /// From 1.
-    pub rank: u32,
+    pub(super) rank: u32,
     /// Whose palm it may be.
-    pub subject_id: String,
+    pub(super) subject_id: String,
     /// Comparison score.
-    pub score: f64,
+    pub(super) score: f64,
     /// The hand of the best template.
-    pub hand: &'static str,
+    pub(super) hand: String,
 }
 
 impl Example {
     /// The answer to what was `shown`: the palm of the subject `truth`, or a stranger's.
-    #[must_use]
-    pub fn new(shown: &'static str, truth: Option<u32>, response: IdentifyResponse) -> Self {
+    pub(super) fn new(shown: &'static str, truth: Option<u32>, response: IdentifyResponse) -> Self {
         Self {
             shown,
             decision: decision_word(response.decision),
@@ -132,8 +130,7 @@ impl Example {
 
 impl Latency {
     /// Percentiles of microseconds.
-    #[must_use]
-    pub fn of(latency_us: &Histogram<u64>) -> Self {
+    pub(super) fn of(latency_us: &Histogram<u64>) -> Self {
         let at = |quantile| latency_us.value_at_quantile(quantile) as f64 / 1e3;
         Self { p50: at(0.5), p99: at(0.99), p999: at(0.999) }
     }
@@ -141,15 +138,20 @@ impl Latency {
 
 impl Side {
     /// `count` clients that found `tally`.
-    #[must_use]
-    pub fn new(count: u32, tally: &Tally) -> Self {
+    pub(super) fn new(count: u32, tally: &Tally) -> Self {
         Self { count, searches: tally.searches(), latency_ms: Latency::of(&tally.latency_us) }
     }
 }
 
 impl Report {
     /// Adds what gates, terminals and those who came and went found in `seconds`.
-    pub fn add_load(&mut self, gates: (u32, &Tally), terminals: (u32, &Tally), freshness: Freshness, seconds: f64) {
+    pub(super) fn add_load(
+        &mut self,
+        gates: (u32, &Tally),
+        terminals: (u32, &Tally),
+        freshness: Freshness,
+        seconds: f64,
+    ) {
         let mut both = gates.1.clone();
         both.add(terminals.1);
         self.searches = both.searches();
@@ -164,16 +166,14 @@ impl Report {
         self.stale = freshness.stale;
     }
 
-    /// Done where searches were answered and every answer was right and fresh, the examples' too.
-    #[must_use]
-    pub fn outcome(&self) -> Outcome {
+    /// Done if searches were answered and every answer was right and fresh, the examples' too.
+    pub(super) fn outcome(&self) -> Outcome {
         let right = self.wrong == 0 && self.missed == 0 && self.examples.iter().all(|example| example.right);
         Outcome::done_if(self.searches > 0 && right && self.stale == 0)
     }
 
     /// A page for people.
-    #[must_use]
-    pub fn render(&self) -> String {
+    pub(super) fn render(&self) -> String {
         let mut latency = table(&["", "searches", "p50 ms", "p99 ms", "p99.9 ms"], 1);
         let named = [
             (format!("{} gates", self.gates.count), self.gates.searches, self.gates.latency_ms),
@@ -186,7 +186,7 @@ impl Report {
         }
         let mut examples = table(&["shown", "decision", "rank", "identity", "hand", "score"], 5);
         for example in &self.examples {
-            let mut first = [example.shown.to_owned(), example.decision.to_owned()];
+            let mut first = [example.shown.to_owned(), example.decision.clone()];
             if example.candidates.is_empty() {
                 examples.add_row(first.iter().map(String::as_str).chain(["-", "-", "-", "-"]));
             }
@@ -197,12 +197,12 @@ impl Report {
                     decision,
                     candidate.rank.to_string(),
                     candidate.subject_id.clone(),
-                    candidate.hand.to_owned(),
+                    candidate.hand.clone(),
                     format!("{:.4}", candidate.score),
                 ]);
             }
         }
-        let verdict = facts(&[
+        let verdict = properties(&[
             (
                 "gallery",
                 format!(
@@ -216,12 +216,16 @@ impl Report {
             ("engine", format!("{}: {}", self.engine, self.adapter)),
             (
                 "enrolled",
-                format!("in {:.1} s, {} palms a second", self.enrol_seconds, grouped(self.enrolled_per_second as u64)),
+                format!(
+                    "in {:.1} s, {} palms per second",
+                    self.enrol_seconds,
+                    grouped(self.enrolled_per_second as u64)
+                ),
             ),
             (
                 "searched",
                 format!(
-                    "{} ({} enrolled palms, {} strangers) in {:.1} s, {} a second, threshold {}",
+                    "{} ({} enrolled palms, {} strangers) in {:.1} s, {} per second, threshold {}",
                     grouped(self.searches),
                     grouped(self.mated),
                     grouped(self.searches - self.mated),
@@ -233,7 +237,7 @@ impl Report {
             (
                 "answers",
                 format!(
-                    "{} identified rightly, {} wrongly, {} missed, {} refused",
+                    "{} correct, {} wrong, {} missed, {} refused",
                     grouped(self.correct),
                     grouped(self.wrong),
                     grouped(self.missed),
@@ -250,11 +254,11 @@ impl Report {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
     use crate::api::proto::Decision;
 
-    pub(crate) fn report() -> Report {
+    fn report() -> Report {
         let none = Tally::new();
         Report {
             gallery: 1000,
@@ -300,7 +304,7 @@ pub(super) mod tests {
         assert!((report.latency_ms.p99 - 8.0).abs() < 0.01, "{:?}", report.latency_ms);
         assert_eq!(report.fresh_checks, 9);
         let page = report.render();
-        assert!(page.contains("98 identified rightly, 1 wrongly, 1 missed, 0 refused"), "{page}");
+        assert!(page.contains("98 correct, 1 wrong, 1 missed, 0 refused"), "{page}");
         assert!(page.contains("100 (100 enrolled palms, 0 strangers)") && page.contains("20 gates"), "{page}");
     }
 

@@ -4,8 +4,8 @@ use tonic::Code;
 
 use super::load::{Verdict, churn, gate, judge, stable_subjects, terminal};
 use super::*;
-use crate::api::proto::{Candidate, Decision, EnrollRequest, IdentifyResponse, PalmSample};
-use crate::cli::mock_server::Fake;
+use crate::api::proto::{Candidate, Decision, EnrollRequest, IdentifyResponse};
+use crate::cli::mock_server::MockServer;
 
 /// Enough dimensions for generated palms to be told apart in a gallery of a few hundred.
 const DIM: usize = 256;
@@ -15,29 +15,18 @@ fn people() -> Arc<Population> {
     Arc::new(Population::new(11, DIM, PALMS))
 }
 
-/// Puts somebody into the fake server's gallery without asking it.
-fn put(fake: &Fake, request: EnrollRequest) {
-    let values = |sample: PalmSample| match sample.content {
-        Some(proto::palm_sample::Content::Embedding(embedding)) => (embedding.values, sample.hand),
-        other => panic!("{other:?}"),
-    };
-    let templates = request.samples.into_iter().map(values).collect();
-    fake.held.lock().subjects.insert(request.subject_id, templates);
+/// A mock server with everybody enrolled.
+async fn full(people: &Population) -> MockServer {
+    let mock = MockServer::start(DIM).await;
+    (0..people.subjects()).for_each(|subject| mock.state().put(&people.enrollment(subject)));
+    mock
 }
 
-/// A fake server with everybody enrolled.
-async fn full(people: &Population) -> Fake {
-    let fake = Fake::start(DIM).await;
-    (0..people.subjects()).for_each(|subject| put(&fake, people.enrollment(subject)));
-    fake
-}
-
-fn scene(people: &Arc<Population>, fake: &Fake, milliseconds: u64) -> Scene {
+fn scene(people: &Arc<Population>, mock: &MockServer, milliseconds: u64) -> Scene {
     Scene {
         people: people.clone(),
         stable: stable_subjects(people, 1),
-        server: fake.args().resolve().unwrap(),
-        pace: None,
+        server: mock.server(),
         until: Instant::now() + Duration::from_millis(milliseconds),
         seed: 5,
     }
@@ -91,8 +80,8 @@ fn those_who_come_and_go_are_never_those_who_stay() {
 #[tokio::test]
 async fn gates_and_terminals_of_an_honest_server_find_nothing_wrong() {
     let people = people();
-    let fake = full(&people).await;
-    let (gate, terminal) = (gate(scene(&people, &fake, 300)), terminal(scene(&people, &fake, 300)));
+    let mock = full(&people).await;
+    let (gate, terminal) = (gate(scene(&people, &mock, 300)), terminal(scene(&people, &mock, 300)));
     let (gate, terminal) = tokio::try_join!(gate, terminal).unwrap();
     for tally in [gate, terminal] {
         assert!(tally.searches() > 10, "{tally:?}");
@@ -105,14 +94,14 @@ async fn gates_and_terminals_of_an_honest_server_find_nothing_wrong() {
 #[tokio::test]
 async fn a_swapped_name_is_wrong_and_a_lost_palm_is_missed() {
     let people = people();
-    let fake = Fake::start(DIM).await;
+    let mock = MockServer::start(DIM).await;
     // Everybody goes by the next one's name, but for the last third, who are not there at all.
     let there = people.subjects() * 2 / 3;
     for subject in 0..there {
         let subject_id = Population::subject_id((subject + 1) % there);
-        put(&fake, EnrollRequest { subject_id, ..people.enrollment(subject) });
+        mock.state().put(&EnrollRequest { subject_id, ..people.enrollment(subject) });
     }
-    for tally in [gate(scene(&people, &fake, 300)).await.unwrap(), terminal(scene(&people, &fake, 300)).await.unwrap()]
+    for tally in [gate(scene(&people, &mock, 300)).await.unwrap(), terminal(scene(&people, &mock, 300)).await.unwrap()]
     {
         assert!(tally.wrong > 0 && tally.missed > 0, "{tally:?}");
         assert_eq!(tally.wrong + tally.missed, tally.mated, "strangers alone are answered rightly");
@@ -123,12 +112,12 @@ async fn a_swapped_name_is_wrong_and_a_lost_palm_is_missed() {
 async fn refused_searches_are_counted_and_do_not_end_the_load() {
     let people = people();
     for code in [Code::ResourceExhausted, Code::DeadlineExceeded, Code::Unavailable] {
-        let fake = full(&people).await;
-        fake.held.lock().refuse_searches = (3, Some(code));
-        let at_gate = gate(scene(&people, &fake, 300)).await.unwrap();
+        let mock = full(&people).await;
+        mock.state().refuse_searches = (3, Some(code));
+        let at_gate = gate(scene(&people, &mock, 300)).await.unwrap();
         assert_eq!((at_gate.refused, at_gate.wrong, at_gate.missed), (3, 0, 0), "{code:?}");
-        fake.held.lock().refuse_searches = (3, Some(code));
-        let at_terminal = terminal(scene(&people, &fake, 300)).await.unwrap();
+        mock.state().refuse_searches = (3, Some(code));
+        let at_terminal = terminal(scene(&people, &mock, 300)).await.unwrap();
         assert_eq!((at_terminal.refused, at_terminal.wrong, at_terminal.missed), (3, 0, 0), "{code:?}");
         assert!(at_gate.searches() > 0 && at_terminal.searches() > 0);
     }
@@ -137,11 +126,11 @@ async fn refused_searches_are_counted_and_do_not_end_the_load() {
 #[tokio::test]
 async fn a_server_that_says_no_for_good_ends_the_load() {
     let people = people();
-    let fake = full(&people).await;
-    fake.held.lock().refuse_searches = (usize::MAX, Some(Code::Internal));
+    let mock = full(&people).await;
+    mock.state().refuse_searches = (usize::MAX, Some(Code::Internal));
     for error in [
-        gate(scene(&people, &fake, 10_000)).await.unwrap_err(),
-        terminal(scene(&people, &fake, 10_000)).await.unwrap_err(),
+        gate(scene(&people, &mock, 10_000)).await.unwrap_err(),
+        terminal(scene(&people, &mock, 10_000)).await.unwrap_err(),
     ] {
         assert!(matches!(&error, CliError::Refused { status, .. } if status.code() == Code::Internal), "{error}");
     }
@@ -150,55 +139,58 @@ async fn a_server_that_says_no_for_good_ends_the_load() {
 #[tokio::test]
 async fn a_server_that_does_not_forget_is_stale() {
     let people = people();
-    let fake = full(&people).await;
-    let fresh = churn(scene(&people, &fake, 600)).await.unwrap();
+    let mock = full(&people).await;
+    let fresh = churn(scene(&people, &mock, 600)).await.unwrap();
     assert!(fresh.forgotten >= 2 && fresh.enrolled >= 2, "{fresh:?}");
     assert_eq!(fresh.stale, 0);
 
-    let fake = full(&people).await;
-    fake.held.lock().keep_ghosts = true;
-    let ghosts = churn(scene(&people, &fake, 600)).await.unwrap();
+    let mock = full(&people).await;
+    mock.state().keep_ghosts = true;
+    let ghosts = churn(scene(&people, &mock, 600)).await.unwrap();
     assert_eq!(ghosts.stale, ghosts.forgotten, "{ghosts:?}");
 }
 
 #[tokio::test]
 async fn everybody_is_enrolled_once_and_a_rejected_one_ends_the_demo() {
     let people = people();
-    let fake = Fake::start(DIM).await;
-    let server = fake.args().resolve().unwrap();
+    let mock = MockServer::start(DIM).await;
+    let server = mock.server();
     let interrupted = CancellationToken::new();
-    enrol(&people, &server, &interrupted).await.unwrap();
+    enrol_all(&server, messages(people.clone()), PALMS.into(), &interrupted).await.unwrap();
     {
-        let held = fake.held.lock();
-        assert_eq!(held.subjects.len(), people.subjects() as usize);
-        assert_eq!(held.subjects.values().map(Vec::len).sum::<usize>(), PALMS as usize);
+        let state = mock.state();
+        assert_eq!(state.subjects.len(), people.subjects() as usize);
+        assert_eq!(state.subjects.values().map(Vec::len).sum::<usize>(), PALMS as usize);
     }
 
-    let fake = Fake::start(DIM / 2).await;
-    let server = fake.args().resolve().unwrap();
-    let error = enrol(&people, &server, &interrupted).await.unwrap_err();
+    let mock = MockServer::start(DIM / 2).await;
+    let server = mock.server();
+    let error = enrol_all(&server, messages(people.clone()), PALMS.into(), &interrupted).await.unwrap_err();
     assert!(error.to_string().contains("palm-0000001 was rejected: INVALID_ARGUMENT"), "{error}");
 
     // A server without room says so itself; it is not "unreachable".
-    let fake = Fake::start(DIM).await;
-    fake.held.lock().refuse_bulk = Some(Code::ResourceExhausted);
-    let server = fake.args().resolve().unwrap();
-    let error = enrol(&people, &server, &interrupted).await.unwrap_err();
+    let mock = MockServer::start(DIM).await;
+    mock.state().refuse_bulk = Some(Code::ResourceExhausted);
+    let server = mock.server();
+    let error = enrol_all(&server, messages(people.clone()), PALMS.into(), &interrupted).await.unwrap_err();
     assert!(matches!(&error, CliError::Refused { status, .. } if status.code() == Code::ResourceExhausted), "{error}");
 }
 
 #[tokio::test]
 async fn examples_are_judged_like_every_other_answer() {
     let people = people();
-    let fake = full(&people).await;
-    let server = fake.args().resolve().unwrap();
+    let mock = full(&people).await;
+    let server = mock.server();
     let shown = examples(&people, &server).await.unwrap();
-    assert_eq!(shown.iter().map(|example| example.decision).collect::<Vec<_>>(), ["match", "no_match", "match"]);
+    assert_eq!(
+        shown.iter().map(|example| example.decision.as_str()).collect::<Vec<_>>(),
+        ["match", "no_match", "match"]
+    );
     assert!(shown.iter().all(|example| example.right));
     assert_eq!(shown[0].candidates[0].subject_id, "palm-0000001");
     assert_eq!(shown[2].candidates[0].subject_id, "palm-0000010");
 
-    fake.held.lock().subjects.remove("palm-0000010");
+    mock.state().subjects.remove("palm-0000010");
     let shown = examples(&people, &server).await.unwrap();
     assert_eq!(shown.iter().map(|example| example.right).collect::<Vec<_>>(), [true, true, false]);
 }

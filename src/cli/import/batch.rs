@@ -1,10 +1,10 @@
-//! Turns an array and its list of subjects into messages, one run of lines a subject.
+//! Turns an array and its list of subjects into messages, one subject for each run of lines.
 //!
 //! Consecutive lines with one subject id are one subject. A subject with a bad line is left out
-//! whole, so that the line can be mended and the subject enrolled as it was meant; what was wrong
-//! is reported line by line. Nothing here waits or sends.
+//! entirely, so that the line can be corrected and the subject enrolled as it was meant; what was
+//! wrong is reported line by line. Nothing here waits or sends.
 //!
-//! Invariant: batches cover the rows in order without gaps, and one never ends inside a subject.
+//! Invariant: batches cover the rows in order without gaps, and never end inside a subject.
 
 use std::collections::HashMap;
 use std::iter::Peekable;
@@ -15,47 +15,47 @@ use sha2::{Digest as _, Sha256};
 
 use super::roster::{Roster, RosterLine, RosterLines};
 use crate::api::proto::{BulkEnrollItem, BulkEnrollRequest, EnrollRequest};
+use crate::cli::client::sample;
 use crate::cli::embeddings::{self, EmbeddingRows, EmbeddingsFile};
 use crate::cli::error::CliError;
-use crate::cli::sample::sample;
 use crate::model::{Hand, RequestId, SubjectId, TEMPLATES_PER_SUBJECT_MAX};
 
 /// Subjects a message may have (`enrollment.proto`).
-pub const ITEMS_MAX: usize = 1024;
+pub(super) const ITEMS_MAX: usize = 1024;
 /// A message is closed once it holds this many bytes: half the protocol's limit, and more than
 /// the largest subject (16 templates of 2048 values: 128 KiB).
-pub const MESSAGE_BYTES: usize = 4 << 20;
-/// Reports that are gathered before they are passed on, also where no subject goes with them.
+pub(super) const MESSAGE_BYTES: usize = 4 << 20;
+/// Reports that are gathered before they are passed on, even if no subject goes with them.
 const REJECTIONS_MAX: usize = 1024;
 
 /// A line that cannot be enrolled.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rejection {
+pub(super) struct Rejection {
     /// Line in the list of subjects, from 1.
-    pub line: u64,
+    pub(super) line: u64,
     /// As the list has it.
-    pub subject_id: String,
+    pub(super) subject_id: String,
     /// What is wrong and what the limit is; never biometric data.
-    pub reason: String,
+    pub(super) reason: String,
 }
 
 /// Consecutive rows of the array, ready to be sent.
 #[derive(Debug)]
-pub struct Batch {
+pub(super) struct Batch {
     /// The subjects that can be enrolled; `sequence` is the subject's first line in the list.
-    pub message: BulkEnrollRequest,
+    pub(super) message: BulkEnrollRequest,
     /// First row.
-    pub first_row: u64,
+    pub(super) first_row: u64,
     /// Row after the last one.
-    pub end_row: u64,
+    pub(super) end_row: u64,
     /// What was found wrong among these rows.
-    pub rejections: Vec<Rejection>,
+    pub(super) rejections: Vec<Rejection>,
     /// Subjects that were left out for it.
-    pub rejected: u64,
+    pub(super) rejected: u64,
 }
 
 /// Reads batches in order.
-pub struct Batches {
+pub(super) struct Batches {
     rows: EmbeddingRows,
     lines: Peekable<RosterLines>,
     roster: Arc<Roster>,
@@ -71,12 +71,12 @@ pub struct Batches {
 
 impl Batches {
     /// Batches of the rows from `resumed.start` on, which must be the first row of a subject.
-    /// The first batch goes no further than `resumed.end`, if that lies after the start: so a
-    /// run that goes on begins with rows that were acknowledged already, and with no others.
+    /// The first batch goes no further than `resumed.end`, if that is after the start: so a run that
+    /// continues begins with rows that were acknowledged already, and with no others.
     ///
     /// # Errors
-    /// [`CliError`] where a file cannot be opened or read.
-    pub fn new(
+    /// [`CliError`] if a file cannot be opened or read.
+    pub(super) fn new(
         embeddings: &EmbeddingsFile,
         roster: Arc<Roster>,
         resumed: Range<u64>,
@@ -103,11 +103,11 @@ impl Batches {
         Ok(batches)
     }
 
-    /// The next batch, or none at the end of the list.
+    /// The next batch; none at the end of the list.
     ///
     /// # Errors
-    /// [`CliError`] where a file cannot be read.
-    pub fn read(&mut self) -> Result<Option<Batch>, CliError> {
+    /// [`CliError`] if a file cannot be read.
+    pub(super) fn read(&mut self) -> Result<Option<Batch>, CliError> {
         let first_row = self.row;
         let mut batch = Batch {
             message: BulkEnrollRequest { items: Vec::with_capacity(self.items_max), after_forget: None },
@@ -221,7 +221,7 @@ impl Batches {
 }
 
 /// A request id that follows from the subject id, the hands and the vectors: the same content
-/// gets the same name in every run, wherever it stands in the files. One-way (SHA-256, 128 bits
+/// gets the same name in every run, wherever it is in the files. One-way (SHA-256, 128 bits
 /// of it), so that the name of the request tells nothing about the palm.
 fn derived_request_id(digest: Sha256) -> String {
     let digest = digest.finalize();

@@ -1,12 +1,12 @@
-//! Where an interrupted import goes on: a small file beside the array.
+//! Where an interrupted import continues: a small file beside the array.
 //!
 //! Written while an import runs, by replacing it whole, and removed when the import ends well. It
-//! holds no embedding and no subject id. It is a hint and never trusted to be right: it counts
-//! only for the very files and the server or folder it was written for, the last acknowledged batch is sent
-//! again, and request ids make sending twice harmless.
+//! holds no embedding and no subject id. It is a hint that is never trusted to be right: it is used
+//! only for the very files and the server or folder that it was written for, the last acknowledged
+//! batch is sent again, and request ids make sending twice harmless.
 
 use std::fs;
-use std::io::Write as _;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -16,92 +16,85 @@ use crate::cli::error::CliError;
 /// The place an import has reached.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct ImportState {
+pub(super) struct ImportState {
     /// Names the array, the list and where they go; see [`inputs`].
-    pub inputs: String,
+    pub(super) inputs: String,
     /// First row of the last acknowledged batch: everything before it is done.
-    pub row: u64,
+    pub(super) row: u64,
     /// Row after the last acknowledged one.
-    pub end_row: u64,
+    pub(super) end_row: u64,
     /// Subjects before `row` that were rejected.
-    pub rejected: u64,
+    pub(super) rejected: u64,
     /// Length of the errors file that tells of them.
-    pub errors_bytes: u64,
+    pub(super) errors_bytes: u64,
+}
+
+impl ImportState {
+    /// The first row.
+    pub(super) fn start(inputs: &str) -> Self {
+        Self { inputs: inputs.to_owned(), row: 0, end_row: 0, rejected: 0, errors_bytes: 0 }
+    }
 }
 
 /// A name for what is imported where: the array's length and time of change, a digest of the
 /// list's bytes, and the target.
-#[must_use]
-pub fn inputs(embeddings: (u64, u128), roster_digest: u64, target: &str) -> String {
+pub(super) fn inputs(embeddings: (u64, u128), roster_digest: u64, target: &str) -> String {
     format!("v1 {} bytes of {} ns, list {roster_digest:016x}, to {target}", embeddings.0, embeddings.1)
 }
 
 /// The state file of one import.
 #[derive(Debug)]
-pub struct StateFile {
+pub(super) struct StateFile {
     path: PathBuf,
 }
 
 impl StateFile {
     /// The state file at `path`, or beside the array at `embeddings`.
-    #[must_use]
-    pub fn new(path: Option<&Path>, embeddings: &Path) -> Self {
-        let path = path.map_or_else(
-            || {
-                let mut name = embeddings.as_os_str().to_owned();
-                name.push(".thenar-import");
-                PathBuf::from(name)
-            },
-            Path::to_owned,
-        );
-        Self { path }
+    pub(super) fn new(path: Option<&Path>, embeddings: &Path) -> Self {
+        Self { path: path.map_or_else(|| with_ending(embeddings, ".thenar-import"), Path::to_owned) }
     }
 
-    /// Where it is.
-    #[must_use]
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The state left by an earlier import of the same `inputs`, if there is a whole one.
+    /// The state left by an earlier import of the same `inputs`, if there is a complete one.
     ///
     /// # Errors
-    /// [`CliError::File`] where the file is there and cannot be read.
-    pub fn load(&self, inputs: &str) -> Result<Option<ImportState>, CliError> {
+    /// [`CliError::File`] if the file is there and cannot be read.
+    pub(super) fn load(&self, inputs: &str) -> Result<Option<ImportState>, CliError> {
         match fs::read(&self.path) {
             Ok(bytes) => Ok(serde_json::from_slice::<ImportState>(&bytes).ok().filter(|state| state.inputs == inputs)),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(CliError::File { action: "read", path: self.path.clone(), source }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(CliError::file("read", &self.path)(error)),
         }
     }
 
     /// Replaces the file. Not synced: what a power cut takes back is only sent again.
     ///
     /// # Errors
-    /// [`CliError::File`] where the folder cannot be written.
-    pub fn save(&self, state: &ImportState) -> Result<(), CliError> {
-        let mut beside = self.path.as_os_str().to_owned();
-        beside.push(".new");
-        let beside = PathBuf::from(beside);
+    /// [`CliError::File`] if the folder cannot be written.
+    pub(super) fn save(&self, state: &ImportState) -> Result<(), CliError> {
+        let beside = with_ending(&self.path, ".new");
         let written = serde_json::to_vec(state)
-            .map_err(std::io::Error::from)
-            .and_then(|bytes| fs::File::create(&beside)?.write_all(&bytes))
+            .map_err(io::Error::from)
+            .and_then(|bytes| fs::write(&beside, bytes))
             .and_then(|()| fs::rename(&beside, &self.path));
-        written.map_err(|source| CliError::File { action: "write", path: self.path.clone(), source })
+        written.map_err(CliError::file("write", &self.path))
     }
 
-    /// Takes the file away, if it is there.
+    /// Removes the file, if it is there.
     ///
     /// # Errors
-    /// [`CliError::File`] where it cannot be removed.
-    pub fn remove(&self) -> Result<(), CliError> {
+    /// [`CliError::File`] if it cannot be removed.
+    pub(super) fn remove(&self) -> Result<(), CliError> {
         match fs::remove_file(&self.path) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => {
-                Err(CliError::File { action: "remove", path: self.path.clone(), source })
-            }
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(CliError::file("remove", &self.path)(error)),
             _ => Ok(()),
         }
     }
+}
+
+fn with_ending(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    PathBuf::from(name)
 }
 
 #[cfg(test)]
@@ -122,7 +115,7 @@ mod tests {
     fn a_saved_state_comes_back_for_the_same_inputs_only() {
         let folder = tempfile::tempdir().unwrap();
         let file = StateFile::new(None, &folder.path().join("gallery.npy"));
-        assert!(file.path().ends_with("gallery.npy.thenar-import"));
+        assert!(file.path.ends_with("gallery.npy.thenar-import"));
         assert_eq!(file.load(&state(0).inputs).unwrap(), None);
         file.save(&state(512)).unwrap();
         file.save(&state(1024)).unwrap();
@@ -141,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_torn_state_file_counts_as_none() {
+    fn an_incomplete_state_file_is_ignored() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("state");
         let file = StateFile::new(Some(&path), Path::new("gallery.npy"));

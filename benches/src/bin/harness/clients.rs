@@ -14,9 +14,8 @@ use thenar::api::proto::{
     EnrollRequest, ForgetRequest, IdentifyRequest, IdentifyResponse, IdentifyStreamResponse, VerifyRequest,
     VerifyResponse,
 };
-use thenar::cli::connect::{self, Server};
-use thenar::cli::demo::load::THRESHOLD;
-use thenar::cli::demo::population::Population;
+use thenar::cli::client::{self, Server};
+use thenar::cli::population::{Population, THRESHOLD};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::UnboundedReceiverStream;
@@ -222,7 +221,7 @@ impl Caller {
         let (kind, id) = (asked.kind, format!("load-{}", self.number));
         let message = self.timed(request(&asked, id.clone()));
         let sent = Instant::now();
-        let outcome = match self.within(connect::identification(self.channel.clone()).identify(message)).await {
+        let outcome = match self.within(client::identification(self.channel.clone()).identify(message)).await {
             Ok(answer) if answer.get_ref().request_id != id => {
                 Outcome::Failed(format!("{:?} was answered, {id:?} was asked", answer.get_ref().request_id))
             }
@@ -241,7 +240,7 @@ impl Caller {
             probes: question.probes.clone(),
         });
         let sent = Instant::now();
-        let outcome = match self.within(connect::identification(self.channel.clone()).verify(message)).await {
+        let outcome = match self.within(client::identification(self.channel.clone()).verify(message)).await {
             Ok(answer) => Outcome::Verified(question, claimed, answer.into_inner()),
             Err(status) => outcome_of(&status),
         };
@@ -252,7 +251,7 @@ impl Caller {
         let subject = world.comes();
         let enrollment = world.people.enrollment(subject);
         let send = |request: Request<EnrollRequest>| {
-            let mut client = connect::enrollment(self.channel.clone());
+            let mut client = client::enrollment(self.channel.clone());
             let subject_id = enrollment.subject_id.clone();
             async move {
                 let told = client.enroll(request).await?.into_inner().subject.unwrap_or_default();
@@ -271,7 +270,7 @@ impl Caller {
         let subject_id = Population::subject_id(subject);
         let message = ForgetRequest { request_id: format!("forget-{subject_id}"), subject_id };
         let send = |request: Request<ForgetRequest>| {
-            let mut client = connect::enrollment(self.channel.clone());
+            let mut client = client::enrollment(self.channel.clone());
             async move { client.forget(request).await.map(drop) }
         };
         if self.write(Kind::Forget, due, send, &message).await {
@@ -324,7 +323,7 @@ impl Gate {
     ) -> anyhow::Result<Self> {
         let (requests, queue) = mpsc::unbounded_channel();
         let waiting = Arc::new(Mutex::new(Waiting::default()));
-        let mut client = connect::identification(channel);
+        let mut client = client::identification(channel);
         let stream = client.identify_stream(UnboundedReceiverStream::new(queue)).await;
         let mut answers = stream.context("IdentifyStream was refused")?.into_inner();
         let gate = Self { kind, requests, waiting: Arc::clone(&waiting), records: records.clone() };

@@ -155,8 +155,8 @@ mod tests {
     use std::time::Duration;
 
     use clap::Parser as _;
-    use thenar::api::proto::{BulkEnrollItem, BulkEnrollRequest, Candidate, PolicyStatus};
-    use thenar::cli::demo::population::Population;
+    use thenar::api::proto::{Candidate, PolicyStatus};
+    use thenar::cli::population::Population;
 
     use super::*;
     use crate::Arguments;
@@ -171,9 +171,7 @@ mod tests {
     impl Case {
         fn new() -> Self {
             let people = Population::new(5, DIM, 220);
-            let items = (0..people.subjects())
-                .map(|s| BulkEnrollItem { sequence: s.into(), enrollment: Some(people.enrollment(s)) });
-            let messages = [BulkEnrollRequest { items: items.collect(), after_forget: None }];
+            let messages = [people.message(0)];
             let words = ["harness", "--floorless", "1", "--forget", "1", "--seconds", "1", "--warmup", "0"];
             let world = World::new(people, &messages, &Arguments::parse_from(words).load);
             let policy = |purpose: &str| PolicyStatus { purpose: purpose.to_owned(), threshold: 0.58, margin: 0.03 };

@@ -22,17 +22,16 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail, ensure};
-use clap::{Parser, Subcommand};
+use anyhow::{bail, ensure};
+use clap::Parser;
 use rayon::prelude::*;
-use thenar::api::proto::{BulkEnrollItem, BulkEnrollRequest, GetStatusRequest, Status};
-use thenar::cli::connect::{self, Server, ServerArgs};
-use thenar::cli::demo::population::Population;
-use thenar::cli::demo::server::{DemoFolder, DemoServer};
-use thenar::cli::import::sink::{Acknowledgement, GrpcSink, Sink as _};
-use thenar::cli::progress::Progress;
-use thenar::cli::table::{say, say_json};
-use thenar::cli::{self, keys::KeysArgs, serve::ServeArgs};
+use thenar::api::proto::BulkEnrollRequest;
+use thenar::cli::bulk::enrol_all;
+use thenar::cli::client::Server;
+use thenar::cli::output::{print, print_json};
+use thenar::cli::own_server::{OwnServer, ServerFolder};
+use thenar::cli::population::Population;
+use thenar::cli::{self, Cli};
 use thenar_bench::facts::Facts;
 use tokio::sync::mpsc;
 use tokio::task::{JoinSet, spawn_blocking};
@@ -44,34 +43,17 @@ use report::{Judged, Measurement, Report, Verdict};
 use scenario::LoadArgs;
 use world::World;
 
-/// Subjects in a message.
-const MESSAGE_SUBJECTS: u32 = 512;
 /// From connecting to the first call.
 const LEAD: Duration = Duration::from_millis(200);
 
 /// Load a server and measure what its clients see.
 #[derive(Debug, Parser)]
-#[command(args_conflicts_with_subcommands = true)]
 struct Arguments {
-    #[command(subcommand)]
-    server_program: Option<ServerProgram>,
     #[command(flatten)]
     load: LoadArgs,
 }
 
-/// What makes this program a server for itself.
-#[derive(Debug, Subcommand)]
-enum ServerProgram {
-    /// As `thenar serve`.
-    #[command(hide = true)]
-    Serve(ServeArgs),
-    /// As `thenar keys`.
-    #[command(hide = true)]
-    Keys(KeysArgs),
-}
-
 fn main() -> ExitCode {
-    let arguments = Arguments::parse();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().max_blocking_threads(128).build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -79,20 +61,18 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    runtime.block_on(async {
-        match arguments.server_program {
-            Some(ServerProgram::Serve(serve)) => cli::conclude_local(cli::serve::run(serve).await),
-            Some(ServerProgram::Keys(keys)) => cli::conclude_local(cli::keys::run(keys)),
-            None => match run(arguments.load.resolved()).await {
-                Ok(true) => ExitCode::SUCCESS,
-                Ok(false) => ExitCode::FAILURE,
-                Err(error) => {
-                    eprintln!("harness: {error:#}");
-                    ExitCode::FAILURE
-                }
-            },
+    // This program is a server for itself, as `thenar` is.
+    if let Some("serve" | "keys") = std::env::args().nth(1).as_deref() {
+        return runtime.block_on(cli::run(Cli::parse()));
+    }
+    match runtime.block_on(run(Arguments::parse().load.resolved())) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("harness: {error:#}");
+            ExitCode::FAILURE
         }
-    })
+    }
 }
 
 async fn run(arguments: LoadArgs) -> anyhow::Result<bool> {
@@ -105,10 +85,10 @@ async fn run(arguments: LoadArgs) -> anyhow::Result<bool> {
             Some(program) => program.clone(),
             None => std::env::current_exe()?,
         };
-        let folder = DemoFolder::new(None)?;
-        let mut own = DemoServer::start(&program, folder.path(), arguments.dim, &arguments.engine).await?;
+        let folder = ServerFolder::new(None)?;
+        let mut own = OwnServer::start(&program, folder.path(), arguments.dim, arguments.engine).await?;
         let address = own.ready().await?;
-        let server = ServerArgs::plain(&address).resolve()?;
+        let server = Server::plain(&address)?;
         let worked = tokio::select! {
             biased;
             failure = own.ended() => return Err(failure.into()),
@@ -117,24 +97,24 @@ async fn run(arguments: LoadArgs) -> anyhow::Result<bool> {
         own.stop().await?;
         return worked;
     };
-    let server = ServerArgs::plain(url).resolve()?;
+    let server = Server::plain(url)?;
     work(&arguments, &server, machine).await
 }
 
 async fn work(arguments: &LoadArgs, server: &Server, machine: Facts) -> anyhow::Result<bool> {
-    let before = status(server).await?;
+    let before = server.status().await?;
     ensure!(before.templates == 0 || arguments.enrol + arguments.forget == 0.0, "writes need an empty gallery");
     let people = Population::new(arguments.seed, usize::try_from(before.dim)?, arguments.palms);
     let (world, messages) = {
         let arguments = arguments.clone();
         spawn_blocking(move || {
-            let messages = messages(&people);
+            let messages: Vec<_> = people.message_starts().into_par_iter().map(|first| people.message(first)).collect();
             (Arc::new(World::new(people, &messages, &arguments)), messages)
         })
         .await?
     };
     let templates_per_second = enrol(messages, arguments.palms.into(), server).await?;
-    let status_before = status(server).await?;
+    let status_before = server.status().await?;
     let policies = Policies::of(&status_before);
     let enrolled = status_before.templates;
     ensure!(enrolled >= arguments.palms.into(), "{} palms were enrolled, {enrolled} are there", arguments.palms);
@@ -159,54 +139,19 @@ async fn work(arguments: &LoadArgs, server: &Server, machine: Facts) -> anyhow::
         report.save(path)?;
     }
     if arguments.json {
-        say_json(&report)?;
+        print_json(&report)?;
     } else {
-        say(report.text())?;
+        print(report.text())?;
     }
     Ok(report.is_good())
 }
 
-async fn status(server: &Server) -> anyhow::Result<Status> {
-    let answer = connect::administration(server.connect().await?).get_status(GetStatusRequest {}).await;
-    Ok(answer.context("GetStatus was refused")?.into_inner())
-}
-
-/// Everybody's enrolment, subject `i` under sequence number `i`.
-fn messages(people: &Population) -> Vec<BulkEnrollRequest> {
-    let firsts = (0..people.subjects()).step_by(MESSAGE_SUBJECTS as usize).collect::<Vec<_>>();
-    let message = |first: u32| BulkEnrollRequest {
-        after_forget: None,
-        items: (first..people.subjects().min(first + MESSAGE_SUBJECTS))
-            .map(|subject| BulkEnrollItem { sequence: subject.into(), enrollment: Some(people.enrollment(subject)) })
-            .collect(),
-    };
-    firsts.into_par_iter().map(message).collect()
-}
-
-/// Enrols everybody; gives the templates a second, from the first message to the last
-/// acknowledgement, which says that they are durable and in force.
+/// Enrols everybody; returns the templates per second, from the first message to the last
+/// acknowledgement, which says that they are durable and searchable.
 async fn enrol(messages: Vec<BulkEnrollRequest>, palms: u64, server: &Server) -> anyhow::Result<f64> {
-    let progress = Progress::new("enrolling", palms, "palms");
-    let mut sink = GrpcSink::new(server.clone(), Duration::ZERO, CancellationToken::new(), progress.clone());
-    let mut templates = 0;
-    let mut count = |acknowledged: Vec<Acknowledgement>| {
-        for acknowledgement in acknowledged {
-            if let Some(rejected) = acknowledgement.rejected.first() {
-                bail!("{} was rejected: {}", rejected.subject_id, rejected.message);
-            }
-            templates += acknowledgement.templates;
-        }
-        progress.set(templates);
-        Ok(())
-    };
     let began = Instant::now();
-    for message in messages {
-        count(sink.submit(message).await?)?;
-    }
-    count(sink.finish().await?)?;
-    let seconds = began.elapsed().as_secs_f64();
-    progress.finish();
-    Ok(templates as f64 / seconds)
+    enrol_all(server, tokio_stream::iter(messages), palms, &CancellationToken::new()).await?;
+    Ok(palms as f64 / began.elapsed().as_secs_f64())
 }
 
 /// Makes all calls at their times and waits for what comes of them. The measurement begins at the
@@ -288,7 +233,7 @@ async fn lost_writes(
         let came = lives.values().filter(|life| life.enrolled.is_some()).count() as u64;
         let gone = lives.iter().filter(|(_, life)| life.forgotten.is_some());
         let gone: usize = gone.map(|(subject, _)| world.people.enrollment(*subject).samples.len()).sum();
-        let (right, there) = (enrolled + came - gone as u64, status(server).await?.templates);
+        let (right, there) = (enrolled + came - gone as u64, server.status().await?.templates);
         if there != right {
             lost.push(format!("after the run: {there} templates, not {right}"));
         }

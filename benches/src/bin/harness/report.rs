@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use hdrhistogram::Histogram;
 use serde::Serialize;
-use thenar::cli::table::{facts, grouped, table};
+use thenar::cli::output::{grouped, properties, table};
 use thenar_bench::facts::Facts;
 use thenar_bench::plot::{self, Axis, Panel, Series};
 
@@ -401,7 +401,7 @@ impl Report {
 
     /// For a terminal.
     pub(crate) fn text(&self) -> String {
-        let mut text = facts(&self.told()).to_string();
+        let mut text = properties(&self.told()).to_string();
         for measurement in &self.measurements {
             let mut rows = table(&HEADER, 1);
             for row in &measurement.rows {

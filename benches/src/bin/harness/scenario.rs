@@ -14,6 +14,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution as _, Exp};
 use serde::Serialize;
 use thenar::api::proto::Purpose;
+use thenar::cli::own_server::EngineChoice;
 
 /// Arrivals of one measurement, at most: each is held in memory with its answer.
 const ARRIVALS_MAX: f64 = 4e6;
@@ -33,8 +34,8 @@ pub(crate) struct LoadArgs {
     #[arg(long, default_value_t = 512)]
     pub(crate) dim: usize,
     /// What its own server searches with: auto, cpu or gpu.
-    #[arg(long, default_value = "auto", value_parser = ["auto", "cpu", "gpu"])]
-    pub(crate) engine: String,
+    #[arg(long, value_enum, default_value_t = EngineChoice::Auto)]
+    pub(crate) engine: EngineChoice,
     /// Searches with a threshold a second, one measurement each.
     #[arg(long, value_delimiter = ',', default_value = "100")]
     pub(crate) rate: Vec<f64>,

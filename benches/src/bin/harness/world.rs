@@ -16,7 +16,7 @@ use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 use thenar::api::proto::{BulkEnrollRequest, Hand, PalmSample, palm_sample};
-use thenar::cli::demo::population::Population;
+use thenar::cli::population::Population;
 use thenar_bench::truth::product;
 
 use crate::scenario::{Kind, LoadArgs, seed_of};

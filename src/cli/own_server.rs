@@ -1,7 +1,8 @@
-//! The demo's own server: a folder, a key, a configuration and a child process.
+//! A server of one's own, for the demo and the load harness: a folder, a key, a configuration and a
+//! child process.
 //!
-//! Runs the program it is part of, as an operator would: `keys generate`, then `serve`. The child
-//! has a process group of its own, so that Ctrl-C reaches the demo alone, which then stops it.
+//! Runs a `thenar` as an operator would: `keys generate`, then `serve`. The child has a process group
+//! of its own, so that Ctrl-C reaches the parent alone, which then stops it.
 //!
 //! Invariant: a server that was started is stopped and waited for, or has ended by itself.
 
@@ -12,6 +13,7 @@ use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Serialize;
@@ -20,41 +22,53 @@ use tokio::process::{Child, Command};
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 
-use crate::cli::error::CliError;
-use crate::cli::sample::random_request_id;
+use super::client::random_request_id;
+use super::error::CliError;
 
-/// What the server says once it takes calls.
+/// What the server prints once it takes calls.
 const READY: &str = "thenar listening on ";
 /// Time a server may take to be ready; finding a GPU and compiling shaders is part of it.
 const READY_WITHIN: Duration = Duration::from_secs(120);
 /// Time it may take to stop, which is more than its own limit for draining.
 const STOPPED_WITHIN: Duration = Duration::from_secs(60);
-/// Time for the last lines of a server that has ended to come through.
+/// Time for the last lines of a server that has ended to arrive.
 const LAST_WORDS_WITHIN: Duration = Duration::from_secs(1);
-/// Lines of its log that are kept for the case that it fails.
+/// Lines of its log that are kept in case it fails.
 const LOG_LINES_KEPT: usize = 20;
 
-/// The folder of a demo: removed when dropped, unless it is to be kept.
+/// What a server searches with, by the words of its configuration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineChoice {
+    /// The GPU if there is one, otherwise the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The GPU, or no server at all.
+    Gpu,
+}
+
+/// A server's folder: removed when dropped, unless it is to be kept.
 #[derive(Debug)]
-pub struct DemoFolder {
+pub struct ServerFolder {
     path: PathBuf,
     kept: bool,
 }
 
-impl DemoFolder {
+impl ServerFolder {
     /// `keep`, which must be new or empty, or a fresh folder where temporary files go.
     ///
     /// # Errors
-    /// [`CliError`] where it cannot be made or has something in it.
+    /// If it cannot be made or is not empty.
     pub fn new(keep: Option<&Path>) -> Result<Self, CliError> {
         let path = match keep {
             // The server's child process may see another working directory.
             Some(path) => std::path::absolute(path)?,
-            None => std::env::temp_dir().join(random_request_id("thenar-demo")?),
+            None => std::env::temp_dir().join(random_request_id("thenar-demo")),
         };
-        let failed = |source| CliError::File { action: "create", path: path.clone(), source };
-        std::fs::DirBuilder::new().recursive(keep.is_some()).mode(0o700).create(&path).map_err(failed)?;
-        if std::fs::read_dir(&path).map_err(failed)?.next().is_some() {
+        let failed = CliError::file("create", &path);
+        std::fs::DirBuilder::new().recursive(keep.is_some()).mode(0o700).create(&path).map_err(&failed)?;
+        if std::fs::read_dir(&path).map_err(&failed)?.next().is_some() {
             return Err(CliError::NotEmpty { path });
         }
         Ok(Self { path, kept: keep.is_some() })
@@ -67,7 +81,7 @@ impl DemoFolder {
     }
 }
 
-impl Drop for DemoFolder {
+impl Drop for ServerFolder {
     fn drop(&mut self) {
         if !self.kept
             && let Err(error) = std::fs::remove_dir_all(&self.path)
@@ -77,15 +91,15 @@ impl Drop for DemoFolder {
     }
 }
 
-/// The configuration that the demo writes.
+/// The configuration that is written.
 #[derive(Debug, Serialize)]
 struct ServeConfig<'a> {
     data: PathBuf,
-    key_file: PathBuf,
+    key_file: &'a Path,
     dim: usize,
     server: Listen,
     metrics: Listen,
-    engine: EngineKind<'a>,
+    engine: EngineConfig,
 }
 
 #[derive(Debug, Serialize)]
@@ -94,61 +108,58 @@ struct Listen {
 }
 
 #[derive(Debug, Serialize)]
-struct EngineKind<'a> {
-    kind: &'a str,
+struct EngineConfig {
+    kind: EngineChoice,
 }
 
-/// A free port of this machine, for nobody else.
+/// A free port that only this machine reaches.
 const LOOPBACK: Listen = Listen { listen: "127.0.0.1:0" };
 
 /// A server process, ready or not yet.
 #[derive(Debug)]
-pub struct DemoServer {
+pub struct OwnServer {
     child: Child,
     log: Log,
-    /// Gives the address once it is ready; closed where it ended before.
+    /// Gets the address once it is ready; closed if it ended before.
     listening: oneshot::Receiver<String>,
-    /// End with the child's output.
+    /// They end with the child's output.
     followers: JoinSet<()>,
 }
 
 /// The last lines a server wrote.
 type Log = Arc<Mutex<VecDeque<String>>>;
 
-impl DemoServer {
+impl OwnServer {
     /// Makes a key and a configuration in `folder` and starts `program` on it.
     ///
     /// # Errors
-    /// [`CliError`] where it cannot be started.
-    pub async fn start(program: &Path, folder: &Path, dim: usize, engine: &str) -> Result<Self, CliError> {
-        let (data, key_file, config) = (folder.join("data"), folder.join("master.key"), folder.join("thenar.toml"));
-        let cannot_run = |source| CliError::File { action: "run", path: program.to_owned(), source };
+    /// If it cannot be started.
+    pub async fn start(program: &Path, folder: &Path, dim: usize, engine: EngineChoice) -> Result<Self, CliError> {
+        let (key_file, config) = (folder.join("master.key"), folder.join("thenar.toml"));
+        let cannot_run = CliError::file("run", program);
         let made = Command::new(program)
             .args(["keys", "generate", "--out"])
             .arg(&key_file)
             .stdin(Stdio::null())
             .output()
             .await
-            .map_err(cannot_run)?;
+            .map_err(&cannot_run)?;
         if !made.status.success() {
-            return Err(CliError::DemoServer {
+            return Err(CliError::OwnServer {
                 problem: format!("got no key: `keys generate` ended with {}", made.status),
                 log: String::from_utf8_lossy(&made.stderr).lines().map(str::to_owned).collect(),
             });
         }
-        let written = toml::to_string(&ServeConfig {
-            data,
-            key_file,
+        let text = toml::to_string(&ServeConfig {
+            data: folder.join("data"),
+            key_file: &key_file,
             dim,
             server: LOOPBACK,
             metrics: LOOPBACK,
-            engine: EngineKind { kind: engine },
+            engine: EngineConfig { kind: engine },
         });
-        std::fs::write(&config, written.map_err(std::io::Error::other)?).map_err(|source| CliError::File {
-            action: "write",
-            path: config.clone(),
-            source,
-        })?;
+        let text = text.map_err(std::io::Error::other)?;
+        std::fs::write(&config, text).map_err(CliError::file("write", &config))?;
 
         let child = Command::new(program)
             .arg("serve")
@@ -160,7 +171,7 @@ impl DemoServer {
             .process_group(0)
             .kill_on_drop(true)
             .spawn()
-            .map_err(cannot_run)?;
+            .map_err(&cannot_run)?;
         let (ready, listening) = oneshot::channel();
         let mut server = Self { child, log: Log::default(), listening, followers: JoinSet::new() };
         follow(server.child.stdout.take(), &server.log, Some(ready), &mut server.followers);
@@ -168,10 +179,10 @@ impl DemoServer {
         Ok(server)
     }
 
-    /// Waits until it takes calls, and gives its address as a client's `--server`.
+    /// Waits until it takes calls, and returns its address as a client's `--server`.
     ///
     /// # Errors
-    /// [`CliError::DemoServer`] with its last words where it does not get ready.
+    /// If it does not get ready, with its last words.
     pub async fn ready(&mut self) -> Result<String, CliError> {
         match tokio::time::timeout(READY_WITHIN, &mut self.listening).await {
             Ok(Ok(address)) => Ok(format!("http://{address}")),
@@ -186,7 +197,7 @@ impl DemoServer {
         }
     }
 
-    /// Waits for it to end by itself, which it should not.
+    /// Waits for it to end by itself, which it should not do.
     pub async fn ended(&mut self) -> CliError {
         match self.child.wait().await {
             Ok(status) => self.failure(format!("ended in the middle ({status})")).await,
@@ -197,7 +208,7 @@ impl DemoServer {
     /// Asks it to stop and waits.
     ///
     /// # Errors
-    /// [`CliError::DemoServer`] where it does not end in time or not with exit code 0.
+    /// If it does not end in time or not with exit code 0.
     pub async fn stop(mut self) -> Result<(), CliError> {
         // No id: it has ended, and `wait` says how.
         let pid = self.child.id().and_then(|pid| i32::try_from(pid).ok()).and_then(Pid::from_raw);
@@ -219,13 +230,13 @@ impl DemoServer {
     /// The error of a child that has ended, with its last words, which may still be on their way.
     async fn failure(&mut self, problem: String) -> CliError {
         let all_read = async { while self.followers.join_next().await.is_some() {} };
-        // A process of its own that holds the pipe open would keep the reader waiting.
+        // A process of the child's that holds the pipe open would keep the reader waiting.
         let _ = tokio::time::timeout(LAST_WORDS_WITHIN, all_read).await;
-        CliError::DemoServer { problem, log: self.log.lock().iter().cloned().collect() }
+        CliError::OwnServer { problem, log: self.log.lock().iter().cloned().collect() }
     }
 }
 
-/// Keeps the last lines of `output`, and tells `ready` the address when it comes by.
+/// Keeps the last lines of `output`, and sends the address to `ready` when it is printed.
 fn follow(
     output: Option<impl AsyncRead + Unpin + Send + 'static>,
     log: &Log,
@@ -240,7 +251,7 @@ fn follow(
             if let Some(address) = line.strip_prefix(READY)
                 && let Some(ready) = ready.take()
             {
-                // Nobody waits any more once it took too long.
+                // Nobody waits any more once it has taken too long.
                 let _ = ready.send(address.trim().to_owned());
             }
             let mut log = log.lock();

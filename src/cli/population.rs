@@ -1,21 +1,28 @@
-//! Who is in the demo's gallery: the truth that every answer is held against.
+//! Synthetic people, whom the demo and the load harness enrol: the truth that answers are compared with.
 //!
-//! A palm is a row of the standard gallery. Palms come in blocks of eleven that belong to ten
+//! A palm is a row of the standard gallery. Palms come in groups of eleven that belong to ten
 //! subjects: the tenth has two palms, a left and a right one, the others have one. So the number
-//! of templates is the number of palms, to the last.
+//! of templates is exactly the number of palms.
 
-use crate::api::proto::{EnrollRequest, PalmSample};
-use crate::cli::sample::sample;
+use rayon::prelude::*;
+
+use super::client::sample;
+use crate::api::proto::{BulkEnrollItem, BulkEnrollRequest, EnrollRequest, PalmSample};
 use crate::model::Hand;
 use crate::model::synthetic::SyntheticGallery;
 
-/// Palms of a block.
-const BLOCK_PALMS: u32 = 11;
-/// Subjects of a block.
-const BLOCK_SUBJECTS: u32 = 10;
+/// A threshold that tells these people apart. At 512 dimensions mates of the standard gallery score
+/// above 0.65 and strangers, out of millions, below 0.58.
+pub const THRESHOLD: f64 = 0.6;
+/// Palms of a group.
+const GROUP_PALMS: u32 = 11;
+/// Subjects of a group.
+const GROUP_SUBJECTS: u32 = 10;
+/// Subjects in a message.
+const MESSAGE_SUBJECTS: u32 = 512;
 
-/// The people of the demo. Subjects are numbered from 0; those from [`Population::subjects`] on
-/// are newcomers that are enrolled one by one, with one palm each.
+/// The people. Subjects are numbered from 0; those from [`Population::subjects`] on are newcomers
+/// that are enrolled one by one, with one palm each.
 #[derive(Debug, Clone)]
 pub struct Population {
     gallery: SyntheticGallery,
@@ -38,8 +45,8 @@ impl Population {
     /// Subjects enrolled at the start.
     #[must_use]
     pub fn subjects(&self) -> u32 {
-        // A broken block has at most ten palms, each of a subject of its own.
-        self.palms / BLOCK_PALMS * BLOCK_SUBJECTS + self.palms % BLOCK_PALMS
+        // An incomplete group has at most ten palms, each of a subject of its own.
+        self.palms / GROUP_PALMS * GROUP_SUBJECTS + self.palms % GROUP_PALMS
     }
 
     /// The id under which a subject is enrolled.
@@ -62,6 +69,21 @@ impl Population {
         EnrollRequest { request_id: format!("demo-{subject_id}"), subject_id, samples }
     }
 
+    /// The first subject of each message that enrols a part of everybody.
+    #[must_use]
+    pub fn message_starts(&self) -> Vec<u32> {
+        (0..self.subjects()).step_by(MESSAGE_SUBJECTS as usize).collect()
+    }
+
+    /// The message that begins with the subject `first`. Subject `i` has sequence number `i`.
+    #[must_use]
+    pub fn message(&self, first: u32) -> BulkEnrollRequest {
+        let item =
+            |subject: u32| BulkEnrollItem { sequence: subject.into(), enrollment: Some(self.enrollment(subject)) };
+        let subjects = first..self.subjects().min(first + MESSAGE_SUBJECTS);
+        BulkEnrollRequest { items: subjects.into_par_iter().map(item).collect(), after_forget: None }
+    }
+
     /// New captures of all of a subject's palms, with their hands. `nth` tells captures apart.
     #[must_use]
     pub fn captures(&self, subject: u32, nth: u16) -> Vec<PalmSample> {
@@ -80,15 +102,15 @@ impl Population {
         self.one(Hand::Unspecified, |out| self.gallery.stranger(stranger, out))
     }
 
-    /// Rows of a subject's only or left palm, and of the right one where there are two.
+    /// Rows of a subject's only or left palm, and of the right one if there are two.
     fn palms_of(&self, subject: u32) -> (u32, Option<u32>) {
         if subject >= self.subjects() {
             return (self.palms + (subject - self.subjects()), None);
         }
-        let (block, within) = (subject / BLOCK_SUBJECTS, subject % BLOCK_SUBJECTS);
-        let first = block * BLOCK_PALMS + within;
+        let (group, within) = (subject / GROUP_SUBJECTS, subject % GROUP_SUBJECTS);
+        let first = group * GROUP_PALMS + within;
         let second = first + 1;
-        (first, (within + 1 == BLOCK_SUBJECTS && second < self.palms).then_some(second))
+        (first, (within + 1 == GROUP_SUBJECTS && second < self.palms).then_some(second))
     }
 
     fn each_palm(&self, subject: u32, draw: impl Fn(u32, &mut [f32])) -> Vec<PalmSample> {
