@@ -1,9 +1,9 @@
-//! Holds one answer of Thenar against what FAISS says of the same rows.
+//! Compares one answer of Thenar with what FAISS says about the same rows.
 //!
 //! Thenar's score E of a row x and a probe q is an f64 sum, FAISS's score F one in f32, and both
-//! are near the true product s. Every term x_i q_i meets at most n roundings on its way, whatever
-//! the order of the additions, fused or not, blocked by a BLAS or not: one of its product and one at
-//! each of at most n - 1 additions. So (Higham, Accuracy and Stability of Numerical Algorithms, 2nd
+//! are near the true product s. Every term x_i q_i is rounded at most n times, whatever the order of
+//! the additions, fused or not, blocked by a BLAS or not: once as a product and once at each of at
+//! most n - 1 additions. So (Higham, Accuracy and Stability of Numerical Algorithms, 2nd
 //! ed., section 3.1), with gamma_n(u) = n u / (1 - n u), and by Cauchy-Schwarz
 //!
 //! ```text
@@ -11,17 +11,17 @@
 //! |E - s| <= gamma_n(2^-53) ‖x‖ ‖q‖
 //! ```
 //!
-//! where 2^-125 a term covers products and sums below f32's normal range, also where they are
-//! flushed to zero. [`tolerance`] is the sum of the two, with the lengths as they are measured:
+//! where 2^-125 per term covers products and sums below f32's normal range, even if they are flushed
+//! to zero. [`tolerance`] is the sum of the two, with the lengths as they are measured:
 //! 3.1e-5 at n = 512. FAISS gets the row as it is stored, since every f16 is an f32.
 //!
-//! A subject's score is the largest of its rows', so it moves by no more than the largest of those
-//! moves. Hence a right answer never fails: whoever is listed has |E - F| within the tolerance,
-//! and whoever belongs in no place of the list has F <= E + tolerance, where E is at most the bar
-//! (the last score listed where the list is full, else the floor). A tie at the last place, or two
-//! subjects that f32 cannot tell apart, are no difference. What is further off is one.
+//! A subject's score is the largest of its rows', so it differs by no more than the largest of those
+//! differences. Hence a right answer never fails: every listed subject has |E - F| within the
+//! tolerance, and every subject that is rightly not listed has F <= E + tolerance, where E is at most
+//! the score that was needed (the last score listed if the list is full, otherwise the floor). A tie at
+//! the last rank, or two subjects that f32 cannot tell apart, are not differences. Anything beyond is.
 //!
-//! Pure: answers in, differences out. Does not know FAISS or how Thenar found its answer.
+//! Pure functions. Does not know FAISS or how Thenar found its answer.
 
 use std::collections::HashSet;
 
@@ -33,15 +33,15 @@ use crate::search::{Answer, Search};
 /// How an answer differs from FAISS's by more than rounding.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Difference {
-    /// A subject belongs in the answer and is not there.
-    #[error("{subject_id} is missing: FAISS gives it {faiss:.6}, the answer goes down to {bar:.6}")]
+    /// A subject belongs in the answer and is not listed.
+    #[error("{subject_id} is missing: FAISS gives it {faiss:.6}, {needed:.6} was enough to be listed")]
     Missing {
         /// Who.
         subject_id: Box<str>,
         /// FAISS's score.
         faiss: f32,
-        /// What was enough for a place.
-        bar: f64,
+        /// The score that was enough to be listed.
+        needed: f64,
     },
     /// A listed subject has no live template that can be compared.
     #[error("{subject_id} is listed, and no template of it can be compared with this probe")]
@@ -49,8 +49,8 @@ pub enum Difference {
         /// Who.
         subject_id: Box<str>,
     },
-    /// A score is off.
-    #[error("{subject_id} is given {thenar:.6}, by FAISS {faiss:.6}")]
+    /// A score is wrong.
+    #[error("{subject_id} has a score of {thenar:.6}, in FAISS {faiss:.6}")]
     Score {
         /// Who.
         subject_id: Box<str>,
@@ -67,14 +67,14 @@ pub enum Difference {
         /// As listed.
         template: u64,
     },
-    /// A listed subject is under the floor of the search.
-    #[error("{subject_id} is listed with {thenar:.6}, under the {floor:.6} searched from")]
+    /// A listed subject is below the floor of the search.
+    #[error("{subject_id} is listed with {thenar:.6}, below the floor of {floor:.6}")]
     UnderFloor {
         /// Who.
         subject_id: Box<str>,
         /// Thenar's score.
         thenar: f64,
-        /// What was searched from.
+        /// The floor of the search.
         floor: f64,
     },
     /// The list is not ordered by falling score, ties by the smaller template.
@@ -85,7 +85,7 @@ pub enum Difference {
         /// Who is there.
         subject_id: Box<str>,
     },
-    /// A subject has two places.
+    /// A subject is listed twice.
     #[error("{subject_id} is listed twice")]
     Twice {
         /// Who.
@@ -99,11 +99,11 @@ pub enum Difference {
         /// Asked for.
         asked: usize,
     },
-    /// The answer speaks of a gallery of another size.
-    #[error("the answer is over {told} templates, there are {counted}")]
+    /// The answer states another size of the gallery.
+    #[error("the answer is over {stated} templates, there are {counted}")]
     GallerySize {
         /// In the answer.
-        told: u64,
+        stated: u64,
         /// Live rows.
         counted: u64,
     },
@@ -124,7 +124,7 @@ pub struct Verdict {
     pub compared: u64,
     /// The largest distance between Thenar's and FAISS's score of a listed subject.
     pub score_difference_max: f64,
-    /// Places in which FAISS, rounding to f32, has another subject.
+    /// Ranks at which FAISS, rounding to f32, has another subject.
     pub ranks_within_rounding: u64,
     /// What is wrong beyond rounding.
     pub differences: Vec<Difference>,
@@ -152,7 +152,7 @@ pub fn compare(search: &Search, answer: &Answer, faiss: &Exhaustive, rows: u64, 
     let wrong = &mut verdict.differences;
     let listed = &answer.found;
     if answer.gallery_size != rows {
-        wrong.push(Difference::GallerySize { told: answer.gallery_size, counted: rows });
+        wrong.push(Difference::GallerySize { stated: answer.gallery_size, counted: rows });
     }
     let (held, asked) = (answer.certificate.miss_probability(), search.certificate.miss_probability());
     if held > asked {
@@ -163,10 +163,10 @@ pub fn compare(search: &Search, answer: &Answer, faiss: &Exhaustive, rows: u64, 
     }
 
     let rows_of = faiss.rows_by_subject();
-    let mut places: HashSet<SubjectNumber> = HashSet::new();
+    let mut seen: HashSet<SubjectNumber> = HashSet::new();
     for (at, found) in listed.iter().enumerate() {
         let subject_id = || found.subject_id.clone();
-        if !places.insert(found.subject) {
+        if !seen.insert(found.subject) {
             wrong.push(Difference::Twice { subject_id: subject_id() });
         }
         if found.score < search.floor {
@@ -190,7 +190,7 @@ pub fn compare(search: &Search, answer: &Answer, faiss: &Exhaustive, rows: u64, 
         verdict.compared += 1;
         let apart = (found.score - f64::from(best)).abs();
         verdict.score_difference_max = verdict.score_difference_max.max(apart);
-        // Written so that a score that is no number fails.
+        // Written so that a NaN score fails.
         let is_near = |score: f32| (found.score - f64::from(score)).abs() <= tolerance;
         if !is_near(best) {
             wrong.push(Difference::Score { subject_id: subject_id(), thenar: found.score, faiss: best });
@@ -202,14 +202,14 @@ pub fn compare(search: &Search, answer: &Answer, faiss: &Exhaustive, rows: u64, 
         }
     }
 
-    let bar = match listed.last() {
+    let needed = match listed.last() {
         Some(last) if listed.len() >= search.k => last.score,
         _ => search.floor,
     };
-    for ranked in faiss.best.iter().filter(|ranked| !places.contains(&ranked.subject)) {
-        if f64::from(ranked.score) - tolerance > bar {
+    for ranked in faiss.best.iter().filter(|ranked| !seen.contains(&ranked.subject)) {
+        if f64::from(ranked.score) - tolerance > needed {
             let subject_id = ranked.subject_id.clone();
-            wrong.push(Difference::Missing { subject_id, faiss: ranked.score, bar });
+            wrong.push(Difference::Missing { subject_id, faiss: ranked.score, needed });
         }
     }
     let moved = listed.iter().zip(&faiss.best).filter(|(found, ranked)| found.subject != ranked.subject);

@@ -1,14 +1,15 @@
-//! The other answer: every live row, given to FAISS, and its scores turned into ranked subjects.
+//! The other answer: FAISS's scores of every live row, turned into ranked subjects.
 //!
 //! Shares nothing with `search` but the reading of rows and metadata: which rows a probe is
-//! compared with, what a subject's score is and who is among the best is worked out here anew.
+//! compared with, what a subject's score is and which subjects are the best is computed here
+//! independently.
 //!
-//! Memory does not grow with the gallery. FAISS is given [`chunk_rows`] rows at a time, and from
-//! each chunk come the `depth` best of every probe. The argument that the k best subjects are all
-//! among those: let `cut` be the best of the chunks' last scores (of chunks that had more to give).
-//! Every row above `cut` has been seen, so the ranking is complete above it. Where fewer than k
-//! subjects reach `cut` (many templates a subject, many equals), the probe is searched once more,
-//! eight times as deep, at worst with every row of a chunk.
+//! Memory does not grow with the gallery. FAISS gets [`chunk_rows`] rows at a time, and returns the
+//! `depth` best of each chunk for every probe. The argument that the k best subjects are all among
+//! those: let `complete_above` be the highest of the chunks' last scores (of chunks with more rows
+//! than that). Every row above it has been seen, so the ranking is complete above it. If fewer than k
+//! subjects reach it (many templates per subject, many equal scores), the probe is searched again,
+//! eight times as deep, in the worst case with every row of a chunk.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
@@ -21,18 +22,18 @@ use super::AuditError;
 use super::faiss::{FaissError, Flat};
 use crate::search::Probe;
 
-/// Numbers of rows that FAISS holds at a time: 128 MiB.
+/// Values of the rows that FAISS holds at a time: 128 MiB.
 const CHUNK_VALUES: usize = 1 << 25;
-/// Numbers of rows that are widened to f32 before FAISS copies them.
+/// Values that are widened to f32 before FAISS copies them.
 const STAGED_VALUES: usize = 1 << 20;
 /// Rows of named subjects that are scored together, each with every probe.
 const NAMED_ROWS: usize = 2048;
 /// Scores that one search of FAISS may return: 48 MiB with their labels.
 const RESULTS_MAX: usize = 1 << 22;
-/// How much deeper a probe is searched that was not complete.
+/// How much deeper a probe is searched if its ranking was not complete.
 const DEEPER: usize = 8;
-/// Rows between two looks at whether to go on.
-const ROWS_BETWEEN_LOOKS: u64 = 4096;
+/// Rows between two reports of progress.
+const PROGRESS_ROWS: u64 = 4096;
 /// Codes of hands: unspecified, left, right.
 const HANDS: usize = 3;
 
@@ -77,10 +78,10 @@ pub struct Exhaustive {
     pub named: Vec<NamedRow>,
 }
 
-/// What a pass over the gallery saw.
+/// What a pass over the gallery found.
 #[derive(Debug, Default)]
 pub struct Seen {
-    /// One a probe, in order.
+    /// One per probe, in order.
     pub found: Vec<Exhaustive>,
     /// Live rows.
     pub rows: u64,
@@ -89,56 +90,56 @@ pub struct Seen {
 }
 
 /// Compares `probes` with every live row. `k` subjects are ranked for each; `named` lists, for
-/// each, the subjects whose rows are to be scored whatever their rank. `look` is told the rows done
-/// and says whether to go on.
+/// each, the subjects whose rows are to be scored whatever their rank. `on_progress` gets the rows done
+/// and says whether to continue.
 ///
 /// # Errors
-/// [`AuditError::Interrupted`] where `look` says so, and where FAISS fails.
+/// [`AuditError::Interrupted`] if `on_progress` says so, and any error of FAISS.
 pub fn search(
     snapshot: &Snapshot,
     probes: &[Probe],
     k: usize,
     named: &[HashSet<SubjectNumber>],
-    look: &mut dyn FnMut(u64) -> ControlFlow<()>,
+    on_progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
 ) -> Result<Seen, AuditError> {
     let everyone: Vec<usize> = (0..probes.len()).collect();
     let mut depth = 2 * k + 8;
     let mut pass = Pass::new(snapshot, probes, &everyone, k, depth, named)?;
-    let (rows, row_norm_max) = pass.read(look)?;
+    let (rows, row_norm_max) = pass.read(on_progress)?;
     let (best, named_rows) = (pass.best, pass.named_rows);
     let mut seen = Seen { found: Vec::with_capacity(probes.len()), rows, row_norm_max };
-    let mut open = Vec::new();
+    let mut incomplete = Vec::new();
     for ((at, best), named) in best.into_iter().enumerate().zip(named_rows) {
         if !best.is_complete(k) {
-            open.push(at);
+            incomplete.push(at);
         }
         seen.found.push(Exhaustive { best: best.ranked, named });
     }
-    while !open.is_empty() {
+    while !incomplete.is_empty() {
         depth = (depth * DEEPER).min(chunk_rows(snapshot.dim()));
-        let mut still_open = Vec::new();
-        for some in open.chunks((RESULTS_MAX / depth).max(1)) {
+        let mut still_incomplete = Vec::new();
+        for some in incomplete.chunks((RESULTS_MAX / depth).max(1)) {
             let mut pass = Pass::new(snapshot, probes, some, k, depth, &[])?;
             // The rows of this reading are counted already.
-            pass.read(&mut |_| look(rows))?;
+            pass.read(&mut |_| on_progress(rows))?;
             for (best, &at) in pass.best.into_iter().zip(some) {
                 if !best.is_complete(k) {
-                    still_open.push(at);
+                    still_incomplete.push(at);
                 }
                 seen.found[at].best = best.ranked;
             }
         }
-        open = still_open;
+        incomplete = still_incomplete;
     }
     Ok(seen)
 }
 
 /// The best subjects of one probe so far.
 struct Best {
-    /// By falling score. Never more than were asked for.
+    /// By falling score; never more than were asked for.
     ranked: Vec<Ranked>,
     /// Every row above this has been seen.
-    cut: f32,
+    complete_above: f32,
 }
 
 impl Best {
@@ -159,7 +160,7 @@ impl Best {
 
     fn is_complete(&self, k: usize) -> bool {
         let reached = if self.ranked.len() == k { self.ranked[k - 1].score } else { f32::NEG_INFINITY };
-        self.cut <= reached
+        self.complete_above <= reached
     }
 }
 
@@ -171,21 +172,21 @@ struct HeldRow {
     hand: u8,
 }
 
-/// Rows that FAISS holds, and who they are.
-struct Shelf {
+/// Rows that FAISS holds, and whose they are.
+struct Rows {
     flat: Flat,
     rows: Vec<HeldRow>,
     /// Widened rows that FAISS does not have yet.
     staged: Vec<f32>,
 }
 
-impl Shelf {
+impl Rows {
     fn new(dim: usize) -> Result<Self, FaissError> {
         Ok(Self { flat: Flat::new(dim)?, rows: Vec::new(), staged: Vec::new() })
     }
 
-    /// Takes a row. Returns its squared length.
-    fn put(&mut self, meta: &RowMeta<'_>, values: &[f16]) -> Result<f64, FaissError> {
+    /// Adds a row. Returns its squared length.
+    fn add(&mut self, meta: &RowMeta<'_>, values: &[f16]) -> Result<f64, FaissError> {
         let at = self.staged.len();
         self.staged.resize(at + values.len(), 0.0);
         values.convert_to_f32_slice(&mut self.staged[at..]);
@@ -197,12 +198,12 @@ impl Shelf {
             hand: meta.hand,
         });
         if self.staged.len() >= STAGED_VALUES {
-            self.hand_over()?;
+            self.flush()?;
         }
         Ok(square)
     }
 
-    fn hand_over(&mut self) -> Result<(), FaissError> {
+    fn flush(&mut self) -> Result<(), FaissError> {
         if !self.staged.is_empty() {
             self.flat.add(&self.staged)?;
             self.staged.clear();
@@ -222,14 +223,14 @@ fn comparable(probe: u8, row: u8) -> bool {
     probe == 0 || row == 0 || probe == row
 }
 
-/// The shelf for rows of that hand. A code that no version of this program writes is taken for a
-/// hand that is not known.
-fn shelf_of(hand: u8) -> usize {
+/// The group of rows of that hand. A code that no version of this program writes counts as a hand
+/// that is not specified.
+fn group_of(hand: u8) -> usize {
     let hand = usize::from(hand);
     if hand < HANDS { hand } else { 0 }
 }
 
-/// The squared length, in sums of their own so that the processor need not wait for each.
+/// The squared length, in eight sums, so that additions need not wait for each other.
 fn square(values: &[f32]) -> f64 {
     let (eights, rest) = values.as_chunks::<8>();
     let mut sums = [0.0_f64; 8];
@@ -241,7 +242,7 @@ fn square(values: &[f32]) -> f64 {
     sums.iter().sum::<f64>() + rest.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>()
 }
 
-/// One way through the gallery with some of the probes.
+/// One pass over the gallery with some of the probes.
 struct Pass<'a> {
     snapshot: &'a Snapshot,
     k: usize,
@@ -251,13 +252,13 @@ struct Pass<'a> {
     /// The probes, row-major.
     values: Vec<f32>,
     named: &'a [HashSet<SubjectNumber>],
-    /// All that is named by any probe.
+    /// All subjects named for any probe.
     named_by_any: HashSet<SubjectNumber>,
     best: Vec<Best>,
     named_rows: Vec<Vec<NamedRow>>,
-    /// Rows by the code of their hand, so that a probe meets those alone that it may be compared with.
-    shelves: Vec<Shelf>,
-    named_shelf: Shelf,
+    /// Rows by the code of their hand, so that a probe is compared only with those that it may be.
+    by_hand: Vec<Rows>,
+    named_held: Rows,
 }
 
 impl<'a> Pass<'a> {
@@ -278,25 +279,25 @@ impl<'a> Pass<'a> {
             values: chosen.iter().flat_map(|at| &probes[*at].vector).copied().collect(),
             named,
             named_by_any: named.iter().flatten().copied().collect(),
-            best: chosen.iter().map(|_| Best { ranked: Vec::new(), cut: f32::NEG_INFINITY }).collect(),
+            best: chosen.iter().map(|_| Best { ranked: Vec::new(), complete_above: f32::NEG_INFINITY }).collect(),
             named_rows: vec![Vec::new(); chosen.len()],
-            shelves: (0..HANDS).map(|_| Shelf::new(dim)).collect::<Result<_, _>>()?,
-            named_shelf: Shelf::new(dim)?,
+            by_hand: (0..HANDS).map(|_| Rows::new(dim)).collect::<Result<_, _>>()?,
+            named_held: Rows::new(dim)?,
         })
     }
 
     /// Reads every live row. Returns how many there are and the length of the longest.
-    fn read(&mut self, look: &mut dyn FnMut(u64) -> ControlFlow<()>) -> Result<(u64, f64), AuditError> {
+    fn read(&mut self, on_progress: &mut dyn FnMut(u64) -> ControlFlow<()>) -> Result<(u64, f64), AuditError> {
         let snapshot = self.snapshot;
         let chunk = chunk_rows(snapshot.dim());
         let (mut rows, mut held, mut square_max) = (0_u64, 0, 0.0_f64);
         for number in 0..snapshot.rows_end() {
             let Some(meta) = snapshot.meta(Row(number)) else { continue };
             let values = snapshot.row(Row(number));
-            square_max = square_max.max(self.shelves[shelf_of(meta.hand)].put(&meta, values)?);
+            square_max = square_max.max(self.by_hand[group_of(meta.hand)].add(&meta, values)?);
             if self.named_by_any.contains(&meta.subject) {
-                self.named_shelf.put(&meta, values)?;
-                if self.named_shelf.rows.len() >= NAMED_ROWS {
+                self.named_held.add(&meta, values)?;
+                if self.named_held.rows.len() >= NAMED_ROWS {
                     self.score_named()?;
                 }
             }
@@ -306,7 +307,7 @@ impl<'a> Pass<'a> {
                 self.search_chunk()?;
                 held = 0;
             }
-            if rows.is_multiple_of(ROWS_BETWEEN_LOOKS) && look(rows).is_break() {
+            if rows.is_multiple_of(PROGRESS_ROWS) && on_progress(rows).is_break() {
                 return Err(AuditError::Interrupted);
             }
         }
@@ -315,43 +316,43 @@ impl<'a> Pass<'a> {
         Ok((rows, square_max.sqrt()))
     }
 
-    /// Lets FAISS search the rows it holds, and lets them go.
+    /// Searches the rows that FAISS holds, and removes them.
     fn search_chunk(&mut self) -> Result<(), FaissError> {
         let dim = self.snapshot.dim();
-        for (hand, shelf) in self.shelves.iter_mut().enumerate() {
-            shelf.hand_over()?;
+        for (hand, held_rows) in self.by_hand.iter_mut().enumerate() {
+            held_rows.flush()?;
             let hand = u8::try_from(hand).expect("hands are few");
             let who: Vec<usize> = (0..self.hands.len()).filter(|at| comparable(self.hands[*at], hand)).collect();
             for who in who.chunks((RESULTS_MAX / self.depth).max(1)) {
                 let probes: Vec<f32> =
                     who.iter().flat_map(|at| &self.values[at * dim..(at + 1) * dim]).copied().collect();
-                let hits = shelf.flat.best(&probes, self.depth)?;
+                let hits = held_rows.flat.best(&probes, self.depth)?;
                 for (&at, hits) in who.iter().zip(hits) {
                     let best = &mut self.best[at];
                     for (row, score) in &hits {
-                        best.offer(self.k, &shelf.rows[*row], *score);
+                        best.offer(self.k, &held_rows.rows[*row], *score);
                     }
-                    if let Some((_, last)) = hits.last().filter(|_| hits.len() < shelf.rows.len()) {
-                        best.cut = best.cut.max(*last);
+                    if let Some((_, last)) = hits.last().filter(|_| hits.len() < held_rows.rows.len()) {
+                        best.complete_above = best.complete_above.max(*last);
                     }
                 }
             }
-            shelf.clear()?;
+            held_rows.clear()?;
         }
         Ok(())
     }
 
-    /// Lets FAISS score the rows of named subjects, and lets them go.
+    /// Scores the rows of named subjects, and removes them.
     fn score_named(&mut self) -> Result<(), FaissError> {
-        let shelf = &mut self.named_shelf;
-        shelf.hand_over()?;
+        let held_rows = &mut self.named_held;
+        held_rows.flush()?;
         let dim = self.snapshot.dim();
-        let together = (RESULTS_MAX / shelf.rows.len().max(1)).max(1);
+        let together = (RESULTS_MAX / held_rows.rows.len().max(1)).max(1);
         for (group, probes) in self.values.chunks(together * dim).enumerate() {
-            for (at, hits) in (group * together..).zip(shelf.flat.best(probes, shelf.rows.len())?) {
+            for (at, hits) in (group * together..).zip(held_rows.flat.best(probes, held_rows.rows.len())?) {
                 for (place, score) in hits {
-                    let row = &shelf.rows[place];
-                    let hand = u8::try_from(shelf_of(row.hand)).expect("hands are few");
+                    let row = &held_rows.rows[place];
+                    let hand = u8::try_from(group_of(row.hand)).expect("hands are few");
                     if self.named[at].contains(&row.subject) && comparable(self.hands[at], hand) {
                         self.named_rows[at].push(NamedRow {
                             subject: row.subject,
@@ -364,7 +365,7 @@ impl<'a> Pass<'a> {
                 }
             }
         }
-        shelf.clear()
+        held_rows.clear()
     }
 }
 

@@ -1,5 +1,5 @@
-//! FAISS, compiled from source by its crate: one exhaustive inner product index, and what FAISS
-//! says it is. The benchmarks ask it here too.
+//! FAISS, compiled from source by its crate: one exhaustive inner product index, and how FAISS was
+//! built. The benchmarks use this module too.
 //!
 //! Knows FAISS's C interface; does not know what the vectors are. The unsafe code of `audit` is
 //! here: calls into `faiss_facts.cpp`.
@@ -72,10 +72,10 @@ impl Flat {
 
     /// Adds vectors. Shape: `[count, dim]`.
     pub(super) fn add(&mut self, vectors: &[f32]) -> Result<(), FaissError> {
-        self.index.add(vectors).map_err(|source| FaissError { doing: "taking rows", source })
+        self.index.add(vectors).map_err(|source| FaissError { doing: "adding rows", source })
     }
 
-    /// The `k` best vectors of each probe as (place, score), best first; all where there are fewer.
+    /// The `k` best vectors of each probe as (place, score), best first; all if there are fewer.
     /// Shape of `probes`: `[count, dim]`.
     pub(super) fn best(&mut self, probes: &[f32], k: usize) -> Result<Vec<Vec<(usize, f32)>>, FaissError> {
         let k = k.min(usize::try_from(self.index.ntotal()).unwrap_or(usize::MAX));
@@ -90,8 +90,8 @@ impl Flat {
         Ok(best.collect())
     }
 
-    /// Takes every vector out. FAISS keeps the room for the next ones.
+    /// Removes every vector. FAISS keeps the memory for the next ones.
     pub(super) fn clear(&mut self) -> Result<(), FaissError> {
-        self.index.reset().map_err(|source| FaissError { doing: "letting rows go", source })
+        self.index.reset().map_err(|source| FaissError { doing: "removing rows", source })
     }
 }

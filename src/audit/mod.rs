@@ -5,14 +5,14 @@
 //! are compared subject by subject.
 //!
 //! - [`exhaustive`]: FAISS's scores, and the ranking of subjects that follows from them.
-//! - [`mod@compare`]: what is a difference and what is rounding.
+//! - [`mod@compare`]: what is a difference, and what is rounding.
 //! - [`faiss`]: FAISS itself.
 //!
 //! Knows snapshots, probes and answers. Does not know data folders, keys, files of embeddings or
 //! who asked. Changes nothing. Searches have one probe each: the fusion of several is not audited.
 //!
-//! Invariant: whatever the size of the gallery, memory stays within a chunk of rows for FAISS, and
-//! the answers of one pass.
+//! Invariant: whatever the size of the gallery, memory holds no more than one chunk of rows for FAISS
+//! and the answers of one pass.
 
 pub mod compare;
 pub mod exhaustive;
@@ -37,14 +37,13 @@ use crate::search::{Answer, NO_FLOOR, Probe, Search, SearchError};
 use crate::vault::Rotation;
 
 /// Probes of one pass over the gallery, at most.
-const PROBES_A_PASS_MAX: usize = 1024;
-/// Subjects that the answers of one pass may list, per search and in all: their rows are scored
-/// one by one.
-const LISTED_A_PASS_MAX: usize = 16_384;
-/// Differences kept to be told; all are counted.
+const PROBES_PER_PASS_MAX: usize = 1024;
+/// Subjects that the answers of one pass may list in all: their rows are scored one by one.
+const LISTED_PER_PASS_MAX: usize = 16_384;
+/// Differences kept for the report; all are counted.
 const DIFFERENCES_KEPT: usize = 20;
 
-/// Why an audit did not get to its end.
+/// Why an audit did not finish.
 #[derive(Debug, thiserror::Error)]
 pub enum AuditError {
     /// FAISS failed.
@@ -53,23 +52,23 @@ pub enum AuditError {
     /// Thenar could not answer.
     #[error("Thenar could not answer: {0}")]
     Search(#[from] SearchError),
-    /// There is no template to make a probe of.
-    #[error("the gallery is empty: there is no template to make a probe of")]
+    /// There is no template to make a probe from.
+    #[error("the gallery is empty: there is no template to make a probe from")]
     EmptyGallery,
     /// There is nothing to compare.
-    #[error("there are no probes: an audit of none would prove nothing")]
+    #[error("there are no probes: an audit without probes would prove nothing")]
     NoProbes,
-    /// Somebody wanted it to stop.
+    /// It was asked to stop.
     #[error("interrupted")]
     Interrupted,
 }
 
-/// What Thenar is asked.
+/// The searches that both sides answer.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Asked {
-    /// Subjects wanted of each search. At least 1.
+    /// Subjects that each search ranks. At least 1.
     pub k: usize,
-    /// The floor of the searches with one.
+    /// The floor of the searches that have one.
     pub threshold: f64,
     /// Under which certificates.
     pub certificates: Vec<Certificate>,
@@ -77,56 +76,56 @@ pub struct Asked {
     pub batch: usize,
 }
 
-/// What came of the searches of one kind.
+/// What was found about the searches of one kind.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Line {
     /// The certificate asked for.
     pub certificate: Certificate,
-    /// The floor; none for the k best of all.
+    /// The floor; none if the search is for the k best of all.
     pub threshold: Option<f64>,
     /// Searches compared.
     pub searches: u64,
-    /// Of these, how many were answered under the deterministic certificate, asked for or not.
+    /// Searches answered under the deterministic certificate, whether it was asked for or not.
     pub held_deterministic: u64,
     /// Listed subjects whose scores were compared.
     pub compared: u64,
     /// The largest distance between two scores of one subject.
     pub score_difference_max: f64,
-    /// Places in which rounding to f32 puts another subject.
+    /// Ranks at which rounding to f32 puts another subject.
     pub ranks_within_rounding: u64,
     /// Searches whose answer is not that of the exhaustive search.
     pub disagreements: u64,
-    /// Time that Thenar took.
+    /// Time that Thenar needed.
     pub thenar: Duration,
 }
 
-/// One search whose answer is not right.
+/// One search whose answer is wrong.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Disagreement {
     /// Number of the probe, from 0.
     pub probe: u64,
     /// The certificate asked for.
     pub certificate: Certificate,
-    /// The floor; none for the k best of all.
+    /// The floor; none if the search is for the k best of all.
     pub threshold: Option<f64>,
-    /// In what it is not right.
+    /// What is wrong.
     pub difference: Difference,
 }
 
 /// What an audit found so far.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Report {
-    /// One a certificate and floor.
+    /// One per certificate and floor.
     pub lines: Vec<Line>,
     /// Probes compared.
     pub probes: u64,
-    /// Live templates that FAISS compared each with.
+    /// Live templates that FAISS compared each probe with.
     pub templates: u64,
-    /// The largest tolerance that any probe was held to.
+    /// The largest tolerance that was applied to any probe.
     pub tolerance: f64,
     /// The first differences.
     pub disagreements: Vec<Disagreement>,
-    /// Time that FAISS took, with the reading of rows.
+    /// Time that FAISS needed, including the reading of rows.
     pub faiss: Duration,
 }
 
@@ -138,7 +137,7 @@ impl Report {
     }
 }
 
-/// An audit on its way.
+/// An audit in progress.
 pub struct Audit<'a> {
     answer: &'a mut Answering<'a>,
     asked: Asked,
@@ -149,7 +148,7 @@ pub struct Audit<'a> {
 pub type Answering<'a> = dyn FnMut(&[&Search]) -> Result<Vec<Answer>, SearchError> + 'a;
 
 impl<'a> Audit<'a> {
-    /// An audit of whoever `answer`s.
+    /// An audit of the answers that `answer` gives.
     pub fn new(asked: Asked, answer: &'a mut Answering<'a>) -> Self {
         assert!(asked.k > 0 && asked.batch > 0, "the edge refuses empty searches");
         let floors = [Some(asked.threshold), None];
@@ -179,27 +178,27 @@ impl<'a> Audit<'a> {
     /// Probes that [`Audit::pass`] takes at a time, so that memory stays bounded.
     #[must_use]
     pub fn probes_per_pass(&self) -> usize {
-        (LISTED_A_PASS_MAX / self.asked.k).clamp(1, PROBES_A_PASS_MAX)
+        (LISTED_PER_PASS_MAX / self.asked.k).clamp(1, PROBES_PER_PASS_MAX)
     }
 
-    /// Comparisons of a probe with a template that an audit of so many probes comes to.
+    /// Comparisons of a probe with a template in an audit of so many probes.
     #[must_use]
     pub fn comparisons(&self, probes: usize, templates: u64) -> u64 {
         (self.report.lines.len() as u64 + 1) * probes as u64 * templates
     }
 
-    /// Answers `probes` both ways over `snapshot`, which must be what `answer` searches, and
-    /// compares. `look` is told the comparisons of a probe with a template so far, by Thenar (one way
-    /// or another) and by FAISS, of [`Audit::comparisons`]; it says whether to go on. A pass that was broken
-    /// off counts for nothing.
+    /// Answers `probes` with Thenar and with FAISS over `snapshot`, which must be what `answer`
+    /// searches, and compares. `on_progress` gets the comparisons of a probe with a template so far,
+    /// of [`Audit::comparisons`], and says whether to continue. A pass that was stopped counts for
+    /// nothing.
     ///
     /// # Errors
-    /// [`AuditError`] where one of the two fails, or `look` says to stop.
+    /// [`AuditError`] if one of the two fails, or `on_progress` says to stop.
     pub fn pass(
         &mut self,
         snapshot: &Snapshot,
         probes: &[Probe],
-        look: &mut dyn FnMut(u64) -> ControlFlow<()>,
+        on_progress: &mut dyn FnMut(u64) -> ControlFlow<()>,
     ) -> Result<(), AuditError> {
         assert!(probes.len() <= self.probes_per_pass(), "a pass of bounded size");
         let live = snapshot.live();
@@ -212,7 +211,7 @@ impl<'a> Audit<'a> {
             for batch in searches.chunks(self.asked.batch) {
                 answers.extend((self.answer)(&batch.iter().collect::<Vec<_>>())?);
                 done += live * batch.len() as u64;
-                if look(done).is_break() {
+                if on_progress(done).is_break() {
                     return Err(AuditError::Interrupted);
                 }
             }
@@ -226,9 +225,9 @@ impl<'a> Audit<'a> {
             }
         }
         let started = Instant::now();
-        // One more than is listed: whoever is missing is among them.
-        let mut look = |rows: u64| look(done + rows * probes.len() as u64);
-        let seen = exhaustive::search(snapshot, probes, self.asked.k + 1, &named, &mut look)?;
+        // One more than is listed, so that a missing subject is among them.
+        let mut on_rows = |rows: u64| on_progress(done + rows * probes.len() as u64);
+        let seen = exhaustive::search(snapshot, probes, self.asked.k + 1, &named, &mut on_rows)?;
         self.report.faiss += started.elapsed();
         self.report.templates = seen.rows;
 
@@ -282,9 +281,9 @@ impl Asked {
     }
 }
 
-/// Makes probes of stored templates, as the standard gallery makes captures: the template plus
-/// noise of a given length in a direction drawn as the standard gallery draws palms, normalised.
-/// Every other probe does not say which hand it shows.
+/// Makes probes from stored templates, as the standard gallery makes captures: the template plus
+/// noise of a given length, in a direction that is drawn as the standard gallery draws palms,
+/// normalised. The hand of every second probe is not specified.
 pub struct Sampler {
     /// Rows, in the order of the probes.
     rows: Vec<Row>,
@@ -293,10 +292,10 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Chooses the templates of `count` probes, each with equal chances.
+    /// Chooses the templates of `count` probes, each with equal probability.
     ///
     /// # Errors
-    /// [`AuditError::EmptyGallery`] where there are none.
+    /// [`AuditError::EmptyGallery`] if there are none.
     pub fn new(snapshot: &Snapshot, count: usize, noise: f32, seed: u64) -> Result<Self, AuditError> {
         let live: u64 = (0..snapshot.rows_end()).filter(|row| snapshot.is_live(Row(*row))).count() as u64;
         if live == 0 {
@@ -315,10 +314,10 @@ impl Sampler {
         Ok(Self { rows, noise, draws: SyntheticGallery::new(seed, snapshot.dim()) })
     }
 
-    /// The probes from the `first` to before `end`.
+    /// The probes `first..end`.
     ///
     /// # Panics
-    /// Where there are not so many.
+    /// If there are fewer.
     #[must_use]
     pub fn probes(&self, snapshot: &Snapshot, rotation: &Rotation, first: usize, end: usize) -> Vec<Probe> {
         let made = (first..end).map(|number| {
@@ -349,7 +348,7 @@ fn norm(values: &[f32]) -> f64 {
     values.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>().sqrt()
 }
 
-/// Of unit length, as the engines want it. What noise left without a direction stays as it is.
+/// Scaled to unit length, as the engines need it. A zero vector stays as it is.
 fn normalised(mut values: Vec<f32>) -> Vec<f32> {
     let norm = norm(&values);
     if norm > 0.0 {

@@ -6,7 +6,8 @@ use thenar_index::{GalleryId, Geometry, Index, KeyId, Lsn, NewRow, Origin, Templ
 use super::exhaustive::{Exhaustive, NamedRow, Ranked};
 use super::*;
 use crate::engine::cpu::CpuEngine;
-use crate::engine::{CandidateRequest, CandidateRows, Engine, EngineDescription, EngineError, GalleryView};
+use crate::engine::testing::{Hooked, Hooks};
+use crate::engine::{CandidateRequest, CandidateRows, Engine, EngineError, GalleryView};
 use crate::search::{Found, plan, score};
 use crate::vault::to_row;
 
@@ -112,32 +113,18 @@ fn asked(k: usize, threshold: f64) -> Asked {
     Asked { k, threshold, certificates, batch: 7 }
 }
 
-/// An engine that is right but for one row, which it never finds.
+/// An engine that finds everything but one row.
 struct Blind {
-    engine: CpuEngine,
     row: u32,
 }
 
-impl Engine for Blind {
-    fn describe(&self) -> EngineDescription {
-        self.engine.describe()
-    }
-
-    fn follow(&self, view: &GalleryView<'_>) -> Result<(), EngineError> {
-        self.engine.follow(view)
-    }
-
-    fn erase(&self, rows: &[u32]) -> Result<(), EngineError> {
-        self.engine.erase(rows)
-    }
-
-    fn find_candidates(
+impl Hooks for Blind {
+    fn after_find(
         &self,
-        view: &GalleryView<'_>,
-        request: &CandidateRequest<'_>,
+        _view: &GalleryView<'_>,
+        _request: &CandidateRequest<'_>,
         candidates: &mut CandidateRows,
     ) -> Result<(), EngineError> {
-        self.engine.find_candidates(view, request, candidates)?;
         candidates.rows.iter_mut().for_each(|rows| rows.retain(|row| *row != self.row));
         Ok(())
     }
@@ -210,7 +197,7 @@ fn an_engine_that_misses_one_row_is_found_out() {
         if !probe.hand.comparable(Hand::from_code(snapshot.meta(*row).unwrap().hand).unwrap()) {
             continue;
         }
-        let engine = Blind { engine: CpuEngine::new(1).unwrap(), row: row.0 };
+        let engine = Hooked::new(1, Blind { row: row.0 });
         let report = fixture.audit(&engine, asked(10, 0.4), std::slice::from_ref(&probe));
         // Another template of the same person may be as good for a place, never for the score.
         let exact = score::exact(snapshot.row(*row), &probe.vector);
@@ -387,7 +374,7 @@ fn what_should_not_be_listed_is_a_difference() {
     let hand = of(|_, answer, _| answer.found[2].hand = Hand::Right);
     assert!(matches!(hand[..], [Difference::Template { .. }]), "{hand:?}");
     let size = of(|_, answer, _| answer.gallery_size = 99);
-    assert!(matches!(size[..], [Difference::GallerySize { told: 99, counted: 100 }]), "{size:?}");
+    assert!(matches!(size[..], [Difference::GallerySize { stated: 99, counted: 100 }]), "{size:?}");
     let weak = of(|_, answer, _| answer.certificate = Certificate::Randomised { miss_probability: 1e-9 });
     assert!(matches!(weak[..], [Difference::Certificate { .. }]), "{weak:?}");
 }

@@ -1,6 +1,6 @@
 //! Why a command could not run, in words for the person who typed it, and the exit code for it.
 //!
-//! Errors of single rows or subjects are not here: those are results, reported while the rest goes on.
+//! Errors of single rows or subjects are not here: those are results, reported while the others are done.
 
 use std::error::Error;
 use std::path::{Path, PathBuf};

@@ -1,6 +1,6 @@
 //! Ctrl-C, SIGTERM and a closed terminal, as something a command can wait for.
 //!
-//! The first asks the command to finish what is under way and stop.
+//! The first asks the command to finish what is in flight and stop.
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 /// What a second signal does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Again {
-    /// Ends the process at once, so that a server that does not answer holds nobody up.
+    /// Ends the process at once, so that nobody has to wait for a server that does not answer.
     Ends,
     /// Nothing: the command has to clean up, and does so in bounded time. A terminal that is closed
     /// (SIGHUP) asks it to stop as well, because what it started would stay behind otherwise.

@@ -181,7 +181,8 @@ pub(crate) fn subject_ids(path: &Path) -> Result<Vec<(String, String)>, CliError
 pub(crate) fn hands(path: &Path) -> Result<Vec<Hand>, CliError> {
     let mut file = CsvFile::open(path)?;
     let Some(column) = file.column("hand")? else {
-        let invalid = Invalid::new("hand", format!("there is no such column; the header is {:?}", file.names()));
+        let invalid =
+            Invalid::new("hand", format!("there is no such column; the header is: {}", file.names().join(", ")));
         return Err(CliError::value(path.display())(invalid));
     };
     let mut hands = Vec::new();

@@ -90,7 +90,7 @@ impl Population {
         self.each_palm(subject, |row, out| self.gallery.mate(row, nth, out))
     }
 
-    /// A new capture of a subject's first palm as a gate sees it: nobody says which hand it is.
+    /// A new capture of a subject's first palm as a gate sees it, its hand unspecified.
     #[must_use]
     pub fn capture(&self, subject: u32, nth: u16) -> PalmSample {
         self.one(Hand::Unspecified, |out| self.gallery.mate(self.palms_of(subject).0, nth, out))

@@ -52,7 +52,7 @@ pub(crate) async fn run(args: ServeArgs) -> Result<Outcome, CliError> {
     });
     let ready = |listening: server::Listening| {
         let mut out = std::io::stdout().lock();
-        // Whoever started the server may have closed its standard output; it serves all the same.
+        // The parent may have closed the server's standard output; it serves all the same.
         let _ = writeln!(out, "thenar listening on {}", listening.grpc);
         if let Some(metrics) = listening.metrics {
             let _ = writeln!(out, "metrics at http://{metrics}/metrics");

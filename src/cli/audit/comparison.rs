@@ -16,10 +16,10 @@ use crate::cli::output::{Progress, print, print_json, properties, start_log_of_w
 use crate::cli::{Outcome, blocking, interrupt};
 use crate::engine::CandidateRows;
 use crate::engine::certificate::{Certificate, MISS_PROBABILITY_DEFAULT};
-use crate::gallery::GalleryError;
 use crate::model::{Embedding, Purpose};
 use crate::process::supervisor::Supervisor;
-use crate::search::{Probe, Search};
+use crate::search::batch::{Priority, Searcher as _};
+use crate::search::{Probe, Search, SearchError};
 use crate::server::config::Config;
 use crate::server::{self, Opened};
 use crate::vault::Rotation;
@@ -65,7 +65,7 @@ fn audit_opened(
     interrupted: &CancellationToken,
 ) -> Result<Outcome, CliError> {
     // Nobody writes: this process has the folder, and nothing else here asks it for a change.
-    let snapshot = opened.gallery().snapshot().ok_or(AuditError::Gallery(GalleryError::Lost))?;
+    let snapshot = opened.gallery().snapshot().ok_or(AuditError::Search(SearchError::IndexLost))?;
     let rotation = opened.rotation();
     let source = match file {
         Some(file) if file.dim() != snapshot.dim() => {
@@ -83,8 +83,9 @@ fn audit_opened(
         return Err(AuditError::NoProbes.into());
     }
     let mut candidates = CandidateRows::default();
-    let mut answer =
-        |searches: &[&Search]| opened.gallery().search(searches, false, &mut candidates).map(|(answers, _)| answers);
+    let mut answer = |searches: &[&Search]| {
+        opened.gallery().search(searches, Priority::High, &mut candidates).map(|(answers, _)| answers)
+    };
     let mut audit = Audit::new(asked(args, config), &mut answer);
     let pass = audit.probes_per_pass();
     let engine = opened.gallery().status().engine;

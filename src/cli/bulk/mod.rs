@@ -1,7 +1,7 @@
-//! Bulk enrolment: where messages with many subjects go, and how far they have been taken in.
+//! Bulk enrolment: where messages with many subjects go, and which of them are acknowledged.
 //!
-//! [`Sink`] is the seam between whoever makes the messages and what takes them in: a server
-//! ([`GrpcSink`]), or a data folder of this machine (`import`). Knows messages and acknowledgements;
+//! [`Sink`] separates what makes the messages from what enrols them: a server ([`GrpcSink`]), or a
+//! data folder of this machine (`import`). Knows messages and acknowledgements;
 //! does not know files or rows.
 
 mod grpc;
@@ -37,7 +37,7 @@ pub(crate) struct Acknowledgement {
     pub(crate) rejected: Vec<BulkEnrollError>,
 }
 
-/// Takes messages of enrolments in.
+/// Enrols messages of subjects.
 pub(crate) trait Sink {
     /// Submits a message; waits while too many are in flight. Returns what has been acknowledged
     /// meanwhile, which may be nothing and may concern earlier messages.

@@ -24,12 +24,12 @@ use super::client::{self, Server};
 use super::error::CliError;
 use super::output::{Progress, print, print_json};
 use super::own_server::{EngineChoice, OwnServer, ServerFolder};
-use super::population::{Population, THRESHOLD};
+use super::population::Population;
 use super::{Outcome, interrupt};
 use crate::api::proto::{BulkEnrollRequest, Purpose};
 use crate::model::{self, DIM_MAX};
 use load::{Scene, Tally};
-use report::{Example, Latency, Report, Side};
+use report::{Example, Report};
 
 /// Messages generated ahead of sending.
 const GENERATE_AHEAD: usize = 4;
@@ -164,33 +164,7 @@ async fn work(args: &DemoArgs, server: &Server, interrupted: &CancellationToken)
             ),
         });
     }
-    let none = Tally::new();
-    let engine = status.engine.unwrap_or_default();
-    let mut report = Report {
-        gallery: status.templates,
-        dim: status.dim,
-        engine: engine.kind,
-        adapter: engine.adapter,
-        searches: 0,
-        correct: 0,
-        wrong: 0,
-        missed: 0,
-        latency_ms: Latency::of(&none.latency_us),
-        searches_per_second: 0.0,
-        enrolled_per_second: f64::from(people.palms()) / enrol_seconds,
-        mated: 0,
-        refused: 0,
-        fresh_checks: 0,
-        stale: 0,
-        subjects: status.subjects,
-        seed: args.seed,
-        threshold: THRESHOLD,
-        enrol_seconds,
-        search_seconds: 0.0,
-        gates: Side::new(0, &none),
-        terminals: Side::new(0, &none),
-        examples: Vec::new(),
-    };
+    let mut report = Report::new(status, args.seed, enrol_seconds);
     search(args, &people, server, &mut report).await?;
     report.examples = examples(&people, server).await?;
     Ok(report)

@@ -4,9 +4,10 @@ use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::load::{Freshness, Tally, Verdict, judge};
-use crate::api::proto::IdentifyResponse;
+use crate::api::proto::{self, IdentifyResponse};
 use crate::cli::Outcome;
 use crate::cli::output::{decision_word, grouped, hand_word, properties, table};
+use crate::cli::population::THRESHOLD;
 
 /// Everything the demo found. The order and the names of the first keys are relied on.
 #[derive(Debug, Serialize)]
@@ -144,6 +145,37 @@ impl Side {
 }
 
 impl Report {
+    /// A report on a gallery that was enrolled in `enrol_seconds` and has not been searched yet.
+    pub(super) fn new(status: proto::Status, seed: u64, enrol_seconds: f64) -> Self {
+        let engine = status.engine.unwrap_or_default();
+        let none = Tally::new();
+        Self {
+            gallery: status.templates,
+            dim: status.dim,
+            engine: engine.kind,
+            adapter: engine.adapter,
+            searches: 0,
+            correct: 0,
+            wrong: 0,
+            missed: 0,
+            latency_ms: Latency::of(&none.latency_us),
+            searches_per_second: 0.0,
+            enrolled_per_second: status.templates as f64 / enrol_seconds,
+            mated: 0,
+            refused: 0,
+            fresh_checks: 0,
+            stale: 0,
+            subjects: status.subjects,
+            seed,
+            threshold: THRESHOLD,
+            enrol_seconds,
+            search_seconds: 0.0,
+            gates: Side::new(0, &none),
+            terminals: Side::new(0, &none),
+            examples: Vec::new(),
+        }
+    }
+
     /// Adds what gates, terminals and those who came and went found in `seconds`.
     pub(super) fn add_load(
         &mut self,
@@ -259,32 +291,7 @@ mod tests {
     use crate::api::proto::Decision;
 
     fn report() -> Report {
-        let none = Tally::new();
-        Report {
-            gallery: 1000,
-            dim: 512,
-            engine: "cpu".to_owned(),
-            adapter: "test".to_owned(),
-            searches: 0,
-            correct: 0,
-            wrong: 0,
-            missed: 0,
-            latency_ms: Latency::of(&none.latency_us),
-            searches_per_second: 0.0,
-            enrolled_per_second: 0.0,
-            mated: 0,
-            refused: 0,
-            fresh_checks: 0,
-            stale: 0,
-            subjects: 910,
-            seed: 1,
-            threshold: 0.6,
-            enrol_seconds: 1.0,
-            search_seconds: 0.0,
-            gates: Side::new(0, &none),
-            terminals: Side::new(0, &none),
-            examples: Vec::new(),
-        }
+        Report::new(proto::Status { templates: 1000, dim: 512, subjects: 910, ..proto::Status::default() }, 1, 1.0)
     }
 
     fn tally(correct: u64, wrong: u64, missed: u64, us: u64) -> Tally {

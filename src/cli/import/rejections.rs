@@ -17,8 +17,8 @@ pub(super) struct Rejections {
 }
 
 impl Rejections {
-    /// Opens the errors file, if there is to be one: anew, or cut back to `kept_bytes`, which tell of
-    /// the rows before the start.
+    /// Opens the errors file, if one is asked for: a new one, or one cut back to `kept_bytes`, which
+    /// tell of the rows before the start.
     ///
     /// # Errors
     /// [`CliError::File`] if it cannot be written.

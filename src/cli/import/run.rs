@@ -38,7 +38,7 @@ pub(super) async fn run<S: Sink>(
     let state_file = StateFile::new(args.state.as_deref(), &args.embeddings);
     let inputs = state::inputs(files.embeddings.identity(), files.roster.digest(), target);
     let mut resumed = state_file.load(&inputs)?;
-    // As of the start: --after-forget is not about those who are forgotten while this goes on.
+    // As of the start: --after-forget does not apply to subjects that are forgotten during the import.
     let after_forget = args.after_forget.then(|| SystemTime::now().into());
     let mut summary = loop {
         let start = resumed.take().unwrap_or_else(|| ImportState::start(&inputs));

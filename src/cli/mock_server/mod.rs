@@ -38,7 +38,7 @@ pub(crate) struct State {
     pub(crate) messages: Vec<usize>,
     /// Bulk streams that were opened.
     pub(crate) streams: usize,
-    /// The stream breaks after this many more messages: they are taken in, not acknowledged.
+    /// The stream breaks after this many more messages: those are enrolled and not acknowledged.
     pub(crate) break_after: Option<usize>,
     /// How often `break_after` is set again after it broke.
     pub(crate) breaks_left: usize,
@@ -182,15 +182,14 @@ impl State {
             _ => Decision::NoMatch,
         };
         let listed = scored.iter().filter(|(score, ..)| *score >= request.threshold.unwrap_or(THRESHOLD));
-        let candidates =
-            (1..).zip(listed.take(request.max_candidates as usize)).map(|(rank, (score, hand, subject))| Candidate {
-                rank,
-                subject_id: (*subject).clone(),
-                score: *score,
-                hand: *hand,
-                template_id: u64::from(rank),
-                probes_compared: 1,
-            });
+        let candidate = |(rank, (score, hand, subject)): (u32, &(f64, i32, &String))| Candidate {
+            rank,
+            subject_id: (*subject).clone(),
+            score: *score,
+            hand: *hand,
+            ..Candidate::default()
+        };
+        let candidates = (1..).zip(listed.take(request.max_candidates as usize)).map(candidate);
         Ok(IdentifyResponse {
             request_id: request.request_id.clone(),
             search_id: format!("search-{}", self.searches),
@@ -199,7 +198,7 @@ impl State {
             threshold,
             gallery_size: self.templates(),
             certificate: Some(Certificate { kind: certificate::Kind::Deterministic.into(), miss_probability: 0.0 }),
-            timing: Some(Timing::default()),
+            timing: None,
         })
     }
 
@@ -210,7 +209,7 @@ impl State {
         Ok(ForgetResponse { subject_id: subject_id.to_owned(), templates_erased, lsn: 2 })
     }
 
-    /// Takes a bulk message in and adds it to `progress`.
+    /// Enrols a bulk message and adds it to `progress`.
     fn bulk_enroll(&mut self, message: &BulkEnrollRequest, progress: &mut BulkEnrollProgress) {
         self.messages.push(message.items.len());
         progress.errors.clear();
@@ -236,28 +235,20 @@ impl State {
         }
     }
 
-    /// Whether a bulk stream breaks after the message that has just been taken in.
+    /// Whether a bulk stream breaks after the message that has just been enrolled.
     fn breaks(&mut self) -> bool {
-        match self.break_after {
-            Some(0) => {
-                self.break_after = (self.breaks_left > 0).then_some(0);
-                self.breaks_left = self.breaks_left.saturating_sub(1);
-                true
-            }
-            left => {
-                self.break_after = left.map(|left| left - 1);
-                false
-            }
-        }
-    }
-
-    fn count_down_to_cancel(&mut self) {
-        if let Some((left, token)) = &mut self.cancel_after {
-            *left = left.saturating_sub(1);
-            if *left == 0 {
-                token.cancel();
+        let breaks = self.break_after == Some(0);
+        if breaks {
+            self.break_after = (self.breaks_left > 0).then_some(0);
+            self.breaks_left = self.breaks_left.saturating_sub(1);
+        } else {
+            self.break_after = self.break_after.map(|left| left - 1);
+            if let Some((left, token)) = &mut self.cancel_after {
+                *left = left.saturating_sub(1);
+                (*left == 0).then(|| token.cancel());
             }
         }
+        breaks
     }
 
     fn templates(&self) -> u64 {

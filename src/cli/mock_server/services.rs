@@ -54,7 +54,6 @@ impl Enrollment for Services {
                     if state.breaks() {
                         return;
                     }
-                    state.count_down_to_cancel();
                     held_back = state.coalesce && !held_back;
                 }
                 if !held_back && sender.send(Ok(progress.clone())).await.is_err() {
