@@ -7,11 +7,11 @@ use std::sync::Arc;
 
 use crate::error::Error;
 use crate::format::Manifest;
-use crate::read::{Reader, SubjectRows};
+use crate::read::Reader;
 use crate::reader_barrier::reader_barrier;
 use crate::storage::{Files, Lock, Storage, destroy, directory};
-use crate::types::{Contents, Geometry, Lsn, Origin};
-use crate::write::{Index, Parts, READER_WAIT_DEFAULT, Slots};
+use crate::types::{Geometry, Lsn, Origin};
+use crate::write::{Index, READER_WAIT_DEFAULT};
 
 /// # Errors
 /// [`Error::Geometry`].
@@ -45,28 +45,13 @@ impl Index {
         geometry: Geometry,
         origin: Origin,
     ) -> Result<Self, Error> {
-        let dir = lock.dir.as_path();
-        if directory::has_index(&*storage, dir)? {
-            return Err(Error::Exists { dir: dir.to_owned() });
+        if directory::has_index(&*storage, &lock.dir)? {
+            return Err(Error::Exists { dir: lock.dir.clone() });
         }
         let manifest =
             Manifest { geometry, origin, lsn: Lsn(0), next_file: 0, segments: Vec::new(), forgotten: Vec::new() };
-        directory::write_manifest(&*storage, dir, &manifest)?;
-        let (reader_barrier, token) = reader_barrier();
-        let subject_rows = SubjectRows::new(geometry.segment_rows);
-        Ok(Self::assemble(Parts {
-            storage,
-            dir: dir.to_owned(),
-            lock,
-            reader_barrier,
-            token,
-            manifest,
-            subject_rows,
-            slots: Slots::new(geometry),
-            contents: Contents::default(),
-            dead: 0,
-            left_over: Vec::new(),
-        }))
+        directory::write_manifest(&*storage, &lock.dir, &manifest)?;
+        Ok(Self::empty(storage, lock, reader_barrier(), &manifest))
     }
 
     /// Wipes the index that `before` reads from, whose writer must have been dropped, and creates an empty

@@ -3,7 +3,7 @@
 //! Opening ([`Index::open`](crate::Index::open)) reads and checks, and writes nothing.
 //! [`Unrepaired::finish`] writes: it finishes erasures that a crash interrupted, scrubs rows that the
 //! manifest does not count, encodes rows again whose codes are wrong, and removes files that the manifest
-//! does not name. Only then is there an [`Index`](crate::Index) to read from. [`verify`] checks and reports.
+//! does not name. Only then is there an [`Index`](crate::Index) to read from. [`verify()`] checks and reports.
 //!
 //! An index whose writer failed is opened again under the lock that it has, while its readers continue.
 //! They read the same files, so finishing waits until they hold no snapshot, and then gives them none.

@@ -11,11 +11,11 @@ use super::unrepaired::Part;
 use crate::codes::BLOCK_ROWS;
 use crate::error::Error;
 use crate::format::{Layout, MetaRecord, SegmentEntry};
-use crate::read::{LiveBits, SubjectRows};
+use crate::read::LiveBits;
 use crate::storage::readable::is_unreadable;
 use crate::storage::{destroy, directory};
-use crate::types::{Contents, OwnedRow, TemplateId};
-use crate::write::{Index, Parts, Slot, Slots, file_numbers_exhausted, re_encode, write_segment};
+use crate::types::{OwnedRow, TemplateId};
+use crate::write::{Index, Slot, file_numbers_exhausted, re_encode, write_segment};
 
 impl Unrepaired {
     /// Writes a new file for a segment, with `rows`: every live template of the registry from the damage's
@@ -148,51 +148,17 @@ impl Unrepaired {
 
     /// Opens the repaired index to readers.
     fn into_index(self) -> Index {
-        let Unrepaired { lock, storage, dir, manifest, reader_barrier, mut token, parts, left_over, .. } = self;
-        let segment_rows = manifest.geometry.segment_rows;
-        let (mut subject_rows, mut slots) = (SubjectRows::new(segment_rows), Slots::new(manifest.geometry));
-        let (mut contents, mut dead) = (Contents::default(), 0);
-        for (number, slot, scan) in Self::into_slots(parts) {
-            subject_rows.add_segment(number);
-            let first_row = number * segment_rows;
-            let records = slot.segment.pages.records(&token);
-            let mut from = 0;
-            while let Some(offset) = slot.live.next(from, slot.rows) {
-                let record = &records[offset as usize];
-                subject_rows.link(record.subject, first_row + offset);
-                contents.add(&record.meta());
-                from = offset + 1;
-            }
-            slot.segment.pages.show(slot.rows, &mut token);
-            dead += scan.erased;
-            slots.put(number, slot);
-            slots.list(number);
+        let Self { lock, storage, manifest, reader_barrier, token, parts, left_over, .. } = self;
+        let mut index = Index::empty(storage, lock, (reader_barrier, token), &manifest);
+        for Part { entry, found } in parts {
+            let (segment, scan) = found.expect("no segment is damaged");
+            let range = Some((TemplateId(entry.first_template), TemplateId(entry.last_template)));
+            let (segment, live) = (Arc::new(segment), LiveBits::of(scan.live));
+            let slot = Slot { segment, live, rows: entry.rows, range, dirty: false, listed: false };
+            index.add_opened(entry.slot, slot, scan.erased);
         }
-        Index::assemble(Parts {
-            storage,
-            dir,
-            lock,
-            reader_barrier,
-            token,
-            manifest,
-            subject_rows,
-            slots,
-            contents,
-            dead,
-            left_over,
-        })
-    }
-
-    /// The segments with their slots and scans, for the writer.
-    fn into_slots(parts: Vec<Part>) -> Vec<(u32, Slot, Scan)> {
-        let slot = |part: Part| {
-            let (segment, mut scan) = part.found.expect("no segment is damaged");
-            let range = Some((TemplateId(part.entry.first_template), TemplateId(part.entry.last_template)));
-            let live = LiveBits::of(std::mem::take(&mut scan.live));
-            let segment = Arc::new(segment);
-            let slot = Slot { segment, live, rows: part.entry.rows, range, dirty: false, listed: false };
-            (part.entry.slot, slot, scan)
-        };
-        parts.into_iter().map(slot).collect()
+        index.left_over = left_over;
+        drop(index.publish(manifest.lsn));
+        index
     }
 }

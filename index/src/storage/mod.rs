@@ -3,7 +3,7 @@
 //! [`Storage`] and [`StoredFile`] are all that the index asks of a file system. [`Files`] is the real
 //! one. Tests insert one that loses what was not synced, tears writes at sector boundaries or fails the
 //! n-th operation. Above it are the folder with its manifest and lock, and segment files with
-//! their mapped [`pages`].
+//! their mapped pages.
 //!
 //! A program that changes the files of a folder without the index breaks it: files are mapped, and the
 //! lock is only advisory.

@@ -73,65 +73,59 @@ pub struct SegmentInfo {
     pub templates: Option<(TemplateId, TemplateId)>,
 }
 
-/// The parts of an [`Index`], new or opened.
-pub(crate) struct Parts {
-    pub(crate) storage: Arc<dyn Storage>,
-    pub(crate) dir: PathBuf,
-    pub(crate) lock: Arc<Lock>,
-    pub(crate) reader_barrier: Arc<ReaderBarrier>,
-    pub(crate) token: WriteToken,
-    pub(crate) manifest: Manifest,
-    pub(crate) subject_rows: SubjectRows,
-    pub(crate) slots: Slots,
-    pub(crate) contents: Contents,
-    pub(crate) dead: u64,
-    pub(crate) left_over: Vec<PathBuf>,
-}
-
 impl Index {
-    pub(crate) fn assemble(parts: Parts) -> Self {
-        let Parts {
-            storage,
-            dir,
-            lock,
-            reader_barrier,
-            token,
-            manifest,
-            subject_rows,
-            slots,
-            contents,
-            dead,
-            left_over,
-        } = parts;
-        let last_template = slots.listed().filter_map(|(_, slot)| slot.range).next_back().map(|(_, last)| last);
-        let shared = Shared {
-            reader_barrier,
-            // Empty: the rows follow below.
-            current: Mutex::new(Arc::new(View::new(manifest.lsn, Vec::new(), 0, 0))),
-            subject_rows: RwLock::new(subject_rows),
-            geometry: manifest.geometry,
-            lock,
-        };
-        let index = Self {
-            dir,
+    /// An index without segments, for the folder of `lock`.
+    pub(crate) fn empty(
+        storage: Arc<dyn Storage>,
+        lock: Arc<Lock>,
+        (reader_barrier, token): (Arc<ReaderBarrier>, WriteToken),
+        manifest: &Manifest,
+    ) -> Self {
+        let geometry = manifest.geometry;
+        Self {
+            dir: lock.dir.clone(),
             storage,
             origin: manifest.origin,
-            shared: Arc::new(shared),
+            shared: Arc::new(Shared {
+                reader_barrier,
+                current: Mutex::new(Arc::new(View::new(manifest.lsn, Vec::new(), 0, 0))),
+                subject_rows: RwLock::new(SubjectRows::new(geometry.segment_rows)),
+                geometry,
+                lock,
+            }),
             token,
-            slots,
+            slots: Slots::new(geometry),
             compaction: None,
             forgotten: BTreeMap::new(),
-            last_template,
-            contents,
-            dead,
+            last_template: None,
+            contents: Contents::default(),
+            dead: 0,
             next_file: manifest.next_file,
             dir_dirty: false,
             stopped: false,
-            left_over,
+            left_over: Vec::new(),
             reader_wait: READER_WAIT_DEFAULT,
-        };
-        *index.shared.current.lock() = Arc::new(index.view(manifest.lsn));
-        index
+        }
+    }
+
+    /// Adds a segment from disk, which has the largest templates so far and `dead` dead rows.
+    pub(crate) fn add_opened(&mut self, number: u32, slot: Slot, dead: u64) {
+        let first_row = number * self.shared.geometry.segment_rows;
+        let records = slot.segment.pages.records(&self.token);
+        let mut subject_rows = self.shared.subject_rows.write();
+        subject_rows.add_segment(number);
+        let mut from = 0;
+        while let Some(offset) = slot.live.next(from, slot.rows) {
+            let record = &records[offset as usize];
+            subject_rows.link(record.subject, first_row + offset);
+            self.contents.add(&record.meta());
+            from = offset + 1;
+        }
+        drop(subject_rows);
+        self.last_template = slot.range.map(|(_, last)| last);
+        self.dead += dead;
+        self.slots.put(number, slot);
+        self.slots.list(number);
     }
 
     /// The geometry that the index was created with.

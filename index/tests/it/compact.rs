@@ -1,5 +1,5 @@
-//! Compaction: room comes back however often a gallery is turned over, searches see the same rows
-//! before, meanwhile and after, and nothing that goes is left anywhere.
+//! Compaction: disk space is reclaimed however often a gallery is replaced, searches see the same rows
+//! before, during and after, and nothing removed is left anywhere.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -11,11 +11,11 @@ use std::sync::Arc;
 use thenar_index::{Compacting, Error, Geometry, Index, Lsn, OwnedRow, Row, Snapshot, SubjectNumber, TemplateId};
 
 use crate::crash::{TORN, assert_no_bytes_of};
+use crate::disk::{Mishap, disk_of};
 use crate::model::{live_rows, staged_rows};
-use crate::palms::{Dice, KEY, borrowed, row};
-use crate::sim::{Mishap, disk_of};
+use crate::rows::{Dice, KEY, borrowed, row};
 
-/// An index with the rows 1 to `count`, each of a subject of its own, published.
+/// An index with rows 1 to `count`, each of its own subject, published.
 fn filled(dir: &Path, shape: Geometry, count: u64) -> Index {
     let mut index = Index::create_on(Arc::new(disk_of(dir)), dir, shape, KEY).unwrap();
     append(&mut index, 1..count + 1);
@@ -44,12 +44,12 @@ fn templates(snapshot: &Snapshot) -> BTreeSet<u64> {
     live_rows(snapshot).into_keys().collect()
 }
 
-/// Bytes that the files of the folder take on the disk.
+/// Bytes that the folder's files occupy on the disk.
 fn allocated(dir: &Path) -> u64 {
     fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().metadata().unwrap().blocks() * 512).sum()
 }
 
-/// Turns a gallery over, and says what room it took after each time.
+/// Replaces all rows of a gallery repeatedly. Returns the space that it occupies after each round.
 fn turn_over(random: bool) {
     const PEOPLE: u64 = 700;
     const TURNS: u64 = 20;
@@ -83,7 +83,7 @@ fn turn_over(random: bool) {
     drop(compared.publish(Lsn(1)));
     let (found, live) = (allocated(dir.path()), allocated(fresh.path()));
     assert!(found <= 2 * live, "{found} bytes of files for {live} that are live");
-    // What memory it takes does not depend on how often it was turned over.
+    // Its memory does not depend on how often it was replaced.
     let segment = compared.segments().len() as u64;
     let segment = compared.snapshot().mapped_bytes() / segment;
     let (mapped_most, host_most) = (2 * compared.snapshot().mapped_bytes() + 2 * segment, memory[2].1 + 40_000);
@@ -91,17 +91,17 @@ fn turn_over(random: bool) {
 }
 
 #[test]
-fn a_gallery_that_was_turned_over_twenty_times_takes_at_most_twice_what_is_live() {
+fn a_gallery_replaced_twenty_times_takes_at_most_twice_the_space_of_its_live_rows() {
     turn_over(false);
 }
 
 #[test]
-fn so_does_one_whose_people_leave_in_any_order() {
+fn so_does_a_gallery_whose_subjects_are_forgotten_in_any_order() {
     turn_over(true);
 }
 
 #[test]
-fn of_a_gallery_that_everybody_left_nothing_remains() {
+fn a_gallery_without_subjects_takes_no_space() {
     let dir = tempfile::tempdir().unwrap();
     let mut index = filled(dir.path(), TORN, 400);
     forget(&mut index, 1..=400);
@@ -112,7 +112,7 @@ fn of_a_gallery_that_everybody_left_nothing_remains() {
     let names = || fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
     assert!(names().all(|name| !name.ends_with(".idx")), "{:?}", names().collect::<Vec<_>>());
     assert_no_bytes_of(1..=400, dir.path(), "everybody left");
-    // And whoever comes next is found, with a larger number than all before.
+    // The next subject is found, with a larger template number than all before.
     assert!(matches!(index.append(&borrowed(&[row(400, 1, TORN.dim)])), Err(Error::Order { .. })));
     append(&mut index, 401..402);
     index.checkpoint().unwrap();
@@ -121,12 +121,12 @@ fn of_a_gallery_that_everybody_left_nothing_remains() {
     assert_eq!(templates(&index.snapshot()), BTreeSet::from([401]));
 }
 
-/// Compacts piece by piece and does `meanwhile` once before each of them, in an index of its own.
+/// Compacts step by step, in a new index for each step, before which it runs `meanwhile` once.
 fn at_every_piece(meanwhile: impl Fn(&mut Index, &Path, &str)) {
     for at in 0.. {
         let dir = tempfile::tempdir().unwrap();
         let mut index = filled(dir.path(), TORN, 300);
-        // Of all but the last segment a third is left: they go into one.
+        // A third of the rows of all but the last segment is left: they fit one segment.
         forget(&mut index, (1..=256).filter(|n| n % 3 != 0));
         index.erase(&index.forgotten()).unwrap();
         for piece in 0.. {
@@ -153,9 +153,9 @@ fn at_every_piece(meanwhile: impl Fn(&mut Index, &Path, &str)) {
 }
 
 #[test]
-fn who_is_forgotten_while_rows_are_copied_stays_forgotten_and_is_nowhere() {
+fn a_subject_forgotten_during_a_copy_stays_forgotten_and_leaves_no_bytes() {
     at_every_piece(|index, dir, context| {
-        // The first, some in the middle and the last of those to be copied; a template alone; one beside.
+        // The first, some middle and the last of the rows to be copied; a single template; one in another segment.
         let mut rows: Vec<Row> =
             [3, 126, 129, 255, 290].into_iter().flat_map(|n| index.forget(SubjectNumber(n))).collect();
         rows.extend(index.forget_template(TemplateId(60)));
@@ -172,13 +172,13 @@ fn who_is_forgotten_while_rows_are_copied_stays_forgotten_and_is_nowhere() {
 }
 
 #[test]
-fn who_is_forgotten_and_not_erased_while_rows_are_copied_is_erased_later() {
+fn a_subject_forgotten_but_not_erased_during_a_copy_is_erased_later() {
     at_every_piece(|index, _, context| {
         assert!(!index.forget(SubjectNumber(126)).is_empty(), "{context}");
         let lsn = Lsn(index.snapshot().lsn().0 + 1);
         drop(index.publish(lsn));
     });
-    // Opening erased it where it was still to be, and here it is erased once the compaction is over.
+    // Opening has erased it if it was still there; here it is erased after the compaction.
     let dir = tempfile::tempdir().unwrap();
     let mut index = filled(dir.path(), TORN, 300);
     forget(&mut index, (1..=256).filter(|n| n % 3 != 0));
@@ -194,7 +194,7 @@ fn who_is_forgotten_and_not_erased_while_rows_are_copied_is_erased_later() {
 }
 
 #[test]
-fn who_comes_while_rows_are_copied_is_found() {
+fn a_subject_enrolled_during_a_copy_is_found() {
     at_every_piece(|index, _, context| {
         append(index, 301..460);
         let rows = live_rows(&index.snapshot());
@@ -212,7 +212,7 @@ fn a_snapshot_keeps_its_rows_and_their_numbers_until_it_is_dropped() {
     let numbers: BTreeMap<u64, Vec<Row>> =
         rows.keys().map(|n| (*n, held.rows_of(SubjectNumber(*n)).to_vec())).collect();
     let segments = index.segments();
-    // Longer than all of it takes: it waits.
+    // Compaction takes more steps than it could need: it waits.
     for _ in 0..100 {
         assert_ne!(index.compact(u64::MAX).unwrap(), Compacting::Nothing);
         assert_eq!(live_rows(&held), rows);
@@ -225,7 +225,7 @@ fn a_snapshot_keeps_its_rows_and_their_numbers_until_it_is_dropped() {
     }
     assert_eq!(index.segments().len(), 2);
     assert!(segments.iter().all(|segment| segment.path.exists()));
-    // Who is forgotten now is so under both numbers, but for searches of before.
+    // A subject that is forgotten now is forgotten under both numbers, except for earlier searches.
     let rows = index.forget(SubjectNumber(3));
     assert_eq!(rows.len(), 2);
     let lsn = Lsn(index.snapshot().lsn().0 + 1);
@@ -236,13 +236,13 @@ fn a_snapshot_keeps_its_rows_and_their_numbers_until_it_is_dropped() {
     index.erase(&rows).unwrap();
     compact_all(&mut index);
     assert!(!segments[0].path.exists() && !segments[1].path.exists() && segments[2].path.exists());
-    // The numbers of the old ones are given out again.
+    // Old row numbers are used again.
     append(&mut index, 301..700);
     assert!(index.snapshot().rows_end() <= 5 * 128);
 }
 
 #[test]
-fn a_full_disk_while_rows_are_copied_leaves_everything_as_it_was() {
+fn a_full_disk_during_a_copy_changes_nothing() {
     let mut given_up = 0;
     for op in 0.. {
         let dir = tempfile::tempdir().unwrap();
@@ -275,11 +275,11 @@ fn a_full_disk_while_rows_are_copied_leaves_everything_as_it_was() {
             index = Index::open(dir.path(), KEY).unwrap().finish().unwrap();
         } else {
             given_up += 1;
-            // The copy is gone, or searches see it and a manifest is to name it.
+            // The copy is removed, or searches see it and a manifest will name it.
             let shown = usize::from(index.segments().len() == 2);
             assert_eq!(fs::read_dir(dir.path()).unwrap().count(), files + shown, "operation {op}");
         }
-        // With room again it goes through, and nothing was left that says otherwise.
+        // With free space it succeeds, and nothing of the failed attempt is left.
         append(&mut index, 301..302);
         compact_all(&mut index);
         assert_eq!(live_rows(&index.snapshot()).len(), rows.len() + 1, "operation {op}");
@@ -288,12 +288,12 @@ fn a_full_disk_while_rows_are_copied_leaves_everything_as_it_was() {
 }
 
 #[test]
-fn nothing_is_begun_that_the_disk_has_no_room_for() {
+fn no_compaction_begins_without_disk_space_for_it() {
     let dir = tempfile::tempdir().unwrap();
     let mut index = filled(dir.path(), TORN, 300);
     forget(&mut index, (1..=256).filter(|n| n % 3 != 0));
     assert_eq!(index.compact(4096).unwrap(), Compacting::Nothing);
-    // What nobody is in takes no room to take out.
+    // Removing a segment without live rows takes no space.
     forget(&mut index, 1..=128);
     assert_eq!(index.compact(0).unwrap(), Compacting::More);
     compact_all(&mut index);
@@ -301,12 +301,12 @@ fn nothing_is_begun_that_the_disk_has_no_room_for() {
 }
 
 #[test]
-fn a_row_that_went_bad_is_not_copied() {
+fn a_decayed_row_is_not_copied() {
     let dir = tempfile::tempdir().unwrap();
     let mut index = filled(dir.path(), TORN, 300);
     forget(&mut index, (1..=256).filter(|n| n % 3 != 0));
     let segment = index.segments()[0].path.clone();
-    // Of row 30, which is live, under the map, as a disk that forgets would.
+    // Row 30, which is live, decays under the map.
     let file = fs::OpenOptions::new().read(true).write(true).open(&segment).unwrap();
     let at = 4096 + 128 * 128 + 29 * TORN.dim as u64 * 2 + 7;
     let mut byte = [0];
@@ -324,7 +324,7 @@ fn a_row_that_went_bad_is_not_copied() {
 }
 
 #[test]
-fn rows_that_await_publication_are_not_compacted() {
+fn unpublished_rows_are_not_compacted() {
     let dir = tempfile::tempdir().unwrap();
     let mut index = filled(dir.path(), TORN, 300);
     forget(&mut index, 1..=200);

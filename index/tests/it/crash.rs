@@ -1,5 +1,5 @@
-//! The power goes at every single operation of a workload, and every operation fails once: what
-//! is there afterwards is what was made durable, and what was erased is nowhere.
+//! The power fails at every single operation of a workload, and every operation fails once. Afterwards
+//! everything that was made durable is there, and nothing that was erased.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -10,23 +10,23 @@ use std::sync::Arc;
 use thenar_index::codes::{BLOCK_ROWS, OwnedCodes, codebook_bytes};
 use thenar_index::{Compacting, Error, Geometry, Index, Lsn, OwnedRow, SubjectNumber, TemplateId, verify};
 
+use crate::disk::{Disk, Mishap, disk_of};
 use crate::model::{live_rows, live_rows_of_a_stopped};
-use crate::palms::{Dice, KEY, borrowed, row, vector};
-use crate::sim::{Disk, Mishap, disk_of};
+use crate::rows::{Dice, KEY, borrowed, row, vector};
 
-/// Rows of 320 bytes straddle sectors, so that tearing tears them; so do codes, of two blocks a
-/// segment.
+/// Rows of 320 bytes straddle sectors, so that torn writes tear them. So do codes. A segment has two
+/// blocks.
 pub(crate) const TORN: Geometry = Geometry { dim: 160, segment_rows: 128 };
 const STEPS: u64 = 45;
 
-/// What a manifest stands for.
+/// What a manifest promises.
 #[derive(Debug, Clone, Default)]
 struct Durable {
     lsn: u64,
     rows: BTreeMap<u64, OwnedRow>,
 }
 
-/// A workload and all that it was promised.
+/// A workload and everything that the index has promised to it.
 struct World {
     dice: Dice,
     lsn: u64,
@@ -36,15 +36,15 @@ struct World {
     forgotten: BTreeSet<u64>,
     erase_begun: BTreeSet<u64>,
     erase_done: BTreeSet<u64>,
-    /// Every template ever appended, whether that succeeded or not.
+    /// Every template that was appended, whether that succeeded or not.
     ever: BTreeSet<u64>,
-    /// Compactions that were published, and copies forgotten before they were.
+    /// Number of compactions that were published, and of copies forgotten before that.
     compacted: usize,
     copies_forgotten: usize,
-    /// Whether the next piece of compaction writes a manifest.
+    /// Whether the next step of compaction writes a manifest.
     to_be_written: bool,
     durable: Option<Durable>,
-    /// The manifest on its way while a call that writes one runs.
+    /// The manifest that the running call writes, if it writes one.
     attempt: Option<Durable>,
 }
 
@@ -73,7 +73,7 @@ impl World {
         Durable { lsn: self.lsn, rows: rows.map(|(template, row)| (*template, row.clone())).collect() }
     }
 
-    /// Runs `write`, which leaves the old manifest or one that says what is published now.
+    /// Runs `write`, which leaves the old manifest or one for the current publication.
     fn writing_manifest(&mut self, write: impl FnOnce(&Self) -> Result<(), Error>) -> Result<(), Error> {
         self.attempt = Some(self.published_now());
         write(self)?;
@@ -81,7 +81,7 @@ impl World {
         Ok(())
     }
 
-    /// Works until something fails; the error and the index if there was one.
+    /// Works until something fails. Returns the error, and the index if there was one.
     fn work(&mut self, disk: &Disk, dir: &Path) -> (Option<Index>, Result<(), Error>) {
         self.attempt = Some(Durable::default());
         let mut index = match Index::create_on(Arc::new(disk.clone()), dir, TORN, KEY) {
@@ -121,7 +121,7 @@ impl World {
                 templates.iter().for_each(|template| drop(self.rows.remove(template)));
             }
             12 | 13 => {
-                // So many that segments are worth compacting.
+                // Enough to make compaction worthwhile.
                 let first = self.dice.below(30);
                 for subject in first..first + 12 {
                     let templates: Vec<u64> =
@@ -139,7 +139,7 @@ impl World {
             }
             5 | 6 => self.publish(index),
             7 => {
-                // Those that no publication has followed yet must wait.
+                // Rows forgotten since the last publication must wait.
                 let shown = index.snapshot();
                 let rows: Vec<_> = index.forgotten().into_iter().filter(|row| !shown.is_live(*row)).collect();
                 drop(shown);
@@ -162,7 +162,7 @@ impl World {
         drop(index.publish(Lsn(self.lsn)));
     }
 
-    /// Some pieces of compaction, one of which may write a manifest.
+    /// Some steps of compaction, one of which may write a manifest.
     fn compact(&mut self, index: &mut Index) -> Result<(), Error> {
         self.publish(index);
         let identities = |index: &Index| -> Vec<u64> { index.segments().iter().map(|s| s.identity).collect() };
@@ -184,7 +184,7 @@ impl World {
         Ok(())
     }
 
-    /// Holds what is in `dir` against what was promised, and opens it.
+    /// Compares the contents of `dir` with what was promised, and opens it.
     fn judge(&self, dir: &Path, context: &str) -> Option<Index> {
         assert_no_bytes_of(self.erase_done.iter().copied(), dir, context);
         self.open_and_judge(&disk_of(dir), dir, context)
@@ -195,7 +195,7 @@ impl World {
             Err(Error::ManifestMissing { .. }) if self.durable.is_none() => return None,
             unrepaired => unrepaired.unwrap_or_else(|error| panic!("{context}: {error:?}")),
         };
-        // A power cut tears what was not synced, and nothing that counts was not synced.
+        // A power cut tears only what was not synced, and everything that counts was synced.
         assert_eq!(unrepaired.damage(), [], "{context}");
         let index = unrepaired.finish().unwrap_or_else(|error| panic!("{context}: {error:?}"));
         let shown = (index.snapshot().lsn().0, live_rows(&index.snapshot()));
@@ -220,12 +220,12 @@ impl World {
     }
 }
 
-/// No file in `dir` holds 16 bytes that follow each other in one of these templates, nor in its
-/// fine code, nor its sign code, two code or codebook code at any place of a block.
+/// No file in `dir` has 16 consecutive bytes of one of these templates or of its 4-bit code, or its 1-bit
+/// code, 2-bit code or codebook code at any position of a block.
 pub(crate) fn assert_no_bytes_of(templates: impl Iterator<Item = u64>, dir: &Path, context: &str) {
     let mut needles: BTreeMap<[u8; 16], u64> = BTreeMap::new();
     let mut lanes: BTreeMap<[u8; PLANE_LINES], u64> = BTreeMap::new();
-    let mut sketches: BTreeMap<[u8; SKETCH_LINES], u64> = BTreeMap::new();
+    let mut codebook_codes: BTreeMap<[u8; CODEBOOK_LINES], u64> = BTreeMap::new();
     for template in templates {
         let row = vector(template, TORN.dim);
         let mut codes = OwnedCodes::zeroed(TORN.dim, BLOCK_ROWS);
@@ -238,24 +238,24 @@ pub(crate) fn assert_no_bytes_of(templates: impl Iterator<Item = u64>, dir: &Pat
         for plane in [&codes.one_bit, &codes.two_bit] {
             lanes.insert(lane_of(plane, 0), template);
         }
-        sketches.insert(lane_of(&codes.codebook, 0), template);
+        codebook_codes.insert(lane_of(&codes.codebook, 0), template);
     }
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         let bytes = fs::read(&path).unwrap();
-        // Rows and fine codes lie on 16-byte boundaries, so every piece of one does.
+        // Rows and 4-bit codes start on 16-byte boundaries, and so does every sixteenth byte of them.
         for (at, piece) in bytes.chunks_exact(16).enumerate() {
             if let Some(template) = needles.get(piece) {
                 panic!("{context}: bytes of template {template} at {} of {}", at * 16, path.display());
             }
         }
-        // As a failed append left it: no codes.
+        // A failed append leaves it without codes.
         if bytes.len() <= ONE_BIT_AT {
             continue;
         }
         let found = [ONE_BIT_AT, TWO_BIT_AT].map(|at| left_in(&bytes[at..][..2 * PLANE], PLANE, &lanes));
-        let sketch = left_in(&bytes[CODEBOOK_AT..][..2 * SKETCH], SKETCH, &sketches);
-        if let Some((template, block)) = found.into_iter().chain([sketch]).flatten().next() {
+        let codebook_code = left_in(&bytes[CODEBOOK_AT..][..2 * CODEBOOK_BYTES], CODEBOOK_BYTES, &codebook_codes);
+        if let Some((template, block)) = found.into_iter().chain([codebook_code]).flatten().next() {
             panic!("{context}: bits of template {template} in block {block} of {}", path.display());
         }
     }
@@ -268,15 +268,15 @@ fn left_in<const N: usize>(area: &[u8], block: usize, lanes: &BTreeMap<[u8; N], 
     })
 }
 
-/// Bytes of the sign code of one row, and of its two code.
+/// Bytes of the 1-bit code of one row, and of its 2-bit code.
 const PLANE_LINES: usize = TORN.dim / 8;
-/// Bytes of the sign codes of a block.
+/// Bytes of the 1-bit codes of a block.
 const PLANE: usize = PLANE_LINES * BLOCK_ROWS;
 /// Bytes of the codebook codes of a block.
-const SKETCH: usize = codebook_bytes(TORN.dim);
-/// Bytes of the codebook code of one row, without its cosine: one byte alone may be any row's.
-const SKETCH_LINES: usize = SKETCH / BLOCK_ROWS - 1;
-// Two blocks of 1,280 bytes end within the page they begin on, and those of codebook codes are less.
+const CODEBOOK_BYTES: usize = codebook_bytes(TORN.dim);
+/// Bytes of the codebook code of one row, without its cosine, which other rows may share.
+const CODEBOOK_LINES: usize = CODEBOOK_BYTES / BLOCK_ROWS - 1;
+// Two blocks of 1,280 bytes fit one page, and those of codebook codes are shorter.
 const ONE_BIT_AT: usize = (4096 + 128 * (128 + TORN.dim * 2)).next_multiple_of(4096);
 const TWO_BIT_AT: usize = ONE_BIT_AT + 4096;
 const FOUR_BIT_AT: usize = TWO_BIT_AT + 4096;
@@ -284,15 +284,15 @@ const FACTORS_AT: usize = (FOUR_BIT_AT + 128 * TORN.dim / 2).next_multiple_of(40
 const CODEBOOK_AT: usize = FACTORS_AT + 4096;
 const SUMS_AT: usize = CODEBOOK_AT + 4096;
 const SEGMENT: usize = SUMS_AT + 2 * 8;
-const _: () = assert!(2 * PLANE <= 4096 && 2 * SKETCH <= 4096);
+const _: () = assert!(2 * PLANE <= 4096 && 2 * CODEBOOK_BYTES <= 4096);
 
-/// The bytes of one row of a block's plane, of which it may have more lines.
+/// The bytes of one row in the lines of a block's plane.
 fn lane_of<const N: usize>(plane: &[u8], lane: usize) -> [u8; N] {
     std::array::from_fn(|line| plane[line * BLOCK_ROWS + lane])
 }
 
 #[test]
-fn the_search_for_bytes_finds_each_kind_of_them() {
+fn the_search_for_bytes_finds_each_kind() {
     let dir = tempfile::tempdir().unwrap();
     let mut index = Index::create(dir.path(), TORN, KEY).unwrap();
     let rows: Vec<OwnedRow> = (1..=128).map(|n| row(n, n, TORN.dim)).collect();
@@ -322,7 +322,7 @@ fn the_search_for_bytes_finds_each_kind_of_them() {
     }
 }
 
-/// The opened index goes on: what is written now is there after a clean restart.
+/// The opened index works: what is written now is there after a clean restart.
 fn goes_on(mut index: Index, dir: &Path, context: &str) {
     let template = index.last_template().map_or(1, |last| last.0 + 1).max(1_000_000);
     let added = row(template, 7, TORN.dim);
@@ -347,7 +347,7 @@ fn ops_of(seed: u64) -> u64 {
     let mut world = World::new(seed);
     let (_, done) = world.work(&disk, dir.path());
     done.unwrap();
-    // A workload that erases nothing or never comes to a second segment would prove little.
+    // A workload without erasures or a second segment would prove little.
     assert!(!world.erase_done.is_empty() && world.rows.len() > 70 && world.lsn > 3, "seed {seed} is a dull one");
     assert!(world.compacted > 1 && world.copies_forgotten > 0, "seed {seed} compacts too little");
     disk.ops()
@@ -408,7 +408,7 @@ fn a_power_cut_while_opening_leaves_the_last_durable_state() {
 
 #[test]
 fn a_power_cut_while_opening_after_the_process_ended_leaves_the_last_durable_state() {
-    // The process sees what it wrote, synced or not; the disk need not have it yet.
+    // A process sees what it wrote, synced or not; the disk may not have it yet.
     let seed = SEEDS[1];
     for op in (0..ops_of(seed)).step_by(7) {
         for second in 0.. {
@@ -436,8 +436,8 @@ fn a_power_cut_while_opening_after_the_process_ended_leaves_the_last_durable_sta
 
 #[test]
 fn an_opening_makes_the_manifest_it_found_durable_before_it_overwrites_anything() {
-    // The process ends while it compacts a segment, maybe between renaming the manifest and
-    // syncing the folder; the next one sees the new name, and the disk need not have it yet.
+    // The process ends while it compacts a segment, perhaps between renaming the manifest and syncing the
+    // folder. The next process sees the new name; the disk may not have it yet.
     let rows: Vec<OwnedRow> = (1..=100).map(|n| row(n, n % 9, TORN.dim)).collect();
     let kept: Vec<OwnedRow> = rows.iter().filter(|row| row.subject.0 < 4).cloned().collect();
     let by_template = |rows: &[OwnedRow]| rows.iter().map(|row| (row.template.0, row.clone())).collect();
@@ -497,7 +497,7 @@ fn any_operation_that_fails_stops_the_writer_and_costs_nothing_durable() {
             let mut world = World::new(seed);
             let (index, done) = world.work(&disk, dir.path());
             match done {
-                // Full, and nothing was written after that.
+                // The disk was full, and nothing was written afterwards.
                 Ok(()) => assert_eq!(mishap, Mishap::Full),
                 Err(Error::Io { source, .. }) => match mishap {
                     Mishap::Fails(kind) => assert_eq!(source.kind(), kind, "{context}"),
@@ -510,7 +510,7 @@ fn any_operation_that_fails_stops_the_writer_and_costs_nothing_durable() {
                 assert!(matches!(index.erase(&[]), Err(Error::Stopped)));
                 assert!(matches!(index.checkpoint(), Err(Error::Stopped)));
                 assert!(matches!(index.compact(u64::MAX), Err(Error::Stopped)));
-                // Readers go on: what was published is still served, what was forgotten since included.
+                // Readers still see the publication, including what was forgotten since.
                 let served = live_rows_of_a_stopped(&index.snapshot());
                 assert!(served.keys().eq(&world.published), "{context}");
                 let same = |(template, row)| world.rows.get(template).is_none_or(|kept| kept == row);

@@ -1,4 +1,4 @@
-//! Flipped bits, cut files and missing files: found, or harmless, and never served.
+//! Flipped bits, truncated files and missing files are found or harmless, and never served.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,13 +11,13 @@ use thenar_index::{
 };
 
 use crate::model::live_rows;
-use crate::palms::{Dice, KEY, SMALL, borrowed, row};
+use crate::rows::{Dice, KEY, SMALL, borrowed, row};
 
 const HEADER: usize = 4096;
 const META: usize = 128;
 const ROWS_AT: usize = HEADER + 64 * META;
-/// Areas of codes of the one block a segment has: sign, two, fine, factors, codebook codes, checksum. Each is
-/// a page or less, and starts on one.
+/// Areas of codes of the single block of a segment: 1-bit, 2-bit and 4-bit codes, factors, codebook codes,
+/// checksum. Each starts on a page and is at most a page long.
 const CODES: [(usize, usize); 6] = [
     (ROWS_AT + 64 * 64, 64 * 32 / 8),
     (ROWS_AT + 64 * 64 + 4096, 64 * 32 / 8),
@@ -26,13 +26,13 @@ const CODES: [(usize, usize); 6] = [
     (ROWS_AT + 64 * 64 + 4 * 4096, codebook_bytes(32)),
     (ROWS_AT + 64 * 64 + 5 * 4096, 8),
 ];
-const SKETCH: usize = 4;
+const CODEBOOK: usize = 4;
 const SUM: usize = 5;
 const SEGMENT: usize = CODES[SUM].0 + CODES[SUM].1;
 /// Rows in the index: two full segments and one with 30 rows.
 const ROWS: u64 = 2 * 64 + 30;
 
-/// An index on disk, its bytes, and what it holds.
+/// An index on disk, its bytes and its rows.
 struct Sample {
     dir: tempfile::TempDir,
     files: BTreeMap<String, Vec<u8>>,
@@ -77,12 +77,12 @@ impl Sample {
         self.dir.path().join(name)
     }
 
-    /// Puts `name` back as it was.
+    /// Restores `name`.
     fn heal(&self, name: &str) {
         fs::write(self.path(name), &self.files[name]).unwrap();
     }
 
-    /// The one damage there is, found alike by opening and by verifying.
+    /// The only damage, if there is any. Opening and verifying must find the same.
     fn the_damage(&self) -> Option<Damage> {
         let unrepaired = Index::open(self.dir.path(), KEY).unwrap();
         let damage = unrepaired.damage().to_vec();
@@ -98,7 +98,7 @@ impl Sample {
         damage.into_iter().next()
     }
 
-    /// Damage of segment `place` at one of `kinds`, with the templates that belong there.
+    /// The damage, which must be in segment `place` and of one of `kinds`.
     fn assert_damaged(&self, place: usize, kinds: &[DamageKind], context: &str) -> Damage {
         let damage = self.the_damage().unwrap_or_else(|| panic!("{context}: not found"));
         assert_eq!(damage.segment, place, "{context}");
@@ -110,7 +110,7 @@ impl Sample {
         damage
     }
 
-    /// Opens it; all rows are there and right.
+    /// Opens the index, which must have all rows.
     fn assert_whole(&self, context: &str) {
         let index = Index::open(self.dir.path(), KEY).unwrap().finish().unwrap();
         assert!(live_rows(&index.snapshot()) == self.rows, "{context}");
@@ -140,7 +140,7 @@ fn every_flipped_bit_of_the_manifest_is_found() {
 }
 
 #[test]
-fn every_cut_of_the_manifest_is_found() {
+fn every_truncation_of_the_manifest_is_found() {
     let sample = sample();
     let whole = &sample.files["MANIFEST"];
     for len in 0..whole.len() {
@@ -152,7 +152,7 @@ fn every_cut_of_the_manifest_is_found() {
     assert!(matches!(Index::open(sample.dir.path(), KEY), Err(Error::ManifestCorrupt { .. })));
     fs::remove_file(sample.path("MANIFEST")).unwrap();
     assert!(matches!(Index::open(sample.dir.path(), KEY), Err(Error::ManifestMissing { .. })));
-    // What is left of an index is not built over, and can be wiped.
+    // No index is created over the remains of another, which can be wiped.
     assert!(Index::exists(sample.dir.path()));
     assert!(matches!(Index::create(sample.dir.path(), SMALL, KEY), Err(Error::Exists { .. })));
     Index::wipe(sample.dir.path()).unwrap();
@@ -182,7 +182,7 @@ fn flipped_bits_of_records_and_rows_are_found_or_harmless() {
         let name = segment_name(place);
         let counted = if place == 2 { 30 } else { 64 };
         let mut dice = Dice(place as u64);
-        // Steps that meet every byte of a record, and of a row, in one row or another.
+        // Steps that reach every byte of a record and of a row, in one row or another.
         let records = (HEADER..ROWS_AT).step_by(3);
         let rows = (ROWS_AT..CODES[0].0).step_by(5);
         for at in records.chain(rows) {
@@ -200,7 +200,7 @@ fn flipped_bits_of_records_and_rows_are_found_or_harmless() {
                 let record_at = HEADER + offset * META;
                 assert!((record_at..record_at + META).contains(&(damage.offset as usize)), "{context}");
             } else {
-                // An erased row, or one that does not count: scrubbed, and nothing is lost.
+                // An erased row, or one that does not count, is scrubbed, and nothing is lost.
                 assert_eq!(sample.the_damage(), None, "{context}");
                 let report = verify(sample.dir.path(), KEY, &|_, _| std::ops::ControlFlow::Continue(())).unwrap();
                 assert_eq!(report.erasures_unfinished + report.stale, 1, "{context}");
@@ -214,15 +214,15 @@ fn flipped_bits_of_records_and_rows_are_found_or_harmless() {
 }
 
 #[test]
-fn flipped_bits_of_codes_are_found_and_the_codes_made_anew() {
+fn flipped_bits_of_codes_are_found_and_the_rows_encoded_again() {
     let sample = sample();
     // Segment 0 has erased rows, segment 1 has none, segment 2 is not full and has no codes.
     for place in 0..3 {
         let name = segment_name(place);
         let mut dice = Dice(place as u64);
         for (area, &(start, len)) in CODES.iter().enumerate() {
-            // Steps that meet every line, and in the codebook codes, which are few, every byte.
-            for at in (start..start + len).step_by(if area >= SKETCH { 1 } else { 7 }) {
+            // Steps that reach every line, and every byte of the codebook codes, which are few.
+            for at in (start..start + len).step_by(if area >= CODEBOOK { 1 } else { 7 }) {
                 let context = format!("byte {at} of segment {place}");
                 let mut bytes = sample.files[&name].clone();
                 bytes[at] ^= 1 << dice.below(8);
@@ -255,7 +255,7 @@ fn flipped_bits_of_codes_are_found_and_the_codes_made_anew() {
                         "{context}"
                     );
                 }
-                // Never served, and put right in the file.
+                // Never served, and corrected in the file.
                 sample.assert_whole(&context);
                 assert!(fs::read(sample.path(&name)).unwrap() == sample.files[&name], "{context}: made anew");
             }
@@ -266,12 +266,12 @@ fn flipped_bits_of_codes_are_found_and_the_codes_made_anew() {
 }
 
 #[test]
-fn wrong_codes_with_a_right_checksum_are_found_by_verifying() {
-    // Segment 0 has erased rows: codes of others that are wrong are not taken for an erasure cut short.
+fn verifying_finds_wrong_codes_with_a_correct_checksum() {
+    // Segment 0 has erased rows: wrong codes of other rows do not pass for an interrupted erasure.
     for segment in [0, 1] {
-        // Of the row at offset 6, which is live: its fine code, its codebook code and the codebook code's cosine.
-        let cosine = CODES[SKETCH].0 + CODES[SKETCH].1 - 64 + 6;
-        for at in [CODES[2].0 + 100, CODES[SKETCH].0 + 6, cosine] {
+        // The live row at offset 6: its 4-bit code, its codebook code and the codebook code's cosine.
+        let cosine = CODES[CODEBOOK].0 + CODES[CODEBOOK].1 - 64 + 6;
+        for at in [CODES[2].0 + 100, CODES[CODEBOOK].0 + 6, cosine] {
             wrong_codes_are_found(segment, at);
         }
     }
@@ -298,9 +298,9 @@ fn wrong_codes_are_found(segment: usize, at: usize) {
 }
 
 #[test]
-fn an_erasure_in_a_block_whose_codes_went_bad_meanwhile_does_not_make_them_look_right() {
-    // A sign code, a codebook code, the cosine of one.
-    for at in [CODES[0].0 + 40, CODES[SKETCH].0 + 40, CODES[SKETCH].0 + CODES[SKETCH].1 - 24] {
+fn an_erasure_in_a_block_with_decayed_codes_does_not_make_them_look_correct() {
+    // A 1-bit code, a codebook code, the cosine of a codebook code.
+    for at in [CODES[0].0 + 40, CODES[CODEBOOK].0 + 40, CODES[CODEBOOK].0 + CODES[CODEBOOK].1 - 24] {
         bad_codes_are_not_vouched_for(at);
     }
 }
@@ -311,7 +311,7 @@ fn bad_codes_are_not_vouched_for(at: usize) {
     let mut index = Index::open(sample.dir.path(), KEY).unwrap().finish().unwrap();
     let mut bytes = fs::read(sample.path(&name)).unwrap();
     bytes[at] ^= 4;
-    // Into the file that is mapped, as a disk that forgets would.
+    // In the file, under the map.
     std::os::unix::fs::FileExt::write_all_at(
         &fs::OpenOptions::new().write(true).open(sample.path(&name)).unwrap(),
         &bytes[at..=at],
@@ -330,7 +330,7 @@ fn bad_codes_are_not_vouched_for(at: usize) {
 }
 
 #[test]
-fn cut_lengthened_and_missing_segments_are_found() {
+fn truncated_extended_and_missing_segments_are_found() {
     let sample = sample();
     let name = segment_name(2);
     let lens = [
@@ -359,17 +359,17 @@ fn cut_lengthened_and_missing_segments_are_found() {
     }
     fs::remove_file(sample.path(&name)).unwrap();
     sample.assert_damaged(2, &[DamageKind::Missing], "missing");
-    // A file of the right shape that belongs elsewhere.
+    // A valid file that belongs elsewhere.
     fs::copy(sample.path(&segment_name(1)), sample.path(&name)).unwrap();
     sample.assert_damaged(2, &[DamageKind::HeaderField], "another segment's file");
 }
 
 #[test]
-fn rows_copied_to_another_place_are_found() {
+fn rows_in_the_wrong_place_are_found() {
     let sample = sample();
     let name = segment_name(1);
     let mut bytes = sample.files[&name].clone();
-    // Row 3 with its record, whole and with its right checksum, over row 4.
+    // Row 3 with its record and its correct checksum, over row 4.
     bytes.copy_within(HEADER + 3 * META..HEADER + 4 * META, HEADER + 4 * META);
     bytes.copy_within(ROWS_AT + 3 * 64..ROWS_AT + 4 * 64, ROWS_AT + 4 * 64);
     fs::write(sample.path(&name), &bytes).unwrap();
@@ -377,7 +377,7 @@ fn rows_copied_to_another_place_are_found() {
 }
 
 #[test]
-fn a_damaged_segment_is_replaced_from_outside_and_its_old_file_goes() {
+fn a_damaged_segment_is_replaced_by_the_caller_and_its_old_file_removed() {
     let sample = sample();
     let breakages: [fn(&Path); 4] = [
         |path| fs::remove_file(path).unwrap(),
@@ -403,7 +403,7 @@ fn a_damaged_segment_is_replaced_from_outside_and_its_old_file_goes() {
         let mut unrepaired = Index::open(sample.dir.path(), KEY).unwrap();
         assert_eq!(unrepaired.lsn(), Lsn(9));
         let damage = unrepaired.damage()[0].clone();
-        // One row has been forgotten by the registry since: it does not come back.
+        // The registry has forgotten one row since: it does not come back.
         let (first, last) = (damage.first_template.0, damage.last_template.0);
         let mut rows: Vec<OwnedRow> = sample.rows.range(first..=last).map(|(_, row)| row.clone()).collect();
         let forgotten = rows.remove(10).template.0;
@@ -463,7 +463,7 @@ fn files_that_the_manifest_does_not_name_are_removed() {
 }
 
 #[test]
-fn a_verification_counts_says_how_far_it_is_and_can_be_broken_off() {
+fn a_verification_counts_reports_progress_and_can_be_cancelled() {
     let sample = sample();
     let told = std::cell::RefCell::new(Vec::new());
     let report = verify(sample.dir.path(), KEY, &|done, total| {

@@ -1,4 +1,4 @@
-//! The bytes on disk: they are where `FORMAT.md` says, and stay what they were.
+//! The bytes on disk are as `FORMAT.md` says, and have not changed.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,9 +12,9 @@ use thenar_index::{
 };
 use xxhash_rust::xxh3::xxh3_64;
 
+use crate::disk::disk_of;
 use crate::model::live_rows;
-use crate::palms;
-use crate::sim::disk_of;
+use crate::rows;
 
 const KEY: Origin = Origin { gallery: GalleryId(*b"golden-gallery-1"), key: KeyId(*b"golden-key-id-01") };
 const SHAPE: Geometry = Geometry { dim: 32, segment_rows: 64 };
@@ -31,8 +31,8 @@ fn golden_rows() -> Vec<OwnedRow> {
     (1..=70).map(row).collect()
 }
 
-/// Makes the golden index in `dir`: 70 rows, two of them erased and one forgotten. The test disk
-/// deals identities in sequence, so its bytes are always the same.
+/// Creates the golden index in `dir`: 70 rows, of which two are erased and one is forgotten. The test disk
+/// assigns identities in sequence, so the bytes are always the same.
 fn make_golden(dir: &Path) {
     let mut index = Index::create_on(Arc::new(disk_of(dir)), dir, SHAPE, KEY).unwrap();
     let rows = golden_rows();
@@ -50,7 +50,7 @@ fn golden_dir() -> PathBuf {
 }
 
 const FILES: [&str; 3] = ["MANIFEST", "seg-00000000.idx", "seg-00000001.idx"];
-// Where the areas of codes start in a segment of 64 rows of 32 components, each less than a page.
+// Starts of the areas of codes in a segment of 64 rows of 32 components. Each is shorter than a page.
 const ONE_BIT_AT: usize = 4096 + 64 * 128 + 64 * 64;
 const TWO_BIT_AT: usize = ONE_BIT_AT + 4096;
 const FOUR_BIT_AT: usize = TWO_BIT_AT + 4096;
@@ -63,7 +63,7 @@ fn the_format_has_not_changed() {
     let dir = tempfile::tempdir().unwrap();
     make_golden(dir.path());
     let golden_dir = golden_dir();
-    // For a deliberate change of the format, and for nothing else.
+    // Only for a deliberate change of the format.
     if std::env::var_os("THENAR_GOLDEN_WRITE").is_some() {
         for name in FILES {
             fs::copy(dir.path().join(name), golden_dir.join(name)).unwrap();
@@ -83,7 +83,7 @@ fn copy_golden(dir: &Path) {
     }
 }
 
-/// What the golden index shows once it is open: what was forgotten is erased.
+/// The rows of the golden index once it is open: forgotten rows are erased.
 fn assert_golden(index: &Index) {
     let mut rows = golden_rows();
     rows.retain(|row| row.subject != SubjectNumber(4) && row.template != TemplateId(650));
@@ -91,7 +91,7 @@ fn assert_golden(index: &Index) {
 }
 
 #[test]
-fn an_index_of_the_present_format_opens() {
+fn the_golden_index_opens() {
     let dir = tempfile::tempdir().unwrap();
     copy_golden(dir.path());
     let unrepaired = Index::open(dir.path(), KEY).unwrap();
@@ -118,7 +118,7 @@ fn a_segment_of_another_format_is_damaged() {
     }
 }
 
-/// Length of a segment without codes.
+/// Length of a segment without its codes.
 fn bare_bytes(shape: Geometry) -> usize {
     4096 + shape.segment_rows as usize * (128 + shape.dim * 2)
 }
@@ -127,13 +127,14 @@ fn bare_bytes(shape: Geometry) -> usize {
 fn a_row_of_512_components_takes_the_bytes_that_format_md_says() {
     let (dir, shape) = (tempfile::tempdir().unwrap(), Geometry::new(512));
     let mut index = Index::create(dir.path(), shape, KEY).unwrap();
-    index.append(&palms::borrowed(&[palms::row(1, 1, shape.dim)])).unwrap();
+    index.append(&rows::borrowed(&[rows::row(1, 1, shape.dim)])).unwrap();
     let bytes = fs::metadata(dir.path().join(FILES[1])).unwrap().len() as usize;
     let rows = shape.segment_rows as usize;
     assert_eq!((bare_bytes(shape) - 4096) / rows, 1152);
-    let (codes, sketch) = ((bytes - bare_bytes(shape)) / rows, codebook_bytes(shape.dim) / BLOCK_ROWS);
+    let (codes, codebook) = ((bytes - bare_bytes(shape)) / rows, codebook_bytes(shape.dim) / BLOCK_ROWS);
     let page = include_str!("../../FORMAT.md");
-    let said = format!("a row and its record take 1,152 bytes, its codes {codes}, of which its sketch is {sketch}.");
+    let said =
+        format!("a row and its record take 1,152 bytes, its codes {codes}, of which its codebook code is {codebook}.");
     assert!(page.contains(&said), "{said}");
 }
 
@@ -153,15 +154,11 @@ fn the_manifest_is_as_format_md_says() {
     assert_eq!(words, [VERSION, 32, 64, 2], "version, components, rows a segment, next file");
     assert_eq!(u64_at(&bytes, 24), 77, "LSN");
     assert_eq!((&bytes[32..48], &bytes[48..64]), (&KEY.key.0[..], &KEY.gallery.0[..]));
-    assert_eq!(
-        (u32_at(&bytes, 64), u32_at(&bytes, 68), u64_at(&bytes, 72)),
-        (2, 1, 0),
-        "segments, forgotten, reserved"
-    );
+    assert_eq!((u32_at(&bytes, 64), u32_at(&bytes, 68), u64_at(&bytes, 72)), (2, 1, 0), "segments, forgotten, zero");
     let first: Vec<u64> = (80..104).step_by(8).map(|at| u64_at(&bytes, at)).collect();
     assert_eq!(first[1..], [10, 640], "first and last template");
     let of_first: Vec<u32> = (104..120).step_by(4).map(|at| u32_at(&bytes, at)).collect();
-    assert_eq!(of_first, [0, 64, 0, 0], "file, rows, slot, reserved");
+    assert_eq!(of_first, [0, 64, 0, 0], "file, rows, slot, zero");
     assert_eq!((u64_at(&bytes, 128), u64_at(&bytes, 136)), (650, 700));
     let of_second: Vec<u32> = (144..160).step_by(4).map(|at| u32_at(&bytes, at)).collect();
     assert_eq!(of_second, [1, 6, 1, 0]);
@@ -197,8 +194,8 @@ fn a_segment_is_as_format_md_says() {
         let rest = record[30..32].iter().chain(&record[32 + row.label.len()..96]).chain(&record[104..]);
         assert!(rest.copied().all(|byte| byte == 0));
         assert!(vector.iter().copied().eq(row.vector.iter().flat_map(|x| x.to_le_bytes())));
-        // The checksum: the record with the row's hash in the checksum's place, then the
-        // segment's identity, then the offset.
+        // The checksum covers the record with the row's hash in place of the checksum, then the segment's
+        // identity, then the offset.
         let mut hashed = record.to_vec();
         hashed[16..24].copy_from_slice(&xxh3_64(vector).to_le_bytes());
         hashed.extend_from_slice(&identity.to_le_bytes());
@@ -210,43 +207,43 @@ fn a_segment_is_as_format_md_says() {
 #[test]
 fn codes_are_as_format_md_says() {
     let bytes = fs::read(golden_dir().join("seg-00000000.idx")).unwrap();
-    let terms_of = |n: usize| &bytes[FACTORS_AT + n * 12..][..12];
+    let factors_of = |n: usize| &bytes[FACTORS_AT + n * 12..][..12];
     for (n, row) in golden_rows()[..64].iter().enumerate() {
-        let words: Vec<u16> =
-            (0..8).step_by(2).map(|at| u16::from_le_bytes([terms_of(n)[at], terms_of(n)[at + 1]])).collect();
+        let stored: Vec<u16> =
+            (0..8).step_by(2).map(|at| u16::from_le_bytes([factors_of(n)[at], factors_of(n)[at + 1]])).collect();
         let bit = |at: usize, i: usize| bytes[at + i / 8 * 64 + n] >> (i % 8) & 1;
         let nibble = |i: usize| bytes[FOUR_BIT_AT + n * 16 + i % 16] >> (if i < 16 { 0 } else { 4 }) & 15;
-        let word = |group: usize| (0..6).map(|k| usize::from(bit(CODEBOOK_AT, group * 6 + k)) << k).sum::<usize>();
+        let codeword = |group: usize| (0..6).map(|k| usize::from(bit(CODEBOOK_AT, group * 6 + k)) << k).sum::<usize>();
         let codebook_cosine = bytes[CODEBOOK_AT + codebook_bytes(32) - 64 + n];
         if row.subject == SubjectNumber(4) {
             assert!((0..32).all(|i| bit(ONE_BIT_AT, i) == 0 && bit(TWO_BIT_AT, i) == 0 && nibble(i) == 0));
-            assert_eq!(terms_of(n), [0; 12]);
+            assert_eq!(factors_of(n), [0; 12]);
             assert!((0..codebook_bytes(32)).step_by(64).all(|line| bytes[CODEBOOK_AT + line + n] == 0));
             continue;
         }
         let values: Vec<f64> = row.vector.iter().map(|x| x.to_f64()).collect();
         let length = |values: &[f64]| values.iter().map(|x| x * x).sum::<f64>().sqrt();
         let rms = length(&values) / 32_f64.sqrt();
-        let sign: Vec<f64> = (0..32).map(|i| 1.0 - 2.0 * f64::from(bit(ONE_BIT_AT, i))).collect();
-        let two: Vec<f64> = (0..32).map(|i| sign[i] * (1.0 + 2.0 * f64::from(bit(TWO_BIT_AT, i)))).collect();
-        let fine: Vec<f64> = (0..32).map(|i| 2.0 * f64::from(nibble(i)) - 15.0).collect();
+        let one_bit: Vec<f64> = (0..32).map(|i| 1.0 - 2.0 * f64::from(bit(ONE_BIT_AT, i))).collect();
+        let two_bit: Vec<f64> = (0..32).map(|i| one_bit[i] * (1.0 + 2.0 * f64::from(bit(TWO_BIT_AT, i)))).collect();
+        let four_bit: Vec<f64> = (0..32).map(|i| 2.0 * f64::from(nibble(i)) - 15.0).collect();
         for (i, x) in values.iter().enumerate() {
-            assert_eq!(sign[i], x.signum());
-            assert_eq!(two[i].abs() == 3.0, x.abs() > 0.9957 * rms);
-            assert_eq!(fine[i], x.signum() * (2.0 * (x.abs() / (0.3352 * rms)).floor().min(7.0) + 1.0));
+            assert_eq!(one_bit[i], x.signum());
+            assert_eq!(two_bit[i].abs() == 3.0, x.abs() > 0.9957 * rms);
+            assert_eq!(four_bit[i], x.signum() * (2.0 * (x.abs() / (0.3352 * rms)).floor().min(7.0) + 1.0));
         }
-        for (code, word) in [&sign, &two, &fine].into_iter().zip(&words) {
+        for (code, stored) in [&one_bit, &two_bit, &four_bit].into_iter().zip(&stored) {
             let dot: f64 = values.iter().zip(code).map(|(x, c)| x * c).sum();
-            assert_eq!(*word, (65_536.0 * dot / length(&values) / length(code) - 1e-5) as u16);
+            assert_eq!(*stored, (65_536.0 * dot / length(&values) / length(code) - 1e-5) as u16);
         }
-        assert_eq!(usize::from(words[3]), two.iter().filter(|c| c.abs() == 3.0).count());
-        assert_eq!(f64::from(u32_at(terms_of(n), 8)), fine.iter().map(|c| c * c).sum::<f64>());
+        assert_eq!(usize::from(stored[3]), two_bit.iter().filter(|c| c.abs() == 3.0).count());
+        assert_eq!(f64::from(u32_at(factors_of(n), 8)), four_bit.iter().map(|c| c * c).sum::<f64>());
         let (mut dot, mut square) = (0.0, 0.0);
         for (group, values) in values.chunks(codebook::GROUP_DIMS).enumerate() {
-            let with = |word: &[i8; codebook::GROUP_DIMS]| {
-                values.iter().zip(word).map(|(x, c)| x * f64::from(*c)).sum::<f64>()
+            let with = |codeword: &[i8; codebook::GROUP_DIMS]| {
+                values.iter().zip(codeword).map(|(x, c)| x * f64::from(*c)).sum::<f64>()
             };
-            let chosen = with(&codebook::CODEWORDS[word(group)]);
+            let chosen = with(&codebook::CODEWORDS[codeword(group)]);
             assert!(
                 codebook::CODEWORDS.iter().all(|other| with(other) <= chosen * (1.0 + 1e-6)),
                 "group {group} of row {n}"
@@ -254,12 +251,12 @@ fn codes_are_as_format_md_says() {
             dot += chosen;
             square += 10_000.0;
         }
-        // Bits behind the last group are zero.
+        // Bits after the last group are zero.
         let bits = codebook::groups(32) * 6;
         assert!((bits..bits.next_multiple_of(8)).all(|i| bit(CODEBOOK_AT, i) == 0));
         assert_eq!(codebook_cosine, (256.0 * dot / length(&values) / f64::sqrt(square) - 1e-5) as u8);
     }
-    // What lies between the areas is zero, and the checksum takes in all five, segment and block.
+    // Bytes between the areas are zero, and the checksum covers all five, the segment and the block.
     let areas = [
         (ONE_BIT_AT, 256),
         (TWO_BIT_AT, 256),
@@ -274,7 +271,7 @@ fn codes_are_as_format_md_says() {
     hashed.extend_from_slice(&bytes[24..32]);
     hashed.extend_from_slice(&0_u64.to_le_bytes());
     assert_eq!(u64_at(&bytes, SUMS_AT), xxh3_64(&hashed));
-    // A block that is not full has none.
+    // A block that is not full has no codes.
     let bytes = fs::read(golden_dir().join("seg-00000001.idx")).unwrap();
     assert!(bytes[ONE_BIT_AT..].iter().all(|byte| *byte == 0));
 }

@@ -1,15 +1,15 @@
-//! What the index promises, tested from the outside: against a model, against crashes, against
-//! damage, and with threads.
+//! Tests of the public interface: against a model, with crashes, damage, any bytes, and threads; and the
+//! order of the modules.
 
 mod compact;
 mod crash;
 mod damage;
+mod disk;
 mod format;
 mod fuzz;
 mod layers;
 mod model;
-mod palms;
 mod readers;
 mod reopening;
-mod sim;
+mod rows;
 mod unreadable;

@@ -1,4 +1,4 @@
-//! The index against a `BTreeMap`: whatever is done, both hold the same rows.
+//! The index against a `BTreeMap`: after any operations, both have the same rows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -13,13 +13,13 @@ use thenar_index::{
     TemplateId, verify,
 };
 
-use crate::palms::{Dice, KEY, SMALL, borrowed, row};
-use crate::sim::Disk;
+use crate::disk::Disk;
+use crate::rows::{Dice, KEY, SMALL, borrowed, row};
 
-/// Segments of two blocks, so that blocks fill up within one.
+/// Segments of two blocks, so that blocks fill up within a segment.
 const TWO_BLOCKS: Geometry = Geometry { dim: 32, segment_rows: 128 };
 
-/// One thing done to an index.
+/// One operation on an index.
 #[derive(Debug, Clone)]
 enum Step {
     Append { count: u8, subjects: u8 },
@@ -29,7 +29,7 @@ enum Step {
     Stage,
     Erase { some: u8 },
     Checkpoint,
-    Compact { pieces: u8 },
+    Compact { steps: u8 },
     Reopen,
 }
 
@@ -42,35 +42,35 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(Step::Stage),
         3 => any::<u8>().prop_map(|some| Step::Erase { some }),
         2 => Just(Step::Checkpoint),
-        5 => (1u8..12).prop_map(|pieces| Step::Compact { pieces }),
+        5 => (1u8..12).prop_map(|steps| Step::Compact { steps }),
         1 => Just(Step::Reopen),
     ]
 }
 
-/// What an index should hold.
+/// The expected contents of an index.
 #[derive(Debug, Clone, Default)]
 struct Model {
-    /// Live rows by template, unpublished ones too.
+    /// Live rows by template, including unpublished ones.
     rows: BTreeMap<u64, OwnedRow>,
-    /// Those among them that are not published.
+    /// The unpublished ones among them.
     unpublished: BTreeSet<u64>,
-    /// What was live at the last publication.
+    /// The rows that were live at the last publication.
     shown: BTreeMap<u64, OwnedRow>,
     lsn: u64,
     next_template: u64,
-    /// Templates up to this one were published.
+    /// Templates up to this one are published.
     published_to: u64,
 }
 
-/// A model and the index it is the model of.
+/// A model and its index.
 struct Pair {
     model: Model,
-    /// The model when the manifest was written last.
+    /// The model when the manifest was last written.
     durable: Model,
-    /// Whether the next piece of compaction writes a manifest.
+    /// Whether the next step of compaction writes a manifest.
     to_be_written: bool,
     index: Index,
-    /// Real files, but no real syncs: those are what takes long.
+    /// Real files without real syncs, which would take long.
     disk: Disk,
     dir: tempfile::TempDir,
 }
@@ -137,9 +137,9 @@ impl Pair {
                 self.index.erase(&rows).unwrap();
                 assert!(rows.iter().all(|row| !self.index.forgotten().contains(row)));
                 let snapshot = self.index.snapshot();
-                for block in snapshot.segments() {
-                    let end = block.first_row + (block.rows.len() / snapshot.dim()) as u32;
-                    for row in rows.iter().filter(|row| (block.first_row..end).contains(&row.0)) {
+                for segment in snapshot.segments() {
+                    let end = segment.first_row + (segment.rows.len() / snapshot.dim()) as u32;
+                    for row in rows.iter().filter(|row| (segment.first_row..end).contains(&row.0)) {
                         assert!(snapshot.row(*row).iter().all(|x| *x == f16::from_bits(0)));
                     }
                 }
@@ -148,14 +148,14 @@ impl Pair {
                 self.index.checkpoint().unwrap();
                 self.settle_durable();
             }
-            Step::Compact { pieces } => self.compact(usize::from(pieces)),
+            Step::Compact { steps } => self.compact(usize::from(steps)),
             Step::Reopen => self.reopen(),
         }
         self.compare();
     }
 
-    /// What a restart would now bring back: what is live and published. What was forgotten since
-    /// the last publication is forgotten all the same.
+    /// What a restart would restore now: what is live and published. What was forgotten since the last
+    /// publication stays forgotten.
     fn settle_durable(&mut self) {
         self.durable = self.model.clone();
         let unpublished = std::mem::take(&mut self.durable.unpublished);
@@ -163,8 +163,8 @@ impl Pair {
         self.durable.next_template = self.model.published_to;
     }
 
-    fn compact(&mut self, pieces: usize) {
-        for _ in 0..pieces {
+    fn compact(&mut self, steps: usize) {
+        for _ in 0..steps {
             let identities = |index: &Index| -> Vec<u64> { index.segments().iter().map(|s| s.identity).collect() };
             let before = identities(&self.index);
             match self.index.compact(u64::MAX) {
@@ -181,17 +181,17 @@ impl Pair {
                 }
                 Err(other) => panic!("{other}"),
             }
-            // Searches see it with one piece, a manifest names it with the next.
+            // One step publishes it, the next one writes a manifest that names it.
             if std::mem::replace(&mut self.to_be_written, identities(&self.index) != before) {
                 self.settle_durable();
             }
         }
     }
 
-    /// After enough compaction files are those that count, and hold little that is dead.
+    /// After enough compaction, only files that count are left, with few dead rows.
     fn compact_all(&mut self) {
         self.take(&Step::Publish);
-        self.take(&Step::Compact { pieces: u8::MAX });
+        self.take(&Step::Compact { steps: u8::MAX });
         assert_eq!(self.index.compact(u64::MAX).unwrap(), Compacting::Nothing);
         let segments = self.index.segments();
         assert_eq!(segment_files(self.dir.path()), segments.len());
@@ -212,8 +212,8 @@ impl Pair {
         assert_eq!(unrepaired.damage(), []);
         assert!(unrepaired.lsn().0 >= self.durable.lsn);
         self.index = unrepaired.finish().unwrap();
-        // Rows that were erased since the checkpoint, or forgotten and begun to be erased, are
-        // gone for good; those only forgotten since come back until the log forgets them again.
+        // Rows whose erasure has begun since the checkpoint stay erased. Rows that were only forgotten since
+        // come back until the log forgets them again.
         let shown = live_rows(&self.index.snapshot());
         for (template, row) in &shown {
             assert_eq!(self.durable.rows.get(template), Some(row));
@@ -258,7 +258,7 @@ fn contents<'a>(rows: impl Iterator<Item = &'a OwnedRow>) -> Contents {
 }
 
 #[test]
-fn contents_tell_sets_apart_that_differ_in_anything() {
+fn contents_of_sets_that_differ_in_anything_differ() {
     let rows: Vec<OwnedRow> = (1..50).map(|n| row(n, n / 2, SMALL.dim)).collect();
     let whole = contents(rows.iter());
     assert_eq!(whole, contents(rows.iter().rev()), "in any order");
@@ -275,7 +275,7 @@ fn contents_tell_sets_apart_that_differ_in_anything() {
         change(&mut other[7]);
         assert_ne!(whole, contents(other.iter()), "change {number}");
     }
-    // Two subjects that change places.
+    // Two subjects exchanged.
     let mut other = rows;
     (other[3].subject, other[9].subject) = (other[9].subject, other[3].subject);
     assert_ne!(whole, contents(other.iter()));
@@ -286,7 +286,7 @@ fn segment_files(dir: &Path) -> usize {
     names.filter(|name| name.to_str().unwrap().starts_with("seg-")).count()
 }
 
-/// A verify while a writer has the folder is refused.
+/// Verifying is refused while a writer has the folder.
 fn verify_clean(dir: &Path) -> Result<(), ()> {
     match verify(dir, KEY, &|_, _| std::ops::ControlFlow::Continue(())) {
         Err(Error::Locked { .. }) => Err(()),
@@ -294,9 +294,9 @@ fn verify_clean(dir: &Path) -> Result<(), ()> {
     }
 }
 
-/// Every whole block of 64 rows has the codes of its rows: those of a live row, zeros where the
-/// row is erased. `cut_short`: an erasure failed on the way, and codes of dead rows may be anything.
-fn assert_codes(block: &SegmentView<'_>, dim: usize, cut_short: bool) {
+/// Every full block of 64 rows has the codes of its rows, which are zeros for an erased row. If
+/// `interrupted`, an erasure has failed halfway, and codes of dead rows may be anything.
+fn assert_codes(block: &SegmentView<'_>, dim: usize, interrupted: bool) {
     let whole = block.rows.len() / dim / BLOCK_ROWS * BLOCK_ROWS;
     let mut expected = OwnedCodes::of(&block.rows[..whole * dim], dim);
     let found = block.codes;
@@ -313,7 +313,7 @@ fn assert_codes(block: &SegmentView<'_>, dim: usize, cut_short: bool) {
     copy.factors.copy_from_slice(found.factors);
     for (at, row) in block.rows[..whole * dim].chunks_exact(dim).enumerate() {
         let live = block.live[at / 64] >> (at % 64) & 1 == 1;
-        if cut_short && !live {
+        if interrupted && !live {
             expected.clear(at);
             copy.clear(at);
         } else {
@@ -323,35 +323,35 @@ fn assert_codes(block: &SegmentView<'_>, dim: usize, cut_short: bool) {
     assert!(copy == expected, "rows from {} on", block.first_row);
 }
 
-/// The live rows of a snapshot, read by its blocks, each checked against the ways to read one row,
-/// and their codes against the rows.
+/// The live rows of a snapshot, read segment by segment. Each is compared with the same row read alone, and
+/// the codes are compared with the rows.
 pub(crate) fn live_rows(snapshot: &Snapshot) -> BTreeMap<u64, OwnedRow> {
     rows_and_codes(snapshot, false, false)
 }
 
-/// [`live_rows`] of a snapshot for engines, which has rows that are being compacted twice.
+/// [`live_rows`] of a staged snapshot, which has rows twice that are being compacted.
 pub(crate) fn staged_rows(snapshot: &Snapshot) -> BTreeMap<u64, OwnedRow> {
     rows_and_codes(snapshot, false, true)
 }
 
-/// [`live_rows`] of an index whose writer stopped, maybe within an erasure.
+/// [`live_rows`] of an index whose writer stopped, perhaps during an erasure.
 pub(crate) fn live_rows_of_a_stopped(snapshot: &Snapshot) -> BTreeMap<u64, OwnedRow> {
     rows_and_codes(snapshot, true, false)
 }
 
-fn rows_and_codes(snapshot: &Snapshot, cut_short: bool, staged: bool) -> BTreeMap<u64, OwnedRow> {
+fn rows_and_codes(snapshot: &Snapshot, interrupted: bool, staged: bool) -> BTreeMap<u64, OwnedRow> {
     let (dim, mut rows, mut numbers) = (snapshot.dim(), BTreeMap::new(), BTreeSet::new());
-    for block in snapshot.segments() {
-        assert_codes(&block, dim, cut_short);
-        assert!(block.first_row.is_multiple_of(64));
-        assert!(block.rows.as_ptr().addr().is_multiple_of(64));
-        for (offset, vector) in block.rows.chunks_exact(dim).enumerate() {
-            let number = Row(block.first_row + offset as u32);
-            let live = block.live[offset / 64] >> (offset % 64) & 1 == 1;
+    for segment in snapshot.segments() {
+        assert_codes(&segment, dim, interrupted);
+        assert!(segment.first_row.is_multiple_of(64));
+        assert!(segment.rows.as_ptr().addr().is_multiple_of(64));
+        for (offset, vector) in segment.rows.chunks_exact(dim).enumerate() {
+            let number = Row(segment.first_row + offset as u32);
+            let live = segment.live[offset / 64] >> (offset % 64) & 1 == 1;
             assert_eq!(live, snapshot.is_live(number));
             assert_eq!(live, snapshot.meta(number).is_some());
             assert_eq!(vector, snapshot.row(number));
-            assert!(numbers.insert(number.0), "a number is that of two rows");
+            assert!(numbers.insert(number.0), "two rows have the same number");
             if let Some(meta) = snapshot.meta(number) {
                 let row = OwnedRow {
                     template: meta.template,

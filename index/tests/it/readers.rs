@@ -1,4 +1,4 @@
-//! Readers and the writer at once: snapshots stay as they are, erasures get their turn, and the
+//! Readers and the writer at the same time: snapshots do not change, erasures are not starved, and a
 //! folder has one writer.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,12 +11,12 @@ use thenar_index::{Error, Geometry, Index, Lsn, NewRow, Row, SubjectNumber, Temp
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::palms::{KEY, SMALL, borrowed, row};
+use crate::rows::{KEY, SMALL, borrowed, row};
 
-/// Rows of two pages each, so that overwriting one takes a while.
+/// Rows of two pages, so that overwriting one takes some time.
 const WIDE: Geometry = Geometry { dim: 4096, segment_rows: 64 };
 
-/// Appends one row, every component of it `tag`, for a subject of the same number.
+/// Appends one row with the component `tag` throughout, for a subject with the same number.
 fn append_tagged(index: &mut Index, tag: u16) {
     let vector = vec![f16::from_bits(tag); index.geometry().dim];
     let (template, subject) = (TemplateId(u64::from(tag)), SubjectNumber(u64::from(tag)));
@@ -36,8 +36,7 @@ fn a_scan_never_sees_a_row_change_under_it() {
             scope.spawn(move || {
                 while !done.load(Ordering::Relaxed) {
                     let snapshot = reader.snapshot();
-                    // Two passes over one snapshot: each row is of one piece and stays what it is,
-                    // and so do the codes of every block.
+                    // Two passes over one snapshot: each row is whole and does not change, nor do the codes.
                     let codes = || -> Vec<u64> {
                         let hash = |codes: Codes<'_>| {
                             let factors = bytemuck::cast_slice(codes.factors);
@@ -60,14 +59,14 @@ fn a_scan_never_sees_a_row_change_under_it() {
                     let (first, second) = (pass(), pass());
                     assert_eq!(first, second, "a row changed under a snapshot");
                     assert_eq!(first_codes, codes(), "a code changed under a snapshot");
-                    // The codes are those of the rows, of erased ones too.
+                    // The codes are those of the rows, including erased ones.
                     for block in snapshot.segments() {
                         for at in 0..block.codes.rows() {
                             let erased = first[block.first_row as usize + at] == 0;
                             assert_eq!(block.codes.is_clear(WIDE.dim, at), erased);
                         }
                     }
-                    // Row n carries tag n + 1 unless it is erased; what was live has its bytes.
+                    // Row n has tag n + 1 unless it is erased. A live row has its bytes.
                     for (row, tag) in first.iter().enumerate() {
                         assert!(*tag == 0 || usize::from(*tag) == row + 1);
                     }
@@ -104,7 +103,7 @@ fn a_stream_of_searches_does_not_starve_an_erasure_nor_erasures_a_search() {
     let done = AtomicBool::new(false);
     let searches = AtomicU64::new(0);
     thread::scope(|scope| {
-        // Four searches of 2 ms each, out of step: a snapshot is held at every instant.
+        // Four threads with overlapping searches of 2 ms: a snapshot is held at every moment.
         for lag in 0..4 {
             let (reader, done, searches) = (index.reader(), &done, &searches);
             scope.spawn(move || {
@@ -124,7 +123,7 @@ fn a_stream_of_searches_does_not_starve_an_erasure_nor_erasures_a_search() {
             drop(index.publish(Lsn(u64::from(number))));
             let (began, before) = (Instant::now(), searches.load(Ordering::Relaxed));
             index.erase(&rows).unwrap();
-            // A starved writer would give up after its 10 s.
+            // A starved writer would give up after 10 s.
             assert!(began.elapsed() < Duration::from_secs(3), "erasure {number} took {:?}", began.elapsed());
             while searches.load(Ordering::Relaxed) < before + 4 {
                 assert!(began.elapsed() < Duration::from_secs(3), "searches are starved");
@@ -136,7 +135,7 @@ fn a_stream_of_searches_does_not_starve_an_erasure_nor_erasures_a_search() {
 }
 
 #[test]
-fn an_erasure_waits_for_a_held_snapshot_gives_up_and_can_be_asked_again() {
+fn an_erasure_waits_for_a_held_snapshot_gives_up_and_can_be_repeated() {
     let dir = tempfile::tempdir().unwrap();
     let mut index = Index::create(dir.path(), SMALL, KEY).unwrap();
     index.set_reader_wait(Duration::from_millis(50));
@@ -144,7 +143,7 @@ fn an_erasure_waits_for_a_held_snapshot_gives_up_and_can_be_asked_again() {
     let held = index.publish(Lsn(1));
     let rows = index.forget(SubjectNumber(1));
     assert_eq!(rows, [Row(0)]);
-    assert!(matches!(index.erase(&rows), Err(Error::Unpublished)), "whoever comes now would find it");
+    assert!(matches!(index.erase(&rows), Err(Error::Unpublished)), "a new search would find it");
     drop(index.publish(Lsn(2)));
     let later = index.snapshot();
     assert!(!later.is_live(Row(0)) && later.meta(Row(0)).is_none() && later.rows_of(SubjectNumber(1)).is_empty());
@@ -153,7 +152,7 @@ fn an_erasure_waits_for_a_held_snapshot_gives_up_and_can_be_asked_again() {
         Err(Error::Readers { held: 1, waited }) => assert!(waited >= Duration::from_millis(50)),
         other => panic!("{other:?}"),
     }
-    // Nothing changed under the reader, nobody is locked out, and the row remains to be erased.
+    // Nothing has changed under the reader, others can read, and the row still has to be erased.
     assert_eq!(held.row(Row(0)), [f16::from_bits(1); 32]);
     assert_eq!((held.meta(Row(0)).unwrap().subject, held.live()), (SubjectNumber(1), 1));
     assert_eq!(*held.rows_of(SubjectNumber(1)), [Row(0)]);
@@ -168,7 +167,7 @@ fn an_erasure_waits_for_a_held_snapshot_gives_up_and_can_be_asked_again() {
 }
 
 #[test]
-fn a_row_that_is_live_or_was_never_there_is_not_erased() {
+fn a_live_or_nonexistent_row_is_not_erased() {
     let dir = tempfile::tempdir().unwrap();
     let mut index = Index::create(dir.path(), SMALL, KEY).unwrap();
     append_tagged(&mut index, 1);
@@ -180,7 +179,7 @@ fn a_row_that_is_live_or_was_never_there_is_not_erased() {
 }
 
 #[test]
-fn rows_are_invisible_until_published_and_old_snapshots_stay_short() {
+fn rows_are_invisible_until_published_and_stay_invisible_to_old_snapshots() {
     let dir = tempfile::tempdir().unwrap();
     let mut index = Index::create(dir.path(), SMALL, KEY).unwrap();
     let reader = index.reader();
@@ -205,7 +204,7 @@ fn rows_are_invisible_until_published_and_old_snapshots_stay_short() {
 }
 
 #[test]
-fn rows_that_do_not_fit_are_refused_and_the_writer_goes_on() {
+fn invalid_rows_are_refused_and_the_writer_continues() {
     let dir = tempfile::tempdir().unwrap();
     let mut index = Index::create(dir.path(), SMALL, KEY).unwrap();
     index.append(&borrowed(&[row(10, 1, 32)])).unwrap();
@@ -220,7 +219,7 @@ fn rows_that_do_not_fit_are_refused_and_the_writer_goes_on() {
     long.label = "é".repeat(33);
     assert!(matches!(index.append(&borrowed(&[long.clone()])), Err(Error::Label { found: 66, .. })));
     long.label = "é".repeat(32);
-    // The largest subject number costs a page of heads, not sixteen gigabytes.
+    // The largest subject number costs one page of heads, not sixteen gigabytes.
     long.subject = SubjectNumber(u64::from(u32::MAX));
     index.append(&borrowed(&[long.clone()])).unwrap();
     let snapshot = index.publish(Lsn(1));
@@ -232,7 +231,7 @@ fn rows_that_do_not_fit_are_refused_and_the_writer_goes_on() {
 }
 
 #[test]
-fn shapes_that_no_index_can_have_are_refused() {
+fn invalid_geometries_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     for (dim, segment_rows) in [(0, 64), (33, 64), (1 << 16, 64), (32, 0), (32, 65), (32, 1 << 21)] {
         let made = Index::create(dir.path(), Geometry { dim, segment_rows }, KEY);
@@ -243,7 +242,7 @@ fn shapes_that_no_index_can_have_are_refused() {
 }
 
 #[test]
-fn a_folder_has_one_writer_until_the_last_snapshot_is_gone() {
+fn a_folder_has_one_writer_until_the_last_snapshot_is_dropped() {
     let dir = tempfile::tempdir().unwrap();
     let nested = dir.path().join("index");
     let mut index = Index::create(&nested, SMALL, KEY).unwrap();

@@ -1,5 +1,5 @@
-//! An index whose writer failed is opened again under the lock it has, while its readers go on; and
-//! what could not even be begun needs no reopening.
+//! An index whose writer failed is opened again under the same lock, while its readers continue. A step that
+//! could not begin needs no reopening.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,9 +12,9 @@ use std::time::Duration;
 use thenar_index::storage::Files;
 use thenar_index::{Error, Index, Lsn, OwnedRow, SubjectNumber, Unrepaired, verify};
 
+use crate::disk::{Mishap, disk_of};
 use crate::model::live_rows;
-use crate::palms::{KEY, SMALL, borrowed, row};
-use crate::sim::{Mishap, disk_of};
+use crate::rows::{KEY, SMALL, borrowed, row};
 
 fn rows(templates: std::ops::RangeInclusive<u64>) -> Vec<OwnedRow> {
     templates.map(|n| row(n, n, SMALL.dim)).collect()
@@ -33,20 +33,20 @@ fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
 }
 
 #[test]
-fn readers_go_on_until_the_index_is_opened_again_and_its_files_stay_as_they_are_until_then() {
+fn readers_continue_and_files_do_not_change_until_the_index_is_opened_again() {
     let dir = tempfile::tempdir().unwrap();
     let mut index = Index::create(dir.path(), SMALL, KEY).unwrap();
     index.append(&borrowed(&rows(1..=100))).unwrap();
     drop(index.publish(Lsn(1)));
     index.checkpoint().unwrap();
-    // Beyond the manifest: searches see these rows, and opening again overwrites them.
+    // The manifest does not count these rows: searches see them, and opening again overwrites them.
     index.append(&borrowed(&rows(101..=150))).unwrap();
     index.forget(SubjectNumber(5));
     drop(index.publish(Lsn(2)));
     let reader = index.reader();
     let reopen = || Index::reopen_on(Arc::new(Files), &reader, KEY);
     let is_locked = |opened: Result<Unrepaired, Error>| matches!(opened, Err(Error::Locked { .. }));
-    assert!(is_locked(reopen()), "its writer is still there");
+    assert!(is_locked(reopen()), "its writer still exists");
     drop(index);
     let before = files(dir.path());
     let seen = live_rows(&reader.snapshot());
@@ -54,13 +54,13 @@ fn readers_go_on_until_the_index_is_opened_again_and_its_files_stay_as_they_are_
 
     let held = reader.snapshot();
     let mut again = reopen().unwrap();
-    assert!(is_locked(reopen()), "one opens it again");
+    assert!(is_locked(reopen()), "it is already being opened again");
     again.set_reader_wait(Duration::ZERO);
     assert!(matches!(again.finish(), Err(Error::Readers { held: 1, .. })));
     assert!(!reader.is_retired() && files(dir.path()) == before);
     assert!(live_rows(&held) == seen && live_rows(&reader.snapshot()) == seen);
 
-    // With snapshots out nothing happens before they are dropped.
+    // Nothing happens until the snapshots are dropped.
     let again = reopen().unwrap();
     let index = std::thread::scope(|scope| {
         let finished = scope.spawn(|| again.finish().unwrap());
@@ -69,7 +69,7 @@ fn readers_go_on_until_the_index_is_opened_again_and_its_files_stay_as_they_are_
         finished.join().unwrap()
     });
     assert!(reader.is_retired() && is_locked(reopen()));
-    assert!(is_locked(Index::open(dir.path(), KEY)), "the lock went from one to the other");
+    assert!(is_locked(Index::open(dir.path(), KEY)), "the lock was passed on");
     assert_eq!((index.snapshot().lsn(), live_rows(&index.snapshot())), (Lsn(1), by_template(rows(1..=100))));
     drop(reader);
     assert!(is_locked(Index::open(dir.path(), KEY)));
@@ -79,7 +79,7 @@ fn readers_go_on_until_the_index_is_opened_again_and_its_files_stay_as_they_are_
 }
 
 #[test]
-fn an_index_is_made_anew_over_one_whose_readers_have_let_go() {
+fn a_new_index_replaces_one_without_snapshots() {
     let dir = tempfile::tempdir().unwrap();
     let mut index = Index::create(dir.path(), SMALL, KEY).unwrap();
     index.append(&borrowed(&rows(1..=100))).unwrap();
@@ -88,7 +88,7 @@ fn an_index_is_made_anew_over_one_whose_readers_have_let_go() {
     drop(index);
     fs::write(dir.path().join("MANIFEST"), b"none").unwrap();
     assert!(matches!(Index::reopen_on(Arc::new(Files), &reader, KEY), Err(Error::ManifestCorrupt { .. })));
-    assert_eq!(reader.snapshot().live(), 100, "the reader goes on");
+    assert_eq!(reader.snapshot().live(), 100, "the reader continues");
     let index = Index::create_over(Arc::new(Files), &reader, SMALL, KEY).unwrap();
     assert!(reader.is_retired());
     assert_eq!((index.snapshot().lsn(), index.snapshot().live()), (Lsn(0), 0));
@@ -97,8 +97,8 @@ fn an_index_is_made_anew_over_one_whose_readers_have_let_go() {
 }
 
 #[test]
-fn a_segment_that_cannot_be_made_leaves_all_as_it_was_and_is_made_later() {
-    // At each operation of making it: the file, its length, its header, its map; and of the second one.
+fn a_segment_that_cannot_be_created_changes_nothing_and_is_created_later() {
+    // Each operation of creating it: the file, its length, its header, its map; and of the second segment.
     for op in 0..8 {
         let dir = tempfile::tempdir().unwrap();
         let disk = disk_of(dir.path());
@@ -107,7 +107,7 @@ fn a_segment_that_cannot_be_made_leaves_all_as_it_was_and_is_made_later() {
         drop(index.publish(Lsn(1)));
         let before = files(dir.path());
         disk.plan(disk.ops() + op, Mishap::Fails(io::ErrorKind::StorageFull));
-        // Four rows for the first segment, two more segments.
+        // Four rows into the first segment, the others into two new ones.
         let refused = index.append(&borrowed(&rows(61..=150)));
         assert!(matches!(refused, Err(Error::Io { .. })), "operation {op}: {refused:?}");
         assert!(!index.is_stopped() && files(dir.path()) == before, "operation {op}");
@@ -121,18 +121,18 @@ fn a_segment_that_cannot_be_made_leaves_all_as_it_was_and_is_made_later() {
 }
 
 #[test]
-fn a_manifest_that_cannot_be_made_is_made_later() {
+fn a_manifest_that_cannot_be_created_is_created_later() {
     let dir = tempfile::tempdir().unwrap();
     let disk = disk_of(dir.path());
     let mut index = Index::create_on(Arc::new(disk.clone()), dir.path(), SMALL, KEY).unwrap();
     index.append(&borrowed(&rows(1..=10))).unwrap();
     drop(index.publish(Lsn(1)));
-    // After the segment and the folder were synced.
+    // After the segment and the folder are synced.
     disk.plan(disk.ops() + 2, Mishap::Fails(io::ErrorKind::StorageFull));
     let refused = index.checkpoint().unwrap_err();
     assert!(refused.changed_nothing() && !index.is_stopped(), "{refused:?}");
     index.checkpoint().unwrap();
-    // Neither a write nor a sync that failed is passed over.
+    // A failed write or sync is not ignored.
     for op in [1, 2] {
         drop(index);
         index = Index::open_on(Arc::new(disk.clone()), dir.path(), KEY).unwrap().finish().unwrap();

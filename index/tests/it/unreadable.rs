@@ -1,4 +1,4 @@
-//! Sectors that the disk does not give, or does not take: damage like any other, and nobody is killed.
+//! Sectors that cannot be read or written are damage like any other, and do not end the process.
 
 use std::fs;
 use std::io;
@@ -11,9 +11,9 @@ use thenar_index::storage::{Files, Storage, StoredFile};
 use thenar_index::{DamageKind, Error, Index, Lsn, Map, OwnedRow, TemplateId, verify_on};
 
 use crate::model::live_rows;
-use crate::palms::{KEY, SMALL, borrowed, row};
+use crate::rows::{KEY, SMALL, borrowed, row};
 
-/// The kernel's answer for a bad sector.
+/// The kernel's error for a bad sector.
 const EIO: i32 = 5;
 
 /// A disk with a bad sector.
@@ -24,7 +24,7 @@ struct BadDisk(Arc<Mutex<Option<Bad>>>);
 struct Bad {
     name: String,
     bytes: Range<u64>,
-    /// Whether writing over it puts a good one in its place.
+    /// Whether overwriting replaces it by a good one.
     heals: bool,
 }
 
@@ -98,7 +98,7 @@ impl StoredFile for BadFile {
         let range = at..at + bytes.len() as u64;
         let mut disk = self.disk.0.lock();
         if let Some(bad) = disk.as_ref().filter(|bad| self.meets(bad, &range)) {
-            // Of a sector that is written in part the system would have to read the rest.
+            // To write a part of a sector, the system would have to read the rest.
             if !bad.heals || range.start > bad.bytes.start || range.end < bad.bytes.end {
                 return Err(io::Error::from_raw_os_error(EIO));
             }
@@ -132,7 +132,7 @@ fn sample() -> (tempfile::TempDir, Vec<OwnedRow>) {
     (dir, rows)
 }
 
-/// Opens the index on a disk that is bad at these bytes of the second segment, and rewrites that.
+/// Opens the index on a disk that is bad at these bytes of the second segment, and replaces that segment.
 fn rewritten(dir: &Path, rows: &[OwnedRow], disk: &BadDisk, bytes: &Range<u64>) -> Index {
     let storage = || Arc::new(disk.clone());
     let report = verify_on(storage(), dir, KEY, &|_, _| ControlFlow::Continue(())).unwrap();
@@ -153,21 +153,21 @@ fn rewritten(dir: &Path, rows: &[OwnedRow], disk: &BadDisk, bytes: &Range<u64>) 
 fn a_segment_with_a_bad_sector_is_rewritten_and_its_file_overwritten() {
     let (dir, _) = sample();
     let second = fs::metadata(dir.path().join("seg-00000001.idx")).unwrap().len();
-    // Every page of the file: header, records, rows, and each area of codes.
+    // A page of each area of the file: header, records, rows, and each area of codes.
     for page in (0..second).step_by(4096) {
         let (dir, rows) = sample();
         let bytes = page..page + 4096;
         let disk = BadDisk::of("seg-00000001.idx", bytes.clone(), true);
         let index = rewritten(dir.path(), &rows, &disk, &bytes);
         assert!(index.left_over().is_empty() && !dir.path().join("seg-00000001.idx").exists());
-        assert!(disk.0.lock().is_none(), "the sector was written over");
+        assert!(disk.0.lock().is_none(), "the sector was overwritten");
         drop(index);
         assert!(verify_on(Arc::new(disk), dir.path(), KEY, &|_, _| ControlFlow::Continue(())).unwrap().is_sound());
     }
 }
 
 #[test]
-fn a_file_that_can_be_neither_read_nor_overwritten_is_left_out_and_tried_again() {
+fn a_file_that_can_be_neither_read_nor_overwritten_is_reported_and_tried_again() {
     let (dir, rows) = sample();
     let (bytes, bad) = (8192..12288, dir.path().join("seg-00000001.idx"));
     let disk = BadDisk::of("seg-00000001.idx", bytes.clone(), false);

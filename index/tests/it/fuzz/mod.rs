@@ -15,8 +15,8 @@ use thenar_index::{Error, GalleryId, Geometry, Index, KeyId, LABEL_BYTES_MAX, Ls
 use xxhash_rust::xxh3::xxh3_64;
 
 use self::mutate::{corpus, mutated};
-use crate::palms::{Dice, borrowed, row};
-use crate::sim::disk_of;
+use crate::disk::disk_of;
+use crate::rows::{Dice, borrowed, row};
 
 const GOLDEN_KEY: Origin = Origin { gallery: GalleryId(*b"golden-gallery-1"), key: KeyId(*b"golden-key-id-01") };
 const MANIFEST: &str = "MANIFEST";

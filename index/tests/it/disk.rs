@@ -1,9 +1,9 @@
-//! A disk that loses power: between the index and real files, it remembers what was synced.
+//! A simulated disk that loses power. It is a layer over real files that remembers what was synced.
 //!
-//! Files are real, in a folder of their own, so that maps are real too; beside them the disk keeps
-//! what of every file and name would survive. At a crash, of what was not synced some survives by
-//! the dice: a 512-byte sector is as it was after any one of the writes that met it since the last
-//! sync, a file has any one of the lengths it had, and a change of names happened or did not.
+//! The files are real, so that maps are real too. Besides, the disk keeps what would survive of every file
+//! and name. At a crash, random parts of what was not synced survive: a 512-byte sector is as it was after
+//! any of the writes to it since the last sync, a file has any of the lengths that it had, and each change
+//! of names has happened or not.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,18 +15,18 @@ use parking_lot::Mutex;
 use thenar_index::Map;
 use thenar_index::storage::{Files, Storage, StoredFile};
 
-use crate::palms::Dice;
+use crate::rows::Dice;
 
 const SECTOR: usize = 512;
 
-/// What happens at the chosen operation.
+/// What goes wrong at the chosen operation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Mishap {
-    /// The power goes: neither this operation nor any later one happens.
+    /// The power fails: neither this operation nor any later one happens.
     PowerCut,
-    /// It fails with this error; of a write, the first half happens. Later ones succeed.
+    /// The operation fails with this error; the first half of a write happens. Later operations succeed.
     Fails(io::ErrorKind),
-    /// From here on the disk is full: whatever writes fails so.
+    /// From here on the disk is full: every write fails.
     Full,
 }
 
@@ -39,7 +39,7 @@ struct State {
     inodes: Vec<Inode>,
     names: BTreeMap<String, usize>,
     durable_names: BTreeMap<String, usize>,
-    /// Changes of names since the folder was synced; each happens whole or not at all.
+    /// Changes of names since the folder was synced. Each happens completely or not at all.
     name_changes: Vec<Vec<(String, Option<usize>)>>,
     identities: u64,
 }
@@ -49,7 +49,7 @@ struct Inode {
     durable: Vec<u8>,
     /// Writes since the last sync.
     writes: Vec<(usize, Vec<u8>)>,
-    /// Length now, and all lengths since the last sync.
+    /// All lengths since the last sync. The last one is the current length.
     lengths: Vec<usize>,
 }
 
@@ -58,7 +58,7 @@ impl Inode {
         self.lengths.last().copied().unwrap_or(self.durable.len())
     }
 
-    /// The file with every write in it.
+    /// The file with all writes.
     fn whole(&self) -> Vec<u8> {
         let mut bytes = self.durable.clone();
         for (at, write) in &self.writes {
@@ -79,7 +79,7 @@ impl Inode {
         for start in (0..bytes.len()).step_by(SECTOR) {
             let met: Vec<_> =
                 self.writes.iter().filter(|(at, write)| *at < start + SECTOR && start < at + write.len()).collect();
-            // None and all of them are as likely together as anything in between.
+            // None or all of the writes survive half of the time.
             let kept = match dice.below(4) {
                 0 => 0,
                 1 => met.len(),
@@ -103,7 +103,7 @@ impl Inode {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Disk(Arc<Mutex<State>>);
 
-/// A disk with what `dir` holds, all of it durable.
+/// A disk with the contents of `dir`, all durable.
 pub(crate) fn disk_of(dir: &Path) -> Disk {
     let disk = Disk::default();
     let mut state = disk.0.lock();
@@ -119,22 +119,22 @@ pub(crate) fn disk_of(dir: &Path) -> Disk {
 }
 
 impl Disk {
-    /// Lets `mishap` happen at the operation with this number, the first being 0.
+    /// Plans `mishap` for the operation with this number. The first operation is 0.
     pub(crate) fn plan(&self, op: u64, mishap: Mishap) {
         self.0.lock().mishap = Some((op, mishap));
     }
 
-    /// Operations asked of it so far.
+    /// Number of operations so far.
     pub(crate) fn ops(&self) -> u64 {
         self.0.lock().ops
     }
 
-    /// Whether the power went.
+    /// Whether the power has failed.
     pub(crate) fn is_dead(&self) -> bool {
         self.0.lock().dead
     }
 
-    /// What the disk holds after a power cut now, put into `dir`.
+    /// Writes into `dir` what a power cut would leave now.
     pub(crate) fn leave(&self, dir: &Path, seed: u64) {
         let state = self.0.lock();
         let mut dice = Dice(seed);
@@ -155,7 +155,7 @@ impl Disk {
         }
     }
 
-    /// Counts an operation and says what becomes of it.
+    /// Counts an operation. The error says whether the first half of a write happens.
     fn turn(&self, state: &mut State, writes: bool) -> Result<(), (io::Error, bool)> {
         let op = state.ops;
         state.ops += 1;
@@ -166,7 +166,7 @@ impl Disk {
             _ => {}
         }
         if state.dead {
-            return Err((io::Error::other("the power is gone"), false));
+            return Err((io::Error::other("the power has failed"), false));
         }
         if state.full && writes {
             return Err((io::ErrorKind::StorageFull.into(), true));
@@ -277,7 +277,7 @@ impl StoredFile for DiskFile {
             Ok(()) => self.keep(bytes, at),
             Err((error, half)) => {
                 if half {
-                    // Systems stop between sectors (pages, in truth), never inside of one.
+                    // A system stops between sectors (in fact pages), not within one.
                     let stop = (at as usize + bytes.len() / 2) / SECTOR * SECTOR;
                     self.keep(&bytes[..stop.saturating_sub(at as usize)], at)?;
                 }

@@ -1,11 +1,11 @@
-//! Rows to test with: cheap, different for every template, and recognisable.
+//! Rows for tests: cheap, different for every template, and recognisable.
 
 use half::f16;
 use thenar_index::{GalleryId, Geometry, KeyId, NewRow, Origin, OwnedRow, SubjectNumber, TemplateId};
 
-/// The gallery and the key the tests' indexes are filled under.
+/// The gallery and the key of the tests' indexes.
 pub(crate) const KEY: Origin = Origin { gallery: GalleryId(*b"name of a galler"), key: KeyId(*b"fingerprint of k") };
-/// Small segments, so that tests cross their ends.
+/// Small segments, so that tests reach their ends.
 pub(crate) const SMALL: Geometry = Geometry { dim: 32, segment_rows: 64 };
 
 /// SplitMix64 (Steele, Lea, Flood, 2014): a seed in, a stream of numbers out.
@@ -45,7 +45,7 @@ pub(crate) fn row(template: u64, subject: u64, dim: usize) -> OwnedRow {
     }
 }
 
-/// The rows as `append` takes them.
+/// The rows in the form that `append` takes.
 pub(crate) fn borrowed(rows: &[OwnedRow]) -> Vec<NewRow<'_>> {
     rows.iter().map(OwnedRow::as_new).collect()
 }
