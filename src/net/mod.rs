@@ -35,6 +35,7 @@ pub(crate) use connection::{Connection, GuardedBody};
 use connection_limits::ConnectionLimiter;
 use graceful_close::GracefulClose;
 use read_buffer::ClearedReads;
+pub use tls::TlsConfig;
 
 use crate::telemetry;
 

@@ -11,7 +11,16 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
-use crate::server::config::TlsConfig;
+/// Files of mutual TLS, PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsConfig {
+    /// The server's certificate chain.
+    pub certificate: PathBuf,
+    /// Its private key.
+    pub key: PathBuf,
+    /// Whose clients are let in.
+    pub client_ca: PathBuf,
+}
 
 /// Why TLS cannot be spoken.
 #[derive(Debug, thiserror::Error)]

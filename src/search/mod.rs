@@ -1,12 +1,14 @@
 //! One search, from rotated probes to ranked subjects, exactly.
 //!
-//! The engine sifts, this room verifies and ranks; what it returns does not depend on the engine.
+//! The engine finds candidate rows; this room scores and ranks them, so that the answer does not depend on the
+//! engine.
 //! Knows rows, subjects' numbers and hands. Does not know policies, transports or GPUs.
 //!
 //! - [`score`]: the comparison score of one row, to the bit.
 //! - [`plan`]: which rows to ask an engine for until the ranking is complete, and the exhaustive
-//!   scan that answers where an engine cannot.
+//!   scan that answers if an engine cannot.
 //! - [`rank`]: scores of rows to scores of subjects, fused over the probes of a person.
+//! - [`batch`]: when a search is admitted, and with which others it is searched.
 
 pub mod batch;
 pub mod plan;
@@ -25,7 +27,7 @@ use crate::engine::EngineError;
 pub use crate::engine::certificate::Certificate;
 use crate::model::Hand;
 
-/// The floor of a search without a threshold: under every score that can be.
+/// The floor of a search without a threshold: below every possible score.
 pub const NO_FLOOR: f64 = -2.0;
 
 /// One rotated capture.
@@ -42,13 +44,13 @@ pub struct Probe {
 pub struct Search {
     /// 1 to `PROBES_MAX` captures of one person.
     pub probes: Vec<Probe>,
-    /// Subjects under this fused score are not wanted; [`NO_FLOOR`] for the k best of all.
+    /// Subjects below this fused score are not wanted; [`NO_FLOOR`] for the k best of all.
     pub floor: f64,
     /// Subjects wanted, at most. At least 1.
     pub k: usize,
-    /// The weakest certificate that will do.
+    /// The weakest certificate that is acceptable.
     pub certificate: Certificate,
-    /// The subjects that may be found, by number (`SubjectNumber`), or none for all.
+    /// The subjects that may be found, by number (`SubjectNumber`); `None` for all.
     pub allowed: Option<Arc<RoaringBitmap>>,
 }
 
@@ -71,7 +73,7 @@ pub struct Found {
     pub score: f64,
     /// The hand of the best template.
     pub hand: Hand,
-    /// The template with the best single score; of equals the smallest id.
+    /// The template with the best single score; among equals the smallest id.
     pub template: TemplateId,
     /// Probes that had a comparable template.
     pub probes_compared: u32,
@@ -82,9 +84,9 @@ pub struct Found {
 pub struct Answer {
     /// Best first; ties by the smaller template id.
     pub found: Vec<Found>,
-    /// Why this is complete.
+    /// Under which certificate this is complete.
     pub certificate: Certificate,
-    /// Live templates in the gallery, allowed to be found or not.
+    /// Live templates in the gallery, including those that may not be found.
     pub gallery_size: u64,
 }
 
@@ -106,6 +108,6 @@ pub struct BatchTiming {
     pub prefilter: Duration,
     /// In exact scores and ranking.
     pub refine: Duration,
-    /// On the device, where the engine can tell.
+    /// On the device, if the engine can tell.
     pub device: Option<Duration>,
 }

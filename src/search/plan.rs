@@ -1,54 +1,55 @@
 //! Which rows to ask an engine for until the ranking is complete.
 //!
-//! The argument. Let `c` be a score such that every live row of probe `p` with an exact score of
-//! at least `c` has been looked at, for every probe of a search. A subject whose fused score is at
-//! least `c` has, for some probe, a comparable row of at least `c` (the mean does not exceed the
-//! largest), so it has been looked at, and its fused score was computed from all its rows. Hence the
+//! The argument: let `c` be a score such that every live row of probe `p` with an exact score of
+//! at least `c` has been looked at, for every probe `p` of a search. A subject whose fused score is at
+//! least `c` has, for some probe, a comparable row of at least `c` (a mean does not exceed the
+//! largest of its terms), so the row has been looked at, and the subject's fused score was computed from all its rows.
+//! Hence the
 //! ranking is complete down to `c`: if `k` subjects reach `c`, or `c` is the search's floor, the
 //! answer is that of an exhaustive scan.
 //!
 //! 1. Ask for the `keep` best rows of each probe at or above the floor. `c` is the highest of the floors
 //!    that the engine says it held the probes to in the end ([`CandidateRows::floors`]).
-//! 2. Where that is not enough (many templates a subject, hands that cannot be compared, fused
-//!    scores), ask once more for everything at or above the `k`-th best fused score seen; with
-//!    fewer than `k` subjects seen, for eight times as many rows.
+//! 2. If that is not enough (many templates per subject, hands that cannot be compared, fused
+//!    scores), ask again for everything at or above the `k`-th best fused score seen; or, if
+//!    fewer than `k` subjects were seen, for eight times as many rows.
 //! 3. A probe whose candidates overflow is answered by [`scan`], which scores every live row.
 //!
 //! # One moment
 //!
-//! All rounds read one snapshot, and which rows are live in a snapshot never changes: what is enrolled
-//! or deleted while a search is under way shows in none of its rounds, or in a later search. So the
-//! answer is that of an exhaustive scan at the moment when the snapshot was taken, and deletions, however
-//! many, never make a search repeat itself. Nobody is found after a deletion was acknowledged: it is
-//! acknowledged only when every snapshot from before it has been let go, and the bytes of its rows, in the
-//! files and in the engine, are overwritten after that.
+//! All rounds read one snapshot, and which rows are live in a snapshot never changes: no round sees what is
+//! enrolled or deleted while the search is under way. So the
+//! answer is that of an exhaustive scan at the moment when the snapshot was taken, and deletions never make
+//! a search start again. Nobody is found after their deletion was acknowledged: it is
+//! acknowledged only when every earlier snapshot has been dropped and the bytes of the rows, in the
+//! files and in the engine, have been overwritten.
 //!
 //! # What a randomised certificate promises of a whole search
 //!
 //! Take a subject that belongs in the answer, and its best pair of probe and row; the pair's score is at
-//! least the subject's fused one. Whatever the rounds before it did, the last round decides: it is over
-//! when the floors it held are at most the `k`-th best fused score, which is that of `k` subjects there
-//! are and so at most this subject's, or at most the search's floor. So the subject can be missing only
+//! least the subject's fused score. Whatever earlier rounds did, the last round decides. It is the last because
+//! the floors it held are at most the search's floor, or at most the `k`-th best fused score seen. That score is
+//! reached by `k` subjects and is therefore at most this subject's. So the subject can be missing only
 //! if the last round passed its pair over at a floor of at most the pair's own score.
 //!
-//! How many rounds there are, which codes looked in the last one, and which engine it was (a standby may
-//! take over between two rounds, or within one) may depend on anything, what was missed included. So
-//! the probability of a miss is bounded by that of the union, over all looks of all engines in all rounds, of
-//! the events that the look passes the pair over at a floor of at most the pair's score. These are few:
+//! How many rounds there are, which codes the last one used, and which engine it was (a standby may
+//! take over between two rounds, or within one) may depend on anything, including what was missed. So
+//! the probability of a miss is bounded by that of a union of events, one per pass of an engine over codes in a
+//! round: that the pass rules the pair out at a floor of at most the pair's score. These events are few:
 //!
-//! - A look is one code of one engine, and what it draws at random it draws from the probe's [`Seed`],
+//! - A pass is over one kind of code in one engine, and draws its random numbers from the probe's [`Seed`],
 //!   which is the same in every round and for every engine. Tables and their steps depend on probe, seed
 //!   and certificate, never on floors.
-//! - So for one look and one pair the only thing that differs from round to round is the floor. Bars
-//!   rise with it, hence each of the events lies inside the look's event at the pair's own score
-//!   (`certificate`), which is one and the same for all rounds.
-//! - The looks of all engines together share the miss probability: [`crate::engine::certificate::PASSES`] parts, one
-//!   for each. The fine codes of both engines have one part between them: either looks at them with an
-//!   upper bound of <q, u>, so both events lie inside that of the exact <q, u> below the higher of
-//!   their two bars.
+//! - So for one pass and one pair only the floor differs from round to round. Bounds
+//!   rise with the floor, hence each of these events lies inside the pass's event at the pair's own score
+//!   (`certificate`), which is the same for all rounds.
+//! - The passes of all engines together share the miss probability: [`PASSES`](crate::engine::certificate::PASSES)
+//!   parts, one for each. The 4-bit codes of both engines have one part between them: each engine compares an
+//!   upper bound of <q, u>, so both events lie inside the event that the exact <q, u> is below the higher of
+//!   their two bounds.
 //!
-//! So the sum over rounds is none: the probability of a miss is at most that of the certificate, over
-//! rotation and seeds, in however many rounds and on whichever engines a search is answered.
+//! So nothing adds up over rounds: the probability of a miss, over rotation and seeds, is at most that of the
+//! certificate, however many rounds a search takes and whichever engines answer it.
 
 use std::ops::Range;
 use std::time::Instant;
@@ -62,15 +63,15 @@ use super::{Answer, BatchTiming, Certificate, Found, NO_FLOOR, Search, score};
 use crate::engine::{CandidateRequest, CandidateRows, Engine, EngineError, GalleryView, Seed};
 use crate::model::Hand;
 
-/// Most candidates of one probe that an engine may return; over it the probe is scanned.
-pub const SURVIVORS_MAX: usize = 1 << 16;
+/// Most candidates of one probe that an engine may return. A probe with more is answered by [`scan`].
+pub const CANDIDATE_ROWS_MAX: usize = 1 << 16;
 /// Rounds before a search is answered by a scan. Each multiplies the rows asked for by eight, so
-/// more would be past [`SURVIVORS_MAX`] anyway.
+/// more would exceed [`CANDIDATE_ROWS_MAX`] anyway.
 const ROUNDS_MAX: usize = 6;
-/// Live rows between looks at the running k-th best in a scan.
+/// Rows of a piece of a scan. Pieces are scored in parallel.
 const SCAN_CHUNK: usize = 4096;
 
-/// One search on its way.
+/// A search between two rounds.
 struct Running<'a> {
     search: &'a Search,
     /// One per probe, the same in every round.
@@ -88,7 +89,7 @@ struct Running<'a> {
 /// Answers a batch of searches over one snapshot.
 ///
 /// # Errors
-/// [`EngineError`] where the engine fails; nothing has been answered then, and the caller takes
+/// [`EngineError`] if the engine fails; nothing has been answered then, and the caller takes
 /// another engine.
 pub fn search_batch(
     engine: &dyn Engine,
@@ -101,7 +102,7 @@ pub fn search_batch(
     let mut running: Vec<Running<'_>> = searches
         .iter()
         .map(|search| {
-            assert!(search.k > 0 && !search.probes.is_empty(), "the edge refuses empty searches");
+            assert!(search.k > 0 && !search.probes.is_empty(), "the service refuses empty searches");
             let keep = u32::try_from(2 * search.k + 8).unwrap_or(u32::MAX);
             Running {
                 search,
@@ -118,7 +119,7 @@ pub fn search_batch(
 
     let allowed: Vec<Option<RoaringBitmap>> =
         searches.iter().map(|search| search.allowed.as_deref().map(|subjects| rows_of(snapshot, subjects))).collect();
-    // Searches of one certificate are sifted together, so that none pays for another's.
+    // Searches under one certificate go to the engine together, so that none pays for another's.
     while let Some(certificate) = running.iter().find(|r| r.answer.is_none()).map(|r| r.search.certificate) {
         let (mut open, of): (Vec<&mut Running<'_>>, Vec<&Option<RoaringBitmap>>) = running
             .iter_mut()
@@ -145,7 +146,7 @@ pub fn search_batch(
             probes: &probes,
             floors: &floors,
             keep: &keep,
-            candidates_max: SURVIVORS_MAX,
+            candidates_max: CANDIDATE_ROWS_MAX,
             certificate,
             filters: &filters,
             seeds: &seeds,
@@ -172,7 +173,7 @@ pub fn search_batch(
             run.step(snapshot, candidates, first..first + run.search.probes.len());
         };
         if open.len() == 1 {
-            // Waking another thread would take longer.
+            // Waking another thread would take longer than this.
             open.iter_mut().zip(firsts).for_each(step);
         } else {
             open.par_iter_mut().zip(firsts).for_each(step);
@@ -189,8 +190,8 @@ pub fn search_batch(
 }
 
 impl Running<'_> {
-    /// Verifies what one round of sifting left for this search's probes, `range` of the batch, and either
-    /// answers or says what to ask for next.
+    /// Scores the candidates of one round for this search's probes, `range` of the batch, and either
+    /// answers or determines what to ask for next.
     fn step(&mut self, snapshot: &Snapshot, candidates: &CandidateRows, range: Range<usize>) {
         self.rounds += 1;
         self.held = candidates.certificate;
@@ -204,7 +205,7 @@ impl Running<'_> {
             for &row in rows {
                 let Some(meta) = snapshot.meta(Row(row)) else { continue };
                 let exact = score::exact(snapshot.row(Row(row)), &probe.vector);
-                // A row below the floor is an engine's caution; its subject may still reach the
+                // An engine returns some rows below the floor, to be safe; their subjects may still reach the
                 // floor by another row, which is then a candidate itself.
                 if exact >= self.floor
                     && self.search.allows(meta.subject)
@@ -237,8 +238,8 @@ impl Running<'_> {
     }
 }
 
-/// Scores every live row: the answer by definition, for what no engine can narrow down (a gallery
-/// of equals, say). Bounded memory, all threads.
+/// Scores every live row: the answer by definition, for searches that no engine can narrow down (for example
+/// in a gallery of equal rows). Bounded memory, all threads.
 #[must_use]
 pub fn scan(snapshot: &Snapshot, search: &Search) -> Vec<Found> {
     let dim = snapshot.dim();
@@ -268,14 +269,16 @@ pub fn scan(snapshot: &Snapshot, search: &Search) -> Vec<Found> {
                         reason = "an offset is under the rows of a segment, a u32"
                     )]
                     let row = Row(block.first_row + offset as u32);
-                    let bar = best.kth().unwrap_or(NO_FLOOR).max(search.floor);
+                    let least = best.kth().unwrap_or(NO_FLOOR).max(search.floor);
                     let Some(meta) = snapshot.meta(row) else { continue };
                     let hand = Hand::from_code(meta.hand).unwrap_or_default();
                     if !search.allows(meta.subject) {
                         continue;
                     }
-                    let reaches =
-                        search.probes.iter().any(|p| p.hand.comparable(hand) && score::exact(values, &p.vector) >= bar);
+                    let reaches = search
+                        .probes
+                        .iter()
+                        .any(|p| p.hand.comparable(hand) && score::exact(values, &p.vector) >= least);
                     if reaches
                         && !best.holds(meta.subject)
                         && let Some(found) = rank::fuse(snapshot, meta.subject, &search.probes)
@@ -311,7 +314,7 @@ fn rows_of(snapshot: &Snapshot, subjects: &RoaringBitmap) -> RoaringBitmap {
 /// The largest f32 that is not above `x`.
 #[must_use]
 pub fn round_down(x: f64) -> f32 {
-    #[expect(clippy::cast_possible_truncation, reason = "corrected below where it rounds up")]
+    #[expect(clippy::cast_possible_truncation, reason = "corrected below if it rounds up")]
     let near = x as f32;
     if f64::from(near) > x { near.next_down() } else { near }
 }

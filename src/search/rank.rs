@@ -1,9 +1,9 @@
 //! From scores of rows to scores of subjects.
 //!
-//! A subject's score for one probe is that of its best comparable template (same hand, or a hand
-//! not known). Its fused score is the mean over the probes that have one: the sum rule of score
-//! fusion (Kittler et al., "On combining classifiers", 1998), held within the least and the largest of
-//! them, since rounding may carry a mean of f64 past both: that of three times 0.8055098475906457 ends
+//! A subject's score for one probe is that of its best comparable template (same hand, or an
+//! unknown hand). Its fused score is the mean over the probes that have one: the sum rule of score
+//! fusion (Kittler et al., "On combining classifiers", 1998), clamped to the least and the largest of
+//! them, since rounding may carry a mean of f64 past them: the mean of three times 0.8055098475906457 ends
 //! in 58. So a fused score never exceeds the subject's best single score, which is what lets `plan`
 //! find every subject at or above a floor by looking for rows at or above it.
 
@@ -15,7 +15,7 @@ use thenar_index::{Snapshot, SubjectNumber, TemplateId};
 use super::{Found, Probe, score};
 use crate::model::Hand;
 
-/// The exact fused score of `subject` against `probes`, or `None` where no template of it is live
+/// The exact fused score of `subject` against `probes`, or `None` if no template of it is live
 /// and comparable with any of them.
 #[must_use]
 pub fn fuse(snapshot: &Snapshot, subject: SubjectNumber, probes: &[Probe]) -> Option<Found> {
@@ -38,7 +38,7 @@ pub fn fuse(snapshot: &Snapshot, subject: SubjectNumber, probes: &[Probe]) -> Op
             if best_of_probe.is_none_or(|b| exact > b) {
                 best_of_probe = Some(exact);
             }
-            // Of equals the smallest id, over all probes: another may have met a larger one first.
+            // Among equals the smallest id over all probes: an earlier probe may have seen a larger id first.
             if best.is_none_or(|(b, id, _)| exact > b || (exact == b && meta.template < id)) {
                 best = Some((exact, meta.template, hand));
                 if subject_id.is_empty() {
@@ -64,14 +64,14 @@ pub fn order(a: &Found, b: &Found) -> Ordering {
     b.score.total_cmp(&a.score).then(a.template.cmp(&b.template))
 }
 
-/// The `k` best subjects offered so far, in order. Never holds more than `k`.
+/// The `k` best subjects offered so far, in order.
 pub struct Best {
     k: usize,
     found: Vec<Found>,
 }
 
 impl Best {
-    /// Room for the `k` best.
+    /// With room for the `k` best.
     #[must_use]
     pub fn new(k: usize) -> Self {
         Self { k, found: Vec::with_capacity(k + 1) }

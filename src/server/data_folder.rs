@@ -1,10 +1,10 @@
-//! The data folder: where things are in it, and that one process has it.
+//! The data folder: its layout, and the lock that gives it to one process.
 //!
 //! ```text
 //! DATA/LOCK               held while a server (or a local import) runs
 //! DATA/registry.sqlite    the system of record
 //! DATA/index/             derived from it
-//! DATA/kernels-*          compiled GPU kernels, without which a start takes longer
+//! DATA/kernels-*          compiled GPU kernels, a cache
 //! ```
 
 use std::fs::{File, TryLockError};
@@ -12,17 +12,17 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-/// A data folder that this process has to itself until the value is dropped.
+/// A data folder, locked for this process until the value is dropped.
 #[derive(Debug)]
 pub struct DataFolder {
     path: PathBuf,
     _lock: File,
 }
 
-/// Why the folder cannot be had.
+/// Why the folder cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
-    /// Another process has it.
+    /// Another process uses it.
     #[error("the data folder {} is in use by another Thenar process; stop that one first", path.display())]
     InUse {
         /// The folder.
@@ -34,21 +34,21 @@ pub enum FolderError {
         /// The folder.
         path: PathBuf,
     },
-    /// The system refused.
+    /// The operating system refused.
     #[error("could not use the data folder {}: {source}", path.display())]
     Io {
         /// The folder.
         path: PathBuf,
-        /// The system's answer.
+        /// The operating system's answer.
         source: io::Error,
     },
 }
 
 impl DataFolder {
-    /// Makes the folder (for its owner alone) where it is missing, and takes it.
+    /// Creates the folder (for its owner only) if it is missing, and locks it.
     ///
     /// # Errors
-    /// [`FolderError::InUse`] where another process has it.
+    /// [`FolderError::InUse`] if another process uses it.
     pub fn take(path: &Path) -> Result<Self, FolderError> {
         let io = |source| FolderError::Io { path: path.to_owned(), source };
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(io)?;
@@ -70,7 +70,7 @@ impl DataFolder {
     /// As [`DataFolder::take`], but refuses a folder without a gallery.
     ///
     /// # Errors
-    /// [`FolderError::Empty`] where there is none.
+    /// [`FolderError::Empty`] if there is none.
     pub fn take_existing(path: &Path) -> Result<Self, FolderError> {
         if !registry_file(path).exists() {
             return Err(FolderError::Empty { path: path.to_owned() });

@@ -1,5 +1,5 @@
 //! Whole servers in this process: what a panic of one of their threads looks like from outside, and
-//! that no caller's work keeps the others waiting.
+//! whether one caller's work makes others wait.
 
 use std::io::{Read as _, Write as _};
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -11,15 +11,23 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
+use super::data_folder::DataFolder;
+use super::engines::Engines;
+use super::open::open_taken;
 use super::*;
 use crate::api::proto;
 use crate::api::proto::administration_client::AdministrationClient;
 use crate::api::proto::enrollment_client::EnrollmentClient;
 use crate::api::proto::identification_client::IdentificationClient;
 use crate::engine::GalleryView;
+use crate::engine::cpu::CpuEngine;
+use crate::engine::failover::Failover;
 use crate::engine::testing::{Hooked, Hooks};
 use crate::model::synthetic::SyntheticGallery;
+use crate::registry::sqlite::SqliteRegistry;
 use crate::server::config::Raw;
+use crate::service::Service;
+use crate::vault::MasterKey;
 
 const DIM: usize = 64;
 /// Longer than anything here takes on a busy machine.
@@ -76,7 +84,7 @@ impl Running {
         Self::start_with(engines, Some(DIM)).await
     }
 
-    /// With so many dimensions configured, or none.
+    /// With a number of dimensions configured, or none.
     async fn start_with(engines: Engines, dim: Option<usize>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         MasterKey::generate().unwrap().write_new(&folder.path().join("master.key")).unwrap();
@@ -199,7 +207,7 @@ fn verify(person: u32) -> proto::VerifyRequest {
     }
 }
 
-/// `provoke` makes the thread panic; then health and readiness turn while calls may still be open, and
+/// `provoke` makes the thread panic; then health and readiness change while calls may still be open, and
 /// the server ends with an error that names the thread.
 async fn is_seen_and_ends_the_server(thread: &'static str, engines: Engines, provoke: impl AsyncFnOnce(&Running)) {
     let server = Running::start(engines).await;
@@ -284,7 +292,7 @@ async fn while_the_gallery_makes_verifications_wait_other_calls_are_answered() {
     for person in 1..=2 {
         server.enrollment().enroll(enroll(person)).await.unwrap();
     }
-    // An erasure waits for this, and whoever wants to look at the gallery for the erasure.
+    // An erasure waits for this snapshot, and everybody who needs the gallery waits for the erasure.
     let gallery = &server.service.core().unwrap().gallery;
     let held = gallery.snapshot().unwrap();
     let mut enrollment = server.enrollment();
@@ -311,7 +319,7 @@ async fn while_the_gallery_makes_verifications_wait_other_calls_are_answered() {
     server.ended().await.unwrap();
 }
 
-/// What kill -9 would leave of a running server, in a folder of its own.
+/// A copy of what kill -9 would leave of a running server.
 fn left_by_kill_9(server: &Running) -> tempfile::TempDir {
     let left = tempfile::tempdir().unwrap();
     for folder in ["", "data", "data/index"] {
@@ -344,7 +352,7 @@ async fn a_change_whose_sync_failed_is_told_as_in_doubt_and_done_once_when_repea
         assert!(doubt.message().contains(words), "{doubt:?}");
     }
     assert!(!doubt.message().contains("nothing was changed"), "{doubt:?}");
-    // Whoever repeats it before a restart is not told that it is not there either.
+    // A caller that repeats it before a restart is not told that nothing was changed either.
     let refused = server.enrollment().enroll(enroll(2)).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused:?}");
     assert!(refused.message().contains("same request_id"), "{refused:?}");
@@ -379,7 +387,7 @@ async fn without_a_configured_dimension_the_first_good_enrolment_decides() {
     assert_eq!((page.dim, page.templates, page.engine.unwrap().kind.as_str()), (0, 0, "cpu"));
     assert_eq!(server.readyz(), "200");
 
-    // Nobody is there: whoever is asked for is not found, and what is wrong is said all the same.
+    // Nobody is enrolled: nobody is found, and invalid requests are refused as usual.
     let nobody = server.identification().identify(identify(1)).await.unwrap().into_inner();
     assert_eq!((nobody.decision(), nobody.gallery_size), (proto::Decision::NoMatch, 0));
     assert_eq!(nobody.certificate.unwrap().miss_probability, 1e-12);
@@ -400,7 +408,7 @@ async fn without_a_configured_dimension_the_first_good_enrolment_decides() {
     }
     assert_eq!(status().await.dim, 0, "what is refused decides nothing");
 
-    // Many come first at once, of two kinds; one kind is in, and the other is told why not.
+    // Many first enrolments at once, of two dimensions: one is accepted, and the other is told why not.
     let narrow = (1..=4).map(|person| (64, proto::EnrollRequest { samples: samples_of(64, person), ..enroll(person) }));
     let wide = (5..=8).map(|person| (96, proto::EnrollRequest { samples: samples_of(96, person), ..enroll(person) }));
     let calls: Vec<_> = narrow

@@ -1,8 +1,8 @@
 //! Work that takes a while, off the threads that talk to clients.
 //!
-//! Rotating one embedding takes as many products as the square of its dimension: on a thread of the
-//! transport, everybody else on that thread would wait for it. Only as much runs at once as there
-//! are cores, because more would only take longer; the rest waits in order of arrival, up to a limit.
+//! Rotating an embedding takes a number of products that is the square of its dimension: on a thread of the
+//! transport, everybody else on that thread would wait for it. At most one piece of work per core runs at once,
+//! because more would only take longer; the rest waits in order of arrival, up to a limit.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,17 +14,17 @@ use super::{Busy, ServiceError};
 use crate::process::supervisor::Supervisor;
 use crate::process::zeroing_alloc;
 
-/// Work under way or waiting; over it callers are told to come back.
+/// Pieces of work that run or wait. Further callers are told to try again.
 const ADMITTED_MAX: usize = 1024;
-/// Threads that compute, at most: they are some of the runtime's blocking threads.
+/// Most threads that compute; they are blocking threads of the runtime.
 const RUNNING_MAX: usize = 32;
-/// Bulk messages in work at once. They divide their work among all cores themselves, so that more
-/// would only hold up what came before.
+/// Bulk messages processed at once. Each divides its work among all cores itself, so that more
+/// would only delay the earlier ones.
 const BULK_MAX: usize = 2;
-/// What a caller is told to wait when there is too much.
+/// When a refused caller is told to try again.
 const RETRY_AFTER: Duration = Duration::from_millis(50);
 
-/// Runs work on threads that may be busy, a bounded number at a time.
+/// Runs work on blocking threads, a bounded amount at a time.
 pub(crate) struct Compute {
     admitted: Semaphore,
     running: Arc<Semaphore>,
@@ -43,11 +43,11 @@ impl Compute {
         }
     }
 
-    /// Does `work` for one caller, who belongs to `what`.
+    /// Does `work` for one caller. `what` is reported if there is too much.
     ///
     /// # Errors
-    /// [`ServiceError::Busy`] at once where too many wait; [`ServiceError::Draining`] where the work
-    /// panicked, which is the end of the server.
+    /// [`ServiceError::Busy`] at once if too many wait; [`ServiceError::Draining`] if the work
+    /// panicked, which ends the server.
     pub(crate) async fn run<T: Send + 'static>(
         &self,
         what: Busy,
@@ -58,10 +58,10 @@ impl Compute {
         self.when_free(&self.running, work).await
     }
 
-    /// Does `work` for a bulk stream, which reads no further meanwhile.
+    /// Does `work` for a bulk stream, which does not read on meanwhile.
     ///
     /// # Errors
-    /// [`ServiceError::Draining`] where the work panicked, which is the end of the server.
+    /// [`ServiceError::Draining`] if the work panicked, which ends the server.
     pub(super) async fn run_bulk<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -69,7 +69,7 @@ impl Compute {
         self.when_free(&self.bulk, work).await
     }
 
-    /// Takes every place of [`Compute::run`], until what is returned is dropped.
+    /// Takes every place of [`Compute::run`] until the returned permit is dropped.
     #[cfg(test)]
     pub(crate) async fn take_all(&self) -> tokio::sync::OwnedSemaphorePermit {
         let places = u32::try_from(self.running.available_permits()).unwrap();
@@ -82,12 +82,12 @@ impl Compute {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, ServiceError> {
         let (places, supervisor) = (Arc::clone(places), self.supervisor.clone());
-        // A task of its own: whoever asks is not polled while its client does not read, and would keep the
-        // place that it was given from everybody else.
+        // A task of its own: the caller is not polled while its client does not read, and would block the
+        // place that it was given.
         let work = Driven::new(async move {
             let place = places.acquire_owned().await.ok()?;
             let done = tokio::task::spawn_blocking(move || {
-                // Held for as long as the work takes, also where nobody waits for it any more.
+                // Held for as long as the work takes, even if nobody waits for it any more.
                 let _place = place;
                 let done = supervisor.watch("compute", work);
                 zeroing_alloc::clear_stack();
@@ -99,7 +99,7 @@ impl Compute {
     }
 }
 
-/// Something that is done whether or not anybody looks, until this is dropped.
+/// A future that makes progress without being polled, until this is dropped.
 pub(crate) struct Driven<T>(JoinHandle<T>);
 
 impl<T: Send + 'static> Driven<T> {
@@ -107,7 +107,7 @@ impl<T: Send + 'static> Driven<T> {
         Self(tokio::spawn(future))
     }
 
-    /// What came of it; nothing where it panicked, or the runtime ends.
+    /// Its result; `None` if it panicked, or the runtime ends.
     pub(crate) async fn done(mut self) -> Option<T> {
         (&mut self.0).await.ok()
     }
@@ -157,7 +157,7 @@ mod tests {
         for call in &mut stuck {
             assert!(futures::poll!(call).is_pending());
         }
-        // They get in line before anybody else.
+        // They queue before anybody else.
         tokio::task::yield_now().await;
         drop(places);
         let other = tokio::time::timeout(Duration::from_secs(60), compute.run(Busy::Searches, || 8));

@@ -1,4 +1,4 @@
-//! Bringing people in, changing their templates, and letting them go.
+//! Enrolling people, changing their templates, and forgetting them.
 
 use std::sync::Arc;
 
@@ -15,11 +15,11 @@ const ROTATE_TOGETHER: usize = 32;
 
 /// Enrols somebody new.
 pub struct Enrol {
-    /// The write happens once under it.
+    /// The change happens once under this id.
     pub request_id: RequestId,
-    /// Must be free.
+    /// Must not be enrolled.
     pub subject: SubjectId,
-    /// Decides whether somebody who was forgotten may come back.
+    /// Decides whether somebody who was forgotten may be enrolled again.
     pub source: Source,
     /// 1 to `TEMPLATES_PER_SUBJECT_MAX`.
     pub samples: Vec<Sample>,
@@ -27,7 +27,7 @@ pub struct Enrol {
 
 /// Changes somebody's templates.
 pub struct Update {
-    /// The write happens once under it.
+    /// The change happens once under this id.
     pub request_id: RequestId,
     /// Must exist.
     pub subject: SubjectId,
@@ -39,7 +39,7 @@ pub struct Update {
 
 /// Deletes somebody.
 pub struct Forget {
-    /// The write happens once under it.
+    /// The change happens once under this id.
     pub request_id: RequestId,
     /// Must exist.
     pub subject: SubjectId,
@@ -52,7 +52,7 @@ pub struct Enrolled {
     pub subject: SubjectRecord,
     /// The change's place in the log.
     pub lsn: Lsn,
-    /// Whether it had been done before.
+    /// Whether it had been done before under the same request id.
     pub replayed: bool,
 }
 
@@ -65,23 +65,23 @@ pub struct Forgotten {
     pub lsn: Lsn,
 }
 
-/// One of many enrolments.
+/// One of the enrolments of a bulk message.
 pub struct BulkItem {
-    /// The enrolment, or what is wrong with it: then it is only reported.
+    /// The enrolment, or what is wrong with it, which is only reported.
     pub enrol: Result<Enrol, ServiceError>,
 }
 
-/// Many enrolments, checked and sealed, or what is wrong with each.
+/// Bulk enrolments, each checked and sealed, or what is wrong with it.
 pub struct Prepared(Vec<Result<(Change, SubjectId), ServiceError>>);
 
-/// How one of many ended.
+/// The result of one bulk enrolment.
 pub type BulkOutcome = Result<Enrolled, ServiceError>;
 
 impl Service {
     /// Enrols.
     ///
     /// # Errors
-    /// [`ServiceError`]; nothing was changed, unless it is [`ServiceError::NotYetInForce`] or, maybe,
+    /// [`ServiceError`]. Nothing was changed, except in the case of [`ServiceError::NotYetInForce`] and possibly
     /// [`ServiceError::InDoubt`].
     pub async fn enrol(self: &Arc<Self>, enrol: Enrol) -> Result<Enrolled, ServiceError> {
         self.refuse_while_draining()?;
@@ -95,15 +95,15 @@ impl Service {
         enrolled(outcome, request_id, subject)
     }
 
-    /// Checks, rotates and seals many enrolments, each on its own: one that is bad does not hold up
+    /// Checks, rotates and seals many enrolments, each on its own: an invalid one does not affect
     /// the others. Changes nothing yet.
     ///
     /// # Errors
-    /// [`ServiceError::Draining`] where the server is stopping.
+    /// [`ServiceError::Draining`] if the server is stopping.
     pub async fn prepare_many(self: &Arc<Self>, items: Vec<BulkItem>) -> Result<Prepared, ServiceError> {
         self.refuse_while_draining()?;
         if self.core().is_none() {
-            // The first good item decides.
+            // The first valid item decides.
             let good = |item: &BulkItem| dimension_of(&item.enrol.as_ref().ok()?.samples).ok();
             let Some(dim) = items.iter().find_map(good) else {
                 let problem = |item: BulkItem| match item.enrol {
@@ -118,11 +118,11 @@ impl Service {
         Ok(Prepared(self.compute.run_bulk(move || service.enrolments(items)).await?))
     }
 
-    /// Hands prepared enrolments to the writer, waiting for room: what is handed over first is
-    /// done first. The answer is a future of how each ended.
+    /// Queues prepared enrolments at the writer and waits for room: what is queued first is
+    /// done first. Returns a future with the result of each.
     ///
     /// # Errors
-    /// [`ServiceError::Draining`] where the server is stopping.
+    /// [`ServiceError::Draining`] if the server is stopping.
     pub async fn enrol_many(
         &self,
         prepared: Prepared,
@@ -158,7 +158,7 @@ impl Service {
     /// Changes templates.
     ///
     /// # Errors
-    /// [`ServiceError`]; nothing was changed, unless it is [`ServiceError::NotYetInForce`] or, maybe,
+    /// [`ServiceError`]. Nothing was changed, except in the case of [`ServiceError::NotYetInForce`] and possibly
     /// [`ServiceError::InDoubt`].
     pub async fn update(self: &Arc<Self>, update: Update) -> Result<Enrolled, ServiceError> {
         self.refuse_while_draining()?;
@@ -188,7 +188,7 @@ impl Service {
     /// Deletes a subject: when this returns, no byte of the templates is left.
     ///
     /// # Errors
-    /// [`ServiceError::NoSuchSubject`] where there is none, others as they happen.
+    /// [`ServiceError::NoSuchSubject`] if there is none, and any other.
     pub async fn forget(&self, forget: Forget) -> Result<Forgotten, ServiceError> {
         self.refuse_while_draining()?;
         if self.core().is_none() {
@@ -237,7 +237,7 @@ impl Service {
         Ok(Change { request_id: update.request_id, digest, action })
     }
 
-    /// Checks, rotates and seals many on all threads.
+    /// Checks, rotates and seals many enrolments on all threads.
     fn enrolments(&self, items: Vec<BulkItem>) -> Vec<Result<(Change, SubjectId), ServiceError>> {
         let rotation = &self.opened().rotation;
         let mut checked: Vec<Result<Checked, ServiceError>> =
@@ -307,7 +307,7 @@ impl Service {
     }
 }
 
-/// An enrolment whose every value is good.
+/// An enrolment whose values are all valid.
 struct Checked {
     enrol: Enrol,
     digest: [u8; 16],

@@ -1,4 +1,4 @@
-//! Why a use case did not do what was asked.
+//! Why a use case failed.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -10,7 +10,7 @@ use crate::model::{Invalid, RequestId, SubjectId, VenueId};
 use crate::registry::RegistryError;
 use crate::search::SearchError;
 
-/// What there is too much of.
+/// What is overloaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Busy {
     /// Searches waiting for a batch.
@@ -21,13 +21,13 @@ pub enum Busy {
     Reads,
 }
 
-/// The errors of the use cases. Cheap to clone: a failed group is told to each who was in it.
+/// The errors of the use cases. Cheap to clone: every change of a failed group gets the same error.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum ServiceError {
-    /// A field is not as it must be.
+    /// A field is invalid.
     #[error(transparent)]
     Invalid(#[from] Invalid),
-    /// The venue is not one of this server's.
+    /// The server does not know the venue.
     #[error("venue_id: {0} is not a venue of this server")]
     UnknownVenue(VenueId),
     /// There is no such subject.
@@ -51,7 +51,7 @@ pub enum ServiceError {
     /// The template is not the subject's.
     #[error("remove_template_ids: the subject has no template {}", .0.0)]
     NoSuchTemplate(TemplateId),
-    /// None or too many templates would be left.
+    /// No templates or too many would be left.
     #[error("the subject would have {count} templates; 1 to {max} are taken")]
     TemplateCount {
         /// What would be left.
@@ -71,7 +71,7 @@ pub enum ServiceError {
     Busy {
         /// Of what.
         what: Busy,
-        /// When trying again makes sense.
+        /// When to try again.
         retry_after: Duration,
     },
     /// The caller's deadline passed before the work began.
@@ -93,7 +93,7 @@ pub enum ServiceError {
         /// Room that is kept.
         reserve_bytes: u64,
     },
-    /// The disk failed to store the change: after a restart it is there, or not.
+    /// The disk failed to store the change: after a restart it may be there or not.
     #[error("in doubt: the disk failed to store the change; repeat it with the same request_id: {0}")]
     InDoubt(#[source] Arc<RegistryError>),
     /// The registry takes no change before a restart: an earlier one is in doubt.
@@ -105,8 +105,8 @@ pub enum ServiceError {
     /// The change is durable, but searches do not see it yet (or bytes are not yet erased).
     #[error("the change is kept but not yet in force; send the same request again: {0}")]
     NotYetInForce(#[source] Arc<GalleryError>),
-    /// There is no gallery yet, and it could not be made for the first enrolment.
-    #[error("nothing was changed: the gallery could not be made: {0}")]
+    /// There is no gallery yet, and it could not be created for the first enrolment.
+    #[error("nothing was changed: the gallery could not be created: {0}")]
     NoGallery(#[source] Arc<dyn std::error::Error + Send + Sync>),
     /// There was no index or no engine to search with.
     #[error("the search failed: {0}")]

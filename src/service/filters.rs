@@ -1,9 +1,9 @@
-//! Whom does a filter mean? Subjects' numbers, remembered for as long as nothing changes.
+//! Which subjects does a filter name? A cache of their numbers, valid until the next change.
 //!
-//! The gates of an event send the same thousands of ids with every palm, and looking each up in the
+//! The turnstiles of an event send the same thousands of ids with every palm, and looking each up in the
 //! registry costs as much as a search. So the numbers of the last long filters are kept, each with
-//! the change they belong to: the gallery's last one *before* the registry was asked. While that is
-//! still the gallery's last change, no change has been acknowledged that they do not know.
+//! the change they belong to: the gallery's last change *before* the registry was asked. While that is
+//! still the gallery's last change, every acknowledged change is taken into account.
 //!
 //! Knows no registry and no clock. Invariant: at most [`KEPT_MAX`] filters are kept.
 
@@ -18,7 +18,7 @@ use crate::model::SubjectFilter;
 
 /// Filters kept: under 4 MiB of ids in all.
 const KEPT_MAX: usize = 16;
-/// Subjects from which a filter is worth a place: shorter ones are looked up in no time.
+/// A filter is kept if it has at least this many subjects; shorter ones are quickly looked up.
 const KEPT_FROM: usize = 64;
 
 struct Kept {
@@ -27,12 +27,12 @@ struct Kept {
     numbers: Arc<RoaringBitmap>,
 }
 
-/// The filters that are remembered, the one used last at the end.
+/// The filters that are kept, with the most recently used one at the end.
 #[derive(Default)]
 pub(super) struct Filters(Mutex<VecDeque<Kept>>);
 
 impl Filters {
-    /// The numbers of those whom `only` names, if they are known as of the change `now`.
+    /// The numbers of the subjects that `only` names, if they are known as of the change `now`.
     pub(super) fn recall(&self, only: &SubjectFilter, now: Lsn) -> Option<Arc<RoaringBitmap>> {
         let mut kept = self.0.lock();
         kept.retain(|kept| kept.lsn == now);
@@ -43,7 +43,7 @@ impl Filters {
         Some(numbers)
     }
 
-    /// Keeps what the registry said of `only`, when it was asked after the gallery was at `lsn`.
+    /// Keeps the registry's answer for `only`, which was asked for after the gallery was at `lsn`.
     pub(super) fn remember(&self, only: SubjectFilter, lsn: Lsn, numbers: Arc<RoaringBitmap>) {
         if only.ids().len() < KEPT_FROM {
             return;

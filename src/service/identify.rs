@@ -1,4 +1,4 @@
-//! Who is this, and is this that person?
+//! Identification (who is this?) and verification (is this that person?).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,19 +16,19 @@ use crate::search::batch::{BatchError, Class};
 use crate::search::{Certificate, NO_FLOOR, Probe, Search, SearchError, rank};
 use crate::telemetry::{self, Refusal, StageTimes};
 
-/// A floor from this on rules out nearly every row of a usual gallery, where impostor scores have a
-/// deviation below a tenth.
+/// A floor at or above this rules out nearly every row of a usual gallery, where the standard deviation of
+/// non-mated scores is below a tenth.
 const SELECTIVE_FLOOR: f64 = 0.4;
 
-/// One capture, as a client's embedding.
+/// One capture, as an embedding from a client.
 pub struct Sample {
     /// The hand it shows.
     pub hand: Hand,
-    /// As sent, not yet normalised. Shape: `[dim]`, or it is refused.
+    /// As sent, not yet normalised. Shape: `[dim]`; any other is refused.
     pub values: Vec<f32>,
 }
 
-/// Asks who somebody is.
+/// A request to identify somebody.
 pub struct Identify {
     /// Echoed.
     pub request_id: RequestId,
@@ -40,19 +40,19 @@ pub struct Identify {
     pub samples: Vec<Sample>,
     /// 1 to `CANDIDATES_MAX`.
     pub max_candidates: u32,
-    /// Candidates under this are not listed; the decision is never laxer than the policy.
+    /// Candidates below this are not listed; the decision is never laxer than the policy.
     pub threshold: Option<f64>,
-    /// The weakest certificate that will do; `None`: the server's.
+    /// The weakest certificate that is acceptable; `None`: the server's.
     pub certificate: Option<Certificate>,
     /// The only subjects that may be found; `None`: everybody.
     pub only: Option<SubjectFilter>,
     /// When the request arrived.
     pub arrived: Instant,
-    /// After which nobody waits for the answer.
+    /// Nobody waits for the answer after this.
     pub deadline: Option<Instant>,
 }
 
-/// A subject that may be the one.
+/// A subject whose score is high enough to be listed.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Candidate {
     /// From 1.
@@ -69,7 +69,7 @@ pub struct Candidate {
     pub probes_compared: u32,
 }
 
-/// Who it is, and what to do.
+/// The result of an identification.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Identification {
     /// Of the request.
@@ -82,7 +82,7 @@ pub struct Identification {
     pub candidates: Vec<Candidate>,
     /// Of the decision.
     pub threshold: f64,
-    /// Live templates in the gallery, with those that `only` left out.
+    /// Live templates in the gallery, including those that `only` excludes.
     pub gallery_size: u64,
     /// Why it is exact.
     pub certificate: Certificate,
@@ -90,7 +90,7 @@ pub struct Identification {
     pub times: StageTimes,
 }
 
-/// Asks whether somebody is that subject.
+/// A request to verify that somebody is a certain subject.
 pub struct Verify {
     /// Echoed.
     pub request_id: RequestId,
@@ -104,12 +104,12 @@ pub struct Verify {
     pub samples: Vec<Sample>,
 }
 
-/// Whether it is.
+/// The result of a verification.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Verification {
     /// `Match` or `NoMatch`.
     pub decision: Decision,
-    /// Fused; -1 where no template can be compared with any probe.
+    /// Fused; -1 if no template can be compared with any probe.
     pub score: f64,
     /// Of the decision.
     pub threshold: f64,
@@ -147,7 +147,7 @@ impl Service {
         let asked = identify.threshold.map(policy::checked_threshold).transpose()?;
         let policy = self.parts.policies.of(identify.purpose).at_least(asked);
         let list_from = match asked {
-            // Rounding may take an antipode's score a hair under -1.
+            // Rounding may take the score of an opposite vector slightly below -1.
             Some(lowest) if lowest <= -1.0 => NO_FLOOR,
             Some(threshold) => threshold,
             None => policy.threshold,
@@ -157,7 +157,7 @@ impl Service {
         let needed = policy.lowest_that_matters();
         let floor = list_from.min(needed).max(NO_FLOOR);
         let class = class(identify.purpose, floor, needed);
-        // Before anything is done for it that takes time.
+        // Before any work that takes time.
         let place = core.batcher.admit(class, identify.samples.len(), identify.deadline).map_err(batch_error)?;
         let probes = self.rotated(identify.samples).await?;
         let allowed = match identify.only {
@@ -201,7 +201,7 @@ impl Service {
         })
     }
 
-    /// The answer to a good search before anybody was enrolled.
+    /// The answer to a valid search before anybody was enrolled.
     fn find_nobody(
         &self,
         identify: Identify,
@@ -229,7 +229,7 @@ impl Service {
     /// 1:1.
     ///
     /// # Errors
-    /// [`ServiceError::NoSuchSubject`] where there is no such subject, and as for `identify`.
+    /// [`ServiceError::NoSuchSubject`] if there is no such subject, and as for `identify`.
     pub async fn verify(self: &Arc<Self>, verify: Verify) -> Result<Verification, ServiceError> {
         if self.draining().is_cancelled() {
             return Err(ServiceError::Draining);
@@ -241,7 +241,7 @@ impl Service {
         let compared = self
             .read(move |registry| {
                 let Some(subject) = registry.subject(&wanted)? else { return Ok(None) };
-                // Waits while rows are erased, or the index is opened again.
+                // Waits while rows are erased, or the index is reopened.
                 let snapshot = gallery.snapshot();
                 let score = snapshot.map(|s| rank::fuse(&s, subject.number, &probes).map_or(-1.0, |found| found.score));
                 Ok(Some(score.ok_or(SearchError::IndexLost)))
@@ -277,10 +277,10 @@ impl Service {
         rotated.collect()
     }
 
-    /// The numbers of those who are enrolled now. A number is never given out twice, so that whoever
-    /// is forgotten before the search is simply not found, and nobody else in their stead.
+    /// The numbers of those who are enrolled now. Numbers are never reused, so that somebody who
+    /// is forgotten before the search is simply not found, and nobody else in their place.
     async fn numbers_of(&self, core: &Core, only: SubjectFilter) -> Result<Arc<RoaringBitmap>, ServiceError> {
-        // Before the registry is asked, so that it can only know more.
+        // Before the registry is asked, so that the registry is never behind it.
         let lsn = core.gallery.lsn();
         if let Some(numbers) = self.filters.recall(&only, lsn) {
             return Ok(numbers);
@@ -308,8 +308,8 @@ fn checked_count(samples: &[Sample]) -> Result<(), Invalid> {
     Ok(())
 }
 
-/// What a search is to others. Somebody waits at a gate or a till; but whoever asks for candidates far
-/// below what the decision needs does so for another reason, and takes the engine for longer.
+/// The class of a search. For payment and entry somebody is waiting; but a search that asks for candidates far
+/// below what the decision needs has another purpose, and takes the engine for longer.
 fn class(purpose: Purpose, floor: f64, needed: f64) -> Class {
     match purpose {
         _ if floor < needed.min(SELECTIVE_FLOOR) => Class::Floorless,

@@ -1,7 +1,7 @@
-//! The use cases: identify, verify, enrol, update, forget, say how things are.
+//! The use cases: identify, verify, enrol, update, forget, and the server's status.
 //!
-//! Everything a transport needs, in the domain's own types: a transport turns its messages into
-//! these commands and these errors into its statuses, and nothing more.
+//! Everything a transport needs, in the domain's own types: a transport only turns its messages into
+//! these commands and these errors into its statuses.
 //! Knows no transport and no GPU. No error carries biometric data.
 
 mod compute;
@@ -37,17 +37,17 @@ use crate::vault::{RequestDigester, Rotation, Sealer};
 use compute::Compute;
 use writer::Writer;
 
-/// Registry reads under way at once; more are told to come back.
+/// Registry reads at once; further callers are told to try again.
 const READS_MAX: usize = 64;
 
-/// What there is once the number of dimensions is known. Cheap to clone.
+/// What exists once the number of dimensions is known. Cheap to clone.
 #[derive(Clone)]
 pub struct Core {
     /// What is searched.
     pub gallery: Arc<Gallery>,
     /// Admission to the searches.
     pub batcher: Arc<Batcher>,
-    /// The one who changes things.
+    /// Makes changes.
     pub writer: Arc<Writer>,
     /// The secret rotation.
     pub rotation: Arc<Rotation>,
@@ -55,28 +55,28 @@ pub struct Core {
     pub sealer: Arc<Sealer>,
 }
 
-/// Opens the gallery of a folder, with so many dimensions. Blocks.
+/// Opens the gallery of a folder with the given number of dimensions. Blocks.
 pub type OpenCore = Box<dyn Fn(usize) -> Result<Core, ServiceError> + Send + Sync>;
 
 /// What the use cases are made of.
 pub struct Parts {
     /// The system of record.
     pub registry: Arc<dyn Registry>,
-    /// The open gallery; none where nobody has been enrolled and no dimension is configured.
+    /// The open gallery; `None` if nobody has been enrolled and no dimension is configured.
     pub core: Option<Core>,
     /// Opens it for the first enrolment.
     pub open: OpenCore,
-    /// What will search, as it is before there is a gallery.
+    /// The engine, as it is before there is a gallery.
     pub engine: EngineDescription,
-    /// Names requests without saying what is in them.
+    /// Identifies requests without revealing what is in them.
     pub digester: RequestDigester,
     /// A policy for each purpose.
     pub policies: Policies,
-    /// Under which certificate searches are answered that ask for none.
+    /// The certificate of searches that do not ask for one.
     pub certificate: Certificate,
-    /// Venues that may ask; empty means any.
+    /// Venues that may search; empty means any.
     pub venues: BTreeSet<VenueId>,
-    /// Knows when the server stops, and is told of panics.
+    /// Tells when the server stops, and learns of panics.
     pub supervisor: Supervisor,
 }
 
@@ -90,26 +90,26 @@ pub struct Service {
     started: Instant,
     searches: AtomicU64,
     search_ids: AtomicU64,
-    /// Tells this run's search ids from those of other runs.
+    /// Distinguishes this run's search ids from those of other runs.
     run: u32,
 }
 
-/// How the server is.
+/// The server's status.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Status {
-    /// Components of an embedding; 0 before the first enrolment, if that is to decide.
+    /// Components of an embedding; 0 if the first enrolment is to decide.
     pub dim: usize,
     /// What the registry holds.
     pub counts: RegistryCounts,
     /// What searches see.
     pub gallery: GalleryStatus,
-    /// Since the service began.
+    /// Since the start.
     pub uptime: Duration,
     /// Searches answered since then.
     pub searches: u64,
     /// The policy of each purpose.
     pub policies: Vec<(Purpose, Policy)>,
-    /// Anonymous resident memory of the process, where the system says.
+    /// Anonymous resident memory of the process, or 0 if unknown.
     pub resident_anonymous_bytes: u64,
 }
 
@@ -133,15 +133,15 @@ impl Service {
         }
     }
 
-    /// The open gallery; none before the first enrolment, if that is to decide on the dimension.
+    /// The open gallery; `None` before the first enrolment, if that decides on the dimension.
     #[must_use]
     pub fn core(&self) -> Option<&Core> {
         self.core.get()
     }
 
-    /// The gallery that the caller has opened or found open before.
+    /// The gallery, which the caller has opened or found open.
     fn opened(&self) -> &Core {
-        self.core.get().expect("opened before anything is prepared for it")
+        self.core.get().expect("the caller has opened it")
     }
 
     /// Opens the gallery with `dim` dimensions, if none is open.
@@ -151,7 +151,7 @@ impl Service {
         self.core.get_or_try_init(opening).await.map(|_| ())
     }
 
-    /// What rotates and seals.
+    /// Runs rotations and seals.
     #[cfg(test)]
     pub(crate) fn compute(&self) -> &Compute {
         &self.compute
@@ -172,16 +172,16 @@ impl Service {
     /// The subject of that name.
     ///
     /// # Errors
-    /// [`ServiceError::NoSuchSubject`] where there is none.
+    /// [`ServiceError::NoSuchSubject`] if there is none.
     pub async fn subject(&self, id: SubjectId) -> Result<SubjectRecord, ServiceError> {
         let wanted = id.clone();
         self.read(move |registry| registry.subject(&wanted)).await?.ok_or(ServiceError::NoSuchSubject(id))
     }
 
-    /// How the server is.
+    /// The server's status.
     ///
     /// # Errors
-    /// [`ServiceError::Registry`] where the registry cannot say.
+    /// [`ServiceError::Registry`] if the registry fails.
     pub async fn status(&self) -> Result<Status, ServiceError> {
         let (core, engine) = (self.core().cloned(), self.parts.engine.clone());
         let dim = core.as_ref().map_or(0, |core| core.rotation.dim());
@@ -202,7 +202,7 @@ impl Service {
         })
     }
 
-    /// Reads from the registry, and whatever else waits for locks, on a thread that may block.
+    /// Reads from the registry, or does other work that waits for locks, on a thread that may block.
     async fn read<T: Send + 'static>(
         &self,
         read: impl FnOnce(&dyn Registry) -> Result<T, crate::registry::RegistryError> + Send + 'static,
@@ -223,7 +223,7 @@ impl Service {
     }
 }
 
-/// Anonymous resident memory of this process, 0 where the system does not say.
+/// Anonymous resident memory of this process; 0 if the operating system does not say.
 fn resident_anonymous_bytes() -> u64 {
     std::fs::read_to_string("/proc/self/status")
         .ok()

@@ -323,7 +323,7 @@ fn among_20_000_rows_of_512_every_engine_answers_as_brute_force() {
 fn more_equal_rows_than_an_engine_may_return_overflow_and_are_scanned() {
     let engines = engines();
     let mut palms = Palms::new(SEED + 9000, 32);
-    let fixture = Fixture::new(&mut palms, Shape::AllEqual, 32, plan::SURVIVORS_MAX + 4000, 65_536);
+    let fixture = Fixture::new(&mut palms, Shape::AllEqual, 32, plan::CANDIDATE_ROWS_MAX + 4000, 65_536);
     let some = searches(&mut palms, &fixture, 32, 3);
     let what = format!("seed {}", SEED + 9000);
     let overflowed = check(&what, &fixture, &engines, &some);

@@ -1,14 +1,13 @@
-//! Bringing the index up: from its own files where they are sound, from the registry where not.
+//! Bringing the index up: from its own files if they are sound, otherwise from the registry.
 //!
-//! In order: an index that is missing is made; a manifest that cannot be read, or one ahead of the
-//! registry (an older backup was put back), makes the whole index anew; a damaged segment is
+//! In order: a missing index is created; if the manifest cannot be read, or is ahead of the
+//! registry (an older backup was restored), the whole index is rebuilt; a damaged segment is
 //! rewritten from the registry's templates; then the log is replayed from the manifest's LSN.
-//! What the index holds then is compared with what the registry has: where they differ, the
-//! registry was rolled back or replaced under the index, and the index is made anew. An index of
-//! another gallery is refused. Each of these is reported, none is silent. Whatever can fail without
-//! a file of the index being changed comes first, in `check`: an index that is opened again serves
-//! until then. Templates
-//! that do not open are left out of all that.
+//! Then the index is compared with the registry: if they differ, the
+//! registry was rolled back or replaced under the index, and the index is rebuilt. An index of
+//! another gallery is refused. Each of these is reported. Whatever can fail without
+//! changing a file of the index comes first, in `check`: an index that is being reopened serves searches
+//! until then. Templates that cannot be opened are left out.
 
 #[cfg(test)]
 mod tests;
@@ -30,7 +29,7 @@ use crate::registry::{GalleryIdentity, Registry};
 
 /// Templates read from the registry at once while a segment is rebuilt.
 const REBUILD_CHUNK: usize = 4096;
-/// Replayed records between checkpoints, so that an interrupted rebuild goes on where it was.
+/// Replayed records between checkpoints, so that an interrupted rebuild continues from the last one.
 const REPLAY_CHECKPOINT: u64 = 262_144;
 
 /// How an index was opened.
@@ -38,17 +37,17 @@ const REPLAY_CHECKPOINT: u64 = 262_144;
 pub struct OpenReport {
     /// Segments that were damaged and rewritten from the registry.
     pub segments_rebuilt: usize,
-    /// Why the whole index was made anew, where it was.
+    /// Why the whole index was rebuilt, if it was.
     pub rebuilt_because: Option<String>,
     /// Log records replayed.
     pub replayed: u64,
-    /// Altogether, until the first search could start.
+    /// In total, until the first search could start.
     pub took: Duration,
 }
 
 /// Claims `identity` for the gallery of `registry`, whose index is in `dir`, and returns its id. As long as
-/// nobody was enrolled, another dimension makes it another gallery: then the index of the former one, in which
-/// there is nobody, is removed first.
+/// nobody has been enrolled, another dimension makes it another gallery; the index of the former one, in which
+/// there is nobody, is then removed first.
 ///
 /// # Errors
 /// [`GalleryError::Swapped`] if the index is another gallery's: it is left as it is. Others if registry or index
@@ -71,7 +70,7 @@ pub fn claim(
                     Index::wipe_on(&**storage, dir)?;
                 }
             }
-            // Whose it was cannot be said; it is made anew when the gallery is opened.
+            // Its gallery is unknown; it is rebuilt when the gallery is opened.
             Err(IndexError::ManifestCorrupt { .. } | IndexError::ManifestMissing { .. }) => {}
             Err(error) => return Err(error.into()),
         }
@@ -79,23 +78,23 @@ pub fn claim(
     Ok(registry.claim_identity(identity)?)
 }
 
-/// What is to become of the files in the index's folder, none of which was changed yet.
+/// What to do with the files in the index's folder, none of which has been changed yet.
 pub(super) struct Checked {
-    way: Way,
+    plan: Plan,
     report: OpenReport,
     started: Instant,
 }
 
-enum Way {
+enum Plan {
     /// There is no index.
     Create,
-    /// For this reason it is no use.
-    Anew(String),
-    /// Its damaged segments have been written anew, beside the others.
+    /// The index cannot be used, for this reason.
+    Rebuild(String),
+    /// The index is sound; its damaged segments have been rewritten, beside the others.
     Finish(Box<Unrepaired>),
 }
 
-/// Reads and checks the index. While `before` reads from it, its readers go on.
+/// Reads and checks the index. Readers of `before` continue meanwhile.
 pub(super) fn check(setup: &Setup, before: Option<&Reader>) -> Result<Checked, GalleryError> {
     let started = Instant::now();
     let mut report = OpenReport::default();
@@ -105,40 +104,40 @@ pub(super) fn check(setup: &Setup, before: Option<&Reader>) -> Result<Checked, G
     let found = match before {
         Some(before) => Index::reopen_on(storage, before, setup.origin),
         None if Index::exists(&setup.dir) => Index::open_on(storage, &setup.dir, setup.origin),
-        None => return Ok(Checked { way: Way::Create, report, started }),
+        None => return Ok(Checked { plan: Plan::Create, report, started }),
     };
-    let way = match found {
-        Ok(index) if index.lsn() > last => Way::Anew(format!(
+    let plan = match found {
+        Ok(index) if index.lsn() > last => Plan::Rebuild(format!(
             "it holds change {} but the registry ends at {}: the registry is from an older backup",
             index.lsn().0,
             last.0
         )),
         Ok(mut index) => {
             rewrite_damaged(setup, &mut index, &mut report)?;
-            Way::Finish(Box::new(index))
+            Plan::Finish(Box::new(index))
         }
         Err(error @ (IndexError::ManifestCorrupt { .. } | IndexError::ManifestMissing { .. })) => {
-            Way::Anew(error.to_string())
+            Plan::Rebuild(error.to_string())
         }
         Err(error) => return Err(error.into()),
     };
-    Ok(Checked { way, report, started })
+    Ok(Checked { plan, report, started })
 }
 
 impl Checked {
-    /// Repairs and replays. Waits until readers of `before` hold no snapshot; they get none from then on.
+    /// Repairs and replays. Waits until readers of `before` hold no snapshot; they get none after that.
     pub(super) fn finish(
         self,
         setup: &Setup,
         before: Option<&Reader>,
     ) -> Result<(Index, Progress, OpenReport), GalleryError> {
-        let Self { way, mut report, started } = self;
+        let Self { plan, mut report, started } = self;
         let (storage, geometry) = (Arc::clone(&setup.storage), Geometry::new(setup.dim));
-        let mut index = match way {
-            Way::Create => Index::create_on(storage, &setup.dir, geometry, setup.origin)?,
-            Way::Finish(index) => index.finish()?,
-            Way::Anew(reason) => {
-                report.make_anew(reason);
+        let mut index = match plan {
+            Plan::Create => Index::create_on(storage, &setup.dir, geometry, setup.origin)?,
+            Plan::Finish(index) => index.finish()?,
+            Plan::Rebuild(reason) => {
+                report.rebuild(reason);
                 if let Some(before) = before {
                     Index::create_over(storage, before, geometry, setup.origin)?
                 } else {
@@ -156,14 +155,14 @@ impl Checked {
                 Ok(left_out) => Ok(Progress { left_out, ..progress }),
                 Err(found) => Err(found.to_string()),
             },
-            // A template of another history has the number.
+            // A template of another history has this number.
             Err(GalleryError::Index(error @ IndexError::Order { .. })) => Err(error.to_string()),
             Err(error) => return Err(error),
         };
         let progress = match followed {
             Ok(progress) => progress,
             Err(found) => {
-                report.make_anew(format!(
+                report.rebuild(format!(
                     "it is not that of this registry, which was rolled back or replaced under it: {found}. What was \
                      changed after this copy of the registry was made is lost: enrolments are missing, and deletions \
                      must be made again"
@@ -182,8 +181,8 @@ impl Checked {
 }
 
 impl OpenReport {
-    fn make_anew(&mut self, reason: String) {
-        tracing::error!(%reason, "the index is made anew from the registry");
+    fn rebuild(&mut self, reason: String) {
+        tracing::error!(%reason, "the index is rebuilt from the registry");
         self.rebuilt_because = Some(reason);
     }
 }
@@ -218,12 +217,12 @@ fn rewrite_damaged(setup: &Setup, index: &mut Unrepaired, report: &mut OpenRepor
         report.segments_rebuilt += 1;
     }
     for damage in index.codes_damage() {
-        tracing::error!(%damage, "codes of a segment are damaged; they are made anew from its rows");
+        tracing::error!(%damage, "codes of a segment are damaged; they are rebuilt from its rows");
     }
     Ok(())
 }
 
-/// Replays the log to its end. Returns how far that was, and what the registry has as of there.
+/// Replays the log to its end. Returns the progress, and what the registry holds at that point.
 fn replay(setup: &Setup, index: &mut Index, report: &mut OpenReport) -> Result<(Progress, Contents), GalleryError> {
     let mut progress = Progress::new(index.snapshot().lsn());
     let mut since_checkpoint = 0;
@@ -255,11 +254,11 @@ fn replay(setup: &Setup, index: &mut Index, report: &mut OpenReport) -> Result<(
 /// How an index differs from the registry whose log it follows.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Differences {
-    /// Templates that are on record and not in the index: nobody is found by them.
+    /// Templates that are on record but not in the index: their subjects are not found by them.
     missing: u64,
-    /// Rows of templates that are not on record: somebody is found who is not enrolled.
+    /// Rows of templates that are not on record: people are found who are not enrolled.
     surplus: u64,
-    /// Rows that are another's, or made from another template, than those on record.
+    /// Rows of another subject or another template than those on record.
     other: u64,
 }
 
@@ -274,9 +273,9 @@ impl std::fmt::Display for Differences {
     }
 }
 
-/// Compares `index` with the registry, which has `held`: how they differ, else which templates are left
-/// out of the index since they do not open. Reads nothing if they have the same; else compares the two
-/// row by row.
+/// Compares `index` with the registry, which holds `held`. Returns how they differ, or else which templates are
+/// left out of the index because they cannot be opened. Reads nothing if the digests agree; otherwise compares
+/// the two row by row.
 fn compare(setup: &Setup, index: &Index, held: Contents) -> Result<Result<LeftOut, Differences>, GalleryError> {
     let mut left_out = LeftOut::new();
     if held == index.contents() {
@@ -294,7 +293,7 @@ fn compare(setup: &Setup, index: &Index, held: Contents) -> Result<Result<LeftOu
         next = TemplateId(end.id.0 + 1);
         for template in &templates {
             match held.remove(&template.id) {
-                // Such a template has no row, and none can be made of it.
+                // Such a template has no row, and none can be made from it.
                 None if open_template(&setup.sealer, template).is_none() => {
                     left_out.insert(template.id, template.subject);
                 }

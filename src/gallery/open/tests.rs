@@ -1,4 +1,4 @@
-//! An index under which the registry was rolled back, replaced or changed.
+//! Indexes whose registry was rolled back, replaced or changed.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use crate::registry::sqlite::SqliteRegistry;
 
 const DIM: usize = 32;
 
-/// A data folder, with nobody at work in it.
+/// A data folder, without a server.
 struct Folder {
     dir: tempfile::TempDir,
     dim: usize,
@@ -59,7 +59,7 @@ impl Folder {
         Ok(Running { registry, setup, index, report })
     }
 
-    /// With these people, and nobody at work in it.
+    /// With these people, and without a server.
     fn with(people: std::ops::Range<u32>) -> Self {
         let folder = Self::new();
         folder.work(|running| running.enrol(people, 0));
@@ -138,14 +138,14 @@ impl Running {
         self.index.checkpoint().unwrap();
     }
 
-    /// Ends it as kill -9 would: no checkpoint.
+    /// Ends it like kill -9: no checkpoint.
     fn kill(self) {}
 }
 
-/// Opens a folder that must have been made anew, for that reason, and is right afterwards.
-fn is_made_anew(folder: &Folder, words: &str) {
+/// Opens a folder whose index must be rebuilt, for that reason, and is right afterwards.
+fn is_rebuilt(folder: &Folder, words: &str) {
     let running = folder.run();
-    let why = running.report.rebuilt_because.clone().expect("the index is made anew");
+    let why = running.report.rebuilt_because.clone().expect("the index is rebuilt");
     assert!(why.contains(words), "{why}");
     running.assert_whole();
     running.stop();
@@ -163,21 +163,21 @@ fn deletions_that_a_copy_of_the_registry_does_not_know_are_noticed() {
     running.forget(25..75);
     running.kill();
     folder.take_registry_of(&copy);
-    is_made_anew(&folder, "50 templates on record are not in the index, 0 rows of it are not on record, and 0 are");
+    is_rebuilt(&folder, "50 templates on record are not in the index, 0 rows of it are not on record, and 0 are");
 }
 
 #[test]
 fn a_copy_of_the_registry_that_went_its_own_way_is_noticed() {
     let folder = Folder::with(0..20);
     let copy = folder.copy_of_registry();
-    // Here some go and others come; there others still, until its log is as long.
+    // Here some go and others come; there others come, until the log is as long.
     folder.work(|running| {
         running.forget(0..5);
         running.enrol(100..110, 0);
     });
     copy.work(|running| running.enrol(200..220, 0));
     folder.take_registry_of(&copy);
-    is_made_anew(&folder, "10 templates on record are not in the index, 0 rows of it are not on record, and 10 are");
+    is_rebuilt(&folder, "10 templates on record are not in the index, 0 rows of it are not on record, and 10 are");
 }
 
 #[test]
@@ -191,7 +191,7 @@ fn the_same_people_with_other_palms_are_noticed() {
         running.enrol(30..31, 1);
     });
     folder.take_registry_of(&copy);
-    is_made_anew(&folder, "0 templates on record are not in the index, 0 rows of it are not on record, and 10 are");
+    is_rebuilt(&folder, "0 templates on record are not in the index, 0 rows of it are not on record, and 10 are");
 }
 
 #[test]
@@ -201,7 +201,7 @@ fn an_index_with_rows_of_nobody_is_noticed() {
     folder.work(|running| running.enrol(20..30, 0));
     copy.work(|running| running.forget(0..10));
     folder.take_registry_of(&copy);
-    is_made_anew(&folder, "0 templates on record are not in the index, 20 rows of it are not on record, and 0 are");
+    is_rebuilt(&folder, "0 templates on record are not in the index, 20 rows of it are not on record, and 0 are");
 }
 
 #[test]
@@ -215,7 +215,7 @@ fn a_log_that_does_not_go_on_from_the_index_is_noticed() {
         running.enrol(20..25, 0);
     });
     folder.take_registry_of(&copy);
-    is_made_anew(&folder, "template 21 does not come after template 40");
+    is_rebuilt(&folder, "template 21 does not come after template 40");
 }
 
 #[test]
@@ -228,7 +228,7 @@ fn the_index_of_another_gallery_is_refused_and_left_alone() {
     let said = error.to_string();
     assert!(said.contains("another data folder") && said.contains("remove the index folder"), "{said}");
     assert!(folder.index_files() == before);
-    // Whoever does as told has a server again.
+    // Following the advice gives a working server again.
     std::fs::remove_dir_all(folder.index()).unwrap();
     folder.run().assert_whole();
 }

@@ -1,5 +1,5 @@
-//! Searches beside a compaction: each answer is right. Prints how long they take beside it and without,
-//! and what room it gives back. For figures that mean something, an optimised build, `--no-capture` and
+//! Searches during a compaction: each answer is right. Prints how long they take with and without it,
+//! and how much room it reclaims. For meaningful figures use an optimised build, `--no-capture` and
 //! `THENAR_COMPACT_ROWS=171072`.
 
 use std::os::unix::fs::MetadataExt;
@@ -13,11 +13,11 @@ use crate::model::synthetic::SyntheticGallery;
 
 const WIDE: usize = 512;
 const COMMIT: u32 = 4096;
-/// Rows of a run that is only to be right.
+/// Rows of a run that only checks answers.
 const ROWS_FEW: u32 = 3000;
-/// Between searches, where there are many rows.
-const PACE: Duration = Duration::from_millis(10);
-/// For so long compaction goes on, and then is held back.
+/// Between searches, if there are many rows.
+const PAUSE: Duration = Duration::from_millis(10);
+/// Compaction runs for so long, and is then held back for as long.
 const WINDOW: Duration = Duration::from_millis(500);
 
 /// Bytes that the files of a folder take on the disk.
@@ -30,7 +30,7 @@ fn leaves(person: u32) -> bool {
     person % 5 < 3
 }
 
-/// Milliseconds that one in `of` is above.
+/// Milliseconds that one in `of` exceeds.
 fn quantile(times: &mut [Duration], of: usize) -> f64 {
     times.sort_unstable();
     times[times.len() - 1 - times.len() / of].as_secs_f64() * 1e3
@@ -102,7 +102,7 @@ fn searches_beside_a_compaction_are_right() {
                 assert_eq!(found.first().copied(), Some(&*expected));
             }
             if rows > ROWS_FEW {
-                thread::sleep(PACE.saturating_sub(started.elapsed()));
+                thread::sleep(PAUSE.saturating_sub(started.elapsed()));
             }
         }
     });
@@ -110,7 +110,7 @@ fn searches_beside_a_compaction_are_right() {
     assert_eq!(after.0.templates, before.0.templates);
     assert!(after.0.tombstones < after.0.templates && after.1 < before.1, "{before:?}, then {after:?}");
     if rows > ROWS_FEW {
-        println!("{rows} rows x {WIDE}, tau 0.5, k 10, one probe each {PACE:?}, CPU, {threads} threads");
+        println!("{rows} rows x {WIDE}, tau 0.5, k 10, one probe each {PAUSE:?}, CPU, {threads} threads");
         let [mut without, mut beside] = times;
         for (name, times) in [("without", &mut without), ("beside", &mut beside)] {
             let (p50, p99) = (quantile(times, 2), quantile(times, 100));

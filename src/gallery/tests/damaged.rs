@@ -6,7 +6,7 @@ use super::*;
 use crate::registry::SubjectRecord;
 
 impl Home {
-    /// Somebody whose template does not open, as if a bit had flipped in the registry.
+    /// Enrols somebody whose template cannot be opened, as if a bit had flipped in the registry.
     fn enrol_damaged(&mut self, name: &str) {
         let subject = testing::subject(name);
         let mut sealed = self.sealer.seal(name, Hand::Right, &TemplateRow([f16::ONE; DIM].into()));
@@ -55,11 +55,11 @@ fn a_template_that_does_not_open_is_left_out_and_everybody_else_is_served() {
     let number = SubjectNumber(home.subject("torn").number.0);
     assert!(home.gallery.snapshot().unwrap().rows_of(number).is_empty());
 
-    // Known after a restart over an index that is whole, too.
+    // It is known after a restart over a sound index, too.
     let home = home.reopened(|_| {});
     assert_eq!((home.gallery.opened.replayed, home.gallery.opened.segments_rebuilt), (0, 0));
     home.assert_all_but(1, 40);
-    // When a segment is rewritten, and when all is.
+    // When a segment is rewritten, and when the index is rebuilt.
     let home = home.reopened(|dir| {
         let (file, mut byte) = (segment(dir), [0]);
         file.read_exact_at(&mut byte, 4096 + 5 * 128).unwrap();
@@ -84,7 +84,7 @@ fn a_template_that_cannot_even_be_read_is_left_out_as_well() {
     home.enrol(0..20);
     let registry = home.folder.path().join("registry.sqlite");
     let home = home.reopened(|dir| {
-        // The name of one is no text any more, and the bytes of another are not there.
+        // The name of one is no longer text, and the bytes of another are missing.
         let database = rusqlite::Connection::open(&registry).unwrap();
         let flipped = "UPDATE slots SET content = x'ff' WHERE slot = (SELECT slot FROM subjects WHERE number = 3)";
         let lost = "UPDATE templates SET slot = 1000000 WHERE subject = 5";

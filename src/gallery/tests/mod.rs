@@ -1,4 +1,4 @@
-//! What the gallery promises the engine, watched by an engine.
+//! What the gallery promises the engine, checked by hooks of an engine.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{OnceLock, Weak};
@@ -24,7 +24,7 @@ mod reopening;
 
 const DIM: usize = 32;
 
-/// Of an engine: what it followed, and complaints about a gallery that shows more.
+/// What an engine followed, and complaints if the gallery shows more.
 #[derive(Default)]
 struct Watching {
     gallery: OnceLock<Weak<Gallery>>,
@@ -53,7 +53,7 @@ impl Watching {
 
     fn check_shown(&self, when: &str) {
         if let Some(gallery) = self.gallery.get().and_then(Weak::upgrade) {
-            // While an index is opened again, nobody sees anything.
+            // While an index is being reopened, nobody sees anything.
             let Some(reader) = gallery.reader.try_read() else { return };
             let shown = reader.as_ref().expect("the index is not lost").snapshot();
             self.check(when, &GalleryView::of(&shown));
@@ -78,7 +78,7 @@ impl Hooks for Watching {
 
     fn before_erase(&self, rows: &[u32]) {
         self.check_shown("before it erases");
-        // Searches that could see the rows would read their bytes: those go when no search is left.
+        // A search that could still see the rows would read their bytes, which are zeroed when no search is left.
         if let Some(gallery) = self.gallery.get().and_then(Weak::upgrade)
             && let Some(reader) = gallery.reader.try_read()
         {
@@ -86,7 +86,7 @@ impl Hooks for Watching {
             let has = |row: u32| {
                 shown.segments().any(|block| (block.first_row..).zip(block.rows.chunks(DIM)).any(|(n, _)| n == row))
             };
-            // Of a row that is being compacted, searches see one number.
+            // A row that is being compacted has two numbers; searches see one.
             let seen = |row: &&u32| has(**row) && shown.row(Row(**row)).iter().any(|x| *x != f16::ZERO);
             if let Some(row) = rows.iter().find(seen) {
                 self.complaints.lock().push(format!("row {row} may still be searched"));
@@ -113,7 +113,7 @@ fn values(person: u32) -> Vec<f16> {
     values.iter().map(|x| f16::from_f32(x / length)).collect()
 }
 
-/// A gallery over a registry, with an engine that watches.
+/// A gallery over a registry, with an engine that is watched.
 struct Home {
     registry: Arc<SqliteRegistry>,
     sealer: Arc<Sealer>,
@@ -182,7 +182,7 @@ impl Home {
         rows
     }
 
-    /// Compares a search of each kind with a brute force over the people there are.
+    /// Compares a search of each kind with brute force over the people there are.
     fn assert_exact(&self, people: &BTreeSet<u32>, context: &str) {
         for (number, floor) in [(5, NO_FLOOR), (17, 0.2), (2400, 0.3), (3999, 0.99)] {
             let vector: Box<[f32]> = values(number).iter().map(|x| x.to_f32()).collect();
@@ -215,7 +215,7 @@ fn no_search_sees_rows_before_the_engine_has_them() {
         home.enrol(round * 50..round * 50 + 50);
         home.assert_content();
     }
-    // And it is told to erase the rows that searches saw, when they see them no more.
+    // And it is told to erase the rows that searches saw, once they no longer see them.
     let gone = home.rows_of(20..90);
     home.forget(20..90);
     assert_eq!(*home.engine.erased.lock(), gone);
@@ -262,7 +262,7 @@ fn a_gallery_that_is_compacted_answers_as_before_and_the_engine_is_never_behind(
     assert_eq!(after.templates, people.len() as u64);
     assert!(after.tombstones < 100, "{} rows of the old segment are left", after.tombstones);
     assert!(bytes(&home) <= 2 * before.index_bytes);
-    // The engine has what searches see and no more, under other numbers.
+    // The engine has what searches see and nothing else, under other numbers.
     let shown = home.gallery.snapshot().unwrap();
     let identities: Vec<u64> = shown.segments().map(|block| block.identity).collect();
     assert!(home.engine.followed.lock().keys().copied().eq(identities.into_iter().collect::<BTreeSet<_>>()));

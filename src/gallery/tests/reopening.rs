@@ -1,4 +1,4 @@
-//! An index that failed, or could not get what it needed, under searches that go on.
+//! An index that failed, or could not get what it needed, while searches go on.
 
 use std::fmt;
 use std::io;
@@ -10,7 +10,7 @@ use thenar_index::storage::{Files, StoredFile};
 
 use super::*;
 
-/// The system's answer if the process may open no more files.
+/// The operating system's error if the process may open no more files.
 const EMFILE: i32 = 24;
 
 /// The real files, with faults.
@@ -19,11 +19,11 @@ struct Faulty(Arc<Faults>);
 
 #[derive(Default)]
 struct Faults {
-    /// So many more writes fail.
+    /// How many more writes fail.
     writes: AtomicUsize,
-    /// Whether nothing can be opened, made or listed.
+    /// Whether nothing can be opened, created or listed.
     no_descriptors: AtomicBool,
-    /// How often the folder was listed, with which every opening begins.
+    /// How often the folder was listed. Every opening begins with that.
     listed: AtomicUsize,
     /// Called the next time it is listed.
     on_list: Mutex<Option<Box<dyn FnOnce() + Send>>>,
@@ -129,7 +129,7 @@ fn home() -> (Home, Arc<Faults>) {
 }
 
 impl Home {
-    /// People who are on record now and whom the gallery could not take in.
+    /// Enrols people in the registry whom the gallery cannot take.
     fn fails_to_enrol(&mut self, people: std::ops::Range<u32>) -> GalleryError {
         self.try_enrol(people).expect_err("the disk is bad")
     }
@@ -233,7 +233,7 @@ fn the_engine_gives_its_copies_up_when_rows_get_other_numbers() {
     let (mut home, faults) = home();
     home.enrol(0..50);
     home.gallery.checkpoint().unwrap();
-    // Beyond the manifest: replayed, and by then without those who were forgotten.
+    // Beyond the manifest: replayed, without those who are forgotten by then.
     home.enrol(50..100);
     home.forget(60..70);
     let before = home.rows_of(90..91);

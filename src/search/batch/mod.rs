@@ -1,9 +1,9 @@
-//! Bounded admission and micro-batches.
+//! Bounded admission of searches, and micro-batches.
 //!
-//! A batch forms while the engine is busy: the search thread takes whatever waits, up to a limit of
-//! probes, the moment the batch before it is done, and never waits when it is idle. `schedule`
-//! decides which searches those are, by their [`Class`], and whether one more would wait too long.
-//! A caller is told that at once, before any work is done for it, with a time after which trying
+//! A batch forms while the engine is busy: as soon as a batch is done, the search thread takes what waits, up to
+//! a limit of probes; an idle thread never waits for more. `schedule`
+//! decides which searches those are, by their [`Class`], and whether a further one would wait too long.
+//! Its caller is told so at once, before any work is done, with a time after which trying
 //! again makes sense. A search whose deadline has passed, or whose caller has gone, is dropped before
 //! it costs anything.
 //!
@@ -37,19 +37,19 @@ pub struct BatchConfig {
     pub queue_max: usize,
     /// Probes searched together, at most. At least `PROBES_MAX`.
     pub probes_max: usize,
-    /// How long an urgent search may have to wait, by the pace of the batches before; more are refused.
+    /// How long an urgent search may have to wait, estimated from earlier batches. If it is longer, it is refused.
     pub wait_max: Duration,
 }
 
 /// Why a search was not answered.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum BatchError {
-    /// The queue is full, or takes longer than the caller or the configuration allows.
+    /// The queue is full, or the wait would be longer than the caller or the configuration allows.
     #[error("{waiting} searches are waiting, too many; try again in {} ms", retry_after.as_millis())]
     Overloaded {
         /// Searches in the queue.
         waiting: usize,
-        /// After which it is worth trying again.
+        /// When it is worth trying again.
         retry_after: Duration,
     },
     /// The caller's deadline passed while the search waited.
@@ -66,7 +66,7 @@ pub enum BatchError {
     Stopped,
 }
 
-/// An answer with where its time went.
+/// An answer, and where the time went.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answered {
     /// The answer.
@@ -104,7 +104,7 @@ pub struct Batcher(Arc<Shared>);
 
 struct Shared {
     state: Mutex<State>,
-    /// For each priority: something was queued for it, or the queue was closed.
+    /// For each priority: something was queued, or the queue was closed.
     changed: [Condvar; Priority::ALL.len()],
 }
 
@@ -153,11 +153,10 @@ impl SearchThreads {
 }
 
 impl Batcher {
-    /// Starts the search threads: one for searches with a floor, one for those without, which is to let
-    /// the first have the engine.
+    /// Starts the search threads: one per priority.
     ///
     /// # Errors
-    /// Where the system gives no thread.
+    /// If the operating system refuses to create a thread.
     pub fn start(
         config: BatchConfig,
         searcher: &Arc<impl Searcher>,
@@ -174,11 +173,11 @@ impl Batcher {
         Ok((batcher, SearchThreads(threads)))
     }
 
-    /// Reserves a place for a search of `probes` probes. Takes microseconds; meant to be asked before
-    /// anything else is done for a search.
+    /// Reserves a place for a search of `probes` probes. Takes microseconds; call it before
+    /// anything else is done for the search.
     ///
     /// # Errors
-    /// [`BatchError::Overloaded`] where the search would have no place, or wait for too long.
+    /// [`BatchError::Overloaded`] if there is no place or the wait would be too long.
     pub fn admit(&self, class: Class, probes: usize, deadline: Option<Instant>) -> Result<Place, BatchError> {
         let now = Instant::now();
         let mut state = self.0.state.lock();
@@ -191,13 +190,13 @@ impl Batcher {
         }
     }
 
-    /// Searches, in the next batch of its class that has room.
+    /// Searches, in the next batch that takes this search.
     ///
     /// # Panics
-    /// If the search has another number of probes than it was admitted with.
+    /// If the search has another number of probes than was admitted.
     ///
     /// # Errors
-    /// [`BatchError`], but for [`BatchError::Overloaded`].
+    /// [`BatchError`], except for [`BatchError::Overloaded`].
     pub async fn search(&self, mut place: Place, search: Search) -> Result<Answered, BatchError> {
         assert_eq!(search.probes.len(), place.probes, "a search has the probes it was admitted with");
         let (reply, answer) = oneshot::channel();
@@ -219,7 +218,7 @@ impl Batcher {
         answer.await.unwrap_or(Err(BatchError::Stopped))
     }
 
-    /// Admits no more searches; the thread ends once it has answered those it has.
+    /// Admits no more searches; the threads end once they have answered those that were admitted.
     pub fn close(&self) {
         self.0.close();
     }
@@ -231,7 +230,7 @@ impl Drop for Batcher {
     }
 }
 
-/// Ends the queue with a thread that panics, so that nobody waits for it.
+/// Closes and empties the queue if a search thread panics, so that nobody waits for it.
 struct AtPanic<'a>(&'a Shared);
 
 impl Drop for AtPanic<'_> {

@@ -5,7 +5,7 @@ use crate::model::Hand;
 use crate::search::{Certificate, NO_FLOOR, Probe};
 use std::sync::mpsc as std_mpsc;
 
-/// Says what batches it got, and answers each when told to.
+/// Reports the size of each batch, and answers it when told to.
 struct Scripted {
     sizes: std_mpsc::Sender<usize>,
     go: Mutex<std_mpsc::Receiver<Result<(), SearchError>>>,
@@ -183,7 +183,7 @@ async fn a_search_thread_that_panics_leaves_nobody_waiting() {
     let all: Vec<_> = (0..3).map(|_| submit(&batcher, 1, None)).collect();
     sizes.recv().unwrap();
     admitted(&batcher, 2).await;
-    // Whom the script waits for is gone: it panics.
+    // The script can no longer receive: it panics.
     drop(go);
     for search in all {
         assert!(matches!(search.await.unwrap(), Err(BatchError::Stopped)));

@@ -10,8 +10,8 @@
 //!
 //! A product of an f16 and an f32 has at most 11 + 24 bits and an exponent far inside f64's, so
 //! it is exact and a fused multiply-add gives the same bits as a multiplication and an addition.
-//! What is left to fix is the order of the additions, and that is fixed above. So every kernel
-//! here returns the same bits, and the scores on a response are those of any other machine.
+//! Only the order of the additions could make a difference, and it is fixed above. So every kernel
+//! here returns the same bits, and every machine responds with the same scores.
 //!
 //! Knows numbers only: no rows of a gallery, no thresholds, no engines.
 
@@ -37,7 +37,7 @@ type Kernel = unsafe fn(&[f16], &[f32]) -> f64;
 /// `row` and `probe` are `[dim]`, `dim` a multiple of [`LANES`], all values finite.
 ///
 /// # Panics
-/// Where the lengths differ or are no multiple of [`LANES`].
+/// If the lengths differ or are not a multiple of [`LANES`].
 #[must_use]
 pub fn exact(row: &[f16], probe: &[f32]) -> f64 {
     assert_eq!(row.len(), probe.len(), "a row and a probe of one dimension");
@@ -47,8 +47,8 @@ pub fn exact(row: &[f16], probe: &[f32]) -> f64 {
     unsafe { kernel(row, probe) }
 }
 
-/// The kernel of this process, chosen once. A forced path that cannot run is reported by the
-/// engine that asks for it; the score has the same bits either way and takes the best path.
+/// The kernel of this process, chosen once. If a path is forced that cannot run here, the engine that asks for it
+/// reports that; the score takes the best path, since its bits are the same on every path.
 fn kernel() -> Kernel {
     static KERNEL: OnceLock<Kernel> = OnceLock::new();
     *KERNEL.get_or_init(|| kernel_of(simd::chosen().unwrap_or_else(|_| Simd::best())))
@@ -65,7 +65,7 @@ fn kernel_of(path: Simd) -> Kernel {
     }
 }
 
-/// The definition, in plain slices; the other kernels are held against it.
+/// The definition, on plain slices; tests compare the other kernels with it.
 fn portable(row: &[f16], probe: &[f32]) -> f64 {
     let mut lanes = [0.0_f64; LANES];
     for (row, probe) in row.chunks_exact(LANES).zip(probe.chunks_exact(LANES)) {
@@ -89,7 +89,7 @@ mod tests {
     use rand::{RngExt, SeedableRng};
     use rand_chacha::ChaCha8Rng;
 
-    /// Written from the module's words alone, index by index.
+    /// Written from the module's documentation alone, index by index.
     fn twin(row: &[f16], probe: &[f32]) -> f64 {
         let mut sums = [0.0_f64; 16];
         for i in 0..row.len() {

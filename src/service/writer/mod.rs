@@ -1,14 +1,14 @@
-//! The one thread that changes things.
+//! The only thread that makes changes.
 //!
-//! It takes whatever changes wait, up to a limit, commits them to the registry as one group, lets
-//! the gallery follow, erases what was forgotten, and only then answers each of them: durable, in
-//! force for the next search, and gone where it was a deletion. So many clients share one sync of
-//! the disk, and the order of the log is the order of the gallery.
+//! It takes the waiting changes, up to a limit, commits them to the registry as one group, lets
+//! the gallery follow, erases what was forgotten, and only then answers each of them. By then a change is durable
+//! and in force for the next search, and deleted data is gone. In this way many clients share one sync of
+//! the disk, and the gallery sees changes in the order of the log.
 //!
-//! A deletion whose bytes could not be cleared from the registry's files (another program was reading
-//! them, or this one was killed) is never left at that: they are cleared at the next start, and by a
-//! running writer as soon as it can. This and all other upkeep is done by the clock, after every group
-//! of changes, however many come: at most a tenth of the thread's time goes into what takes long.
+//! If the bytes of a deletion could not be cleared from the registry's files (because another program was reading
+//! them, or this one was killed), they are cleared at the next start, or by a
+//! running writer as soon as it can. This and all other upkeep is due by the clock and done between groups
+//! of changes, however many come: at most a tenth of the thread's time goes into slow upkeep.
 
 #[cfg(test)]
 mod tests;
@@ -29,25 +29,25 @@ use crate::telemetry::{self, Write, WriteResult};
 
 /// Jobs that may wait.
 const JOBS_MAX: usize = 128;
-/// Changes committed as one group, at most, unless one job alone has more.
+/// Most changes committed as one group, unless a single job has more.
 const GROUP_CHANGES_MAX: usize = 4096;
-/// How long nothing must come for a quiet moment, in which everything due is done.
+/// After so long without a change, all upkeep is done.
 const IDLE: Duration = Duration::from_secs(2);
 /// Between checkpoints while changes come without a pause.
 const CHECKPOINT: Duration = Duration::from_secs(60);
-/// Between looks at which request ids are old enough to be forgotten.
+/// Between checks for request ids that are old enough to be forgotten.
 const PRUNE: Duration = Duration::from_secs(3600);
 /// Request ids forgotten at once, while changes wait.
 const PRUNED_AT_ONCE: usize = 4096;
-/// What a caller is told to wait when the queue is full: about one group.
+/// When a caller is told to try again if the queue is full: about one group later.
 const RETRY_AFTER: Duration = Duration::from_millis(100);
 
 /// How the writer treats the disk.
 #[derive(Debug, Clone)]
 pub struct WriterConfig {
-    /// A folder on the disk that must keep room.
+    /// A folder on the disk that must keep free room.
     pub data: PathBuf,
-    /// Enrolments are refused where less would be left, so that deletions always work.
+    /// Enrolments are refused if less is free, so that deletions always work.
     pub reserve_bytes: u64,
 }
 
@@ -77,7 +77,7 @@ impl Queued {
     /// Waits until they are done.
     ///
     /// # Errors
-    /// Where the group failed.
+    /// If the group failed.
     pub async fn outcomes(self) -> Result<Vec<Outcome>, ServiceError> {
         self.0.await.unwrap_or(Err(ServiceError::Draining))
     }
@@ -88,7 +88,7 @@ impl Writer {
     /// thread.
     ///
     /// # Errors
-    /// Where the system gives no thread.
+    /// If the operating system refuses to create a thread.
     pub fn start(
         config: WriterConfig,
         registry: Arc<dyn Registry>,
@@ -116,7 +116,7 @@ impl Writer {
     /// Does the changes, or says at once that there are too many.
     ///
     /// # Errors
-    /// [`ServiceError::Busy`] where the queue is full; others where the group failed.
+    /// [`ServiceError::Busy`] if the queue is full; others if the group failed.
     pub async fn write(&self, changes: Vec<Change>) -> Result<Vec<Outcome>, ServiceError> {
         let (reply, outcome) = oneshot::channel();
         self.jobs()?.try_send(Job { changes, reply }).map_err(|e| match e {
@@ -130,7 +130,7 @@ impl Writer {
     /// queued first is done first.
     ///
     /// # Errors
-    /// Where the server is stopping.
+    /// If the server is stopping.
     pub async fn queue_when_there_is_room(&self, changes: Vec<Change>) -> Result<Queued, ServiceError> {
         let (reply, outcome) = oneshot::channel();
         // Dropped as soon as the job is in: a closed queue ends when nobody can send any more.
@@ -139,7 +139,7 @@ impl Writer {
         Ok(Queued(outcome))
     }
 
-    /// Takes no more changes; the thread ends once it has done those it has.
+    /// Takes no more changes; the thread ends once it has done those that are queued.
     pub fn close(&self) {
         *self.0.write() = None;
     }
@@ -163,8 +163,8 @@ struct Work {
     prune_at: Instant,
 }
 
-/// When work that began at `began` and is done now may be done again: it gets a tenth of the
-/// thread's time at most while changes come, since they wait for it.
+/// When upkeep that began at `began` and is done now is due again. It gets at most a tenth of the
+/// thread's time while changes come, since they wait for it.
 fn next(began: Instant, pause: Duration) -> Instant {
     Instant::now() + pause.max(9 * began.elapsed())
 }
@@ -197,8 +197,7 @@ impl Work {
         self.checkpoint();
     }
 
-    /// What nobody waits for: what is due by the clock, after every group of changes, and all of it
-    /// while there are none.
+    /// Does the upkeep that is due by the clock, or all of it if no changes come.
     fn upkeep(&mut self, is_quiet: bool) {
         let now = Instant::now();
         if is_quiet || now >= self.scrub_at {
@@ -232,7 +231,7 @@ impl Work {
         done
     }
 
-    /// Lets a gallery catch up that could not follow a change, or not erase what it took away.
+    /// Lets the gallery catch up if it could not follow a change or could not erase what the change removed.
     fn follow(&mut self) {
         let began = Instant::now();
         match self.registry.last_lsn() {
@@ -242,7 +241,7 @@ impl Work {
                 }
             }
             Ok(_) => {}
-            Err(error) => tracing::warn!(%error, "the registry does not say how far it is"),
+            Err(error) => tracing::warn!(%error, "the registry could not be read"),
         }
         self.follow_at = next(began, Duration::ZERO);
     }
@@ -255,7 +254,7 @@ impl Work {
         self.checkpoint_at = next(began, CHECKPOINT);
     }
 
-    /// Forgets some of the request ids that nobody will send again.
+    /// Forgets some of the request ids that are too old to be sent again.
     fn prune(&mut self) {
         let began = Instant::now();
         let pause = match self.registry.prune_requests(REQUESTS_KEPT, PRUNED_AT_ONCE) {
@@ -273,7 +272,7 @@ impl Work {
         self.prune_at = next(began, pause);
     }
 
-    /// Turns readiness where the registry takes no more changes.
+    /// Turns readiness off if the registry takes no more changes.
     fn turn_read_only_after(&self, error: &RegistryError) {
         if matches!(error, RegistryError::InDoubt { .. } | RegistryError::WriterStopped { .. }) {
             self.supervisor.read_only().cancel();
@@ -336,7 +335,7 @@ impl Work {
             }
         })?;
         let is_gone = |r: &LogRecord| matches!(r.event, Event::Removed { .. } | Event::Forgotten { .. });
-        // Due from here on, whatever fails before it is done.
+        // It stays due until it is done, whatever fails before.
         self.scrub_due |= committed.records.iter().any(is_gone);
         let not_yet = |e: GalleryError| ServiceError::NotYetInForce(Arc::new(e));
         self.gallery.apply(&committed.records).map_err(not_yet)?;
@@ -350,7 +349,7 @@ impl Work {
         {
             self.gallery.catch_up(last).map_err(not_yet)?;
         }
-        // Only who is told that something is gone waits for it.
+        // Only callers that are told that something is gone wait for it.
         let told = changes.iter().zip(&committed.outcomes).any(|(c, o)| takes_away(&c.action) && done(o).is_some());
         if told && self.scrub_due {
             self.scrub().map_err(|e| not_yet(e.into()))?;
@@ -384,6 +383,6 @@ fn takes_away(action: &Action) -> bool {
 }
 
 fn answer(job: Job, outcome: Result<Vec<Outcome>, ServiceError>) {
-    // A caller that has gone can ask again under the same request id.
+    // A caller that has gone can send the request again under the same request id.
     let _ = job.reply.send(outcome);
 }

@@ -1,4 +1,4 @@
-//! The writer's upkeep, watched by a registry that fails on demand.
+//! The writer's upkeep, over a registry that counts it and fails on demand.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
@@ -167,7 +167,7 @@ async fn upkeep_is_done_while_changes_come_without_a_pause() {
         assert!(changes < 1000, "{} scrubs, {:?} prunes", home.scrubs() - scrubs, home.registry.prunes);
         home.enrol(&format!("somebody-{changes}")).await;
     }
-    // It is done, and not done again.
+    // It is done once.
     home.enrol("cid").await;
     assert_eq!(home.scrubs(), scrubs + 1);
     home.end();

@@ -18,7 +18,7 @@ pub(crate) const SEGMENT_ROWS: usize = 1 << 20;
 /// The default certificate of a server.
 pub(crate) const RANDOMISED: Certificate = Certificate::Randomised { miss_probability: 1e-12 };
 /// CandidateRows a probe may have.
-const SURVIVORS_MAX: usize = 100_000;
+const CANDIDATE_ROWS_MAX: usize = 100_000;
 
 /// A segment of the gallery with what a view borrows.
 pub(crate) struct Segment<'a> {
@@ -114,7 +114,7 @@ impl Asked<'_> {
             probes,
             floors: &vec![self.floor; count],
             keep: &vec![self.keep; count],
-            candidates_max: SURVIVORS_MAX,
+            candidates_max: CANDIDATE_ROWS_MAX,
             certificate: self.certificate,
             filters: &vec![self.filter; count],
             seeds: &vec![[1; 32]; count],

@@ -1,27 +1,27 @@
-//! From a TOML file and flags to a validated tree.
+//! What the file says, and how it becomes a [`Config`].
 //!
-//! Raw text becomes [`Raw`], flags lie over it, and [`Raw::validated`] gives a [`Config`] that every
-//! part can use without checking again, or every reason why not, not only the first. Unknown keys
-//! are refused. Does no I/O but reading the file.
+//! Each section checks itself and adds every problem it finds to one list, by its key.
 
-use std::collections::BTreeSet;
+#![expect(missing_docs, reason = "the keys are documented in deploy/thenar.toml, word for word")]
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
 
+use super::{Config, ConfigError, LogConfig, ServerConfig};
 use crate::api::CallLimits;
 use crate::engine::certificate::{self, Certificate};
 use crate::model::{self, PROBES_MAX, Purpose, VenueId};
-use crate::net;
+use crate::net::{self, TlsConfig};
 use crate::policy::{Policies, Policy};
 use crate::search::batch::BatchConfig;
+use crate::server::engines::{EngineConfig, EngineKind};
 
-/// What the file says, before it is checked. Every key is optional here.
+/// The contents of the file before they are checked. Every key is optional here.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "the keys are documented in deploy/thenar.toml, word for word")]
 pub struct Raw {
     pub data: Option<PathBuf>,
     pub key_file: Option<PathBuf>,
@@ -47,7 +47,6 @@ pub struct Raw {
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "the keys are documented in deploy/thenar.toml, word for word")]
 pub struct RawSearch {
     pub certificate: Option<String>,
     pub miss_probability: Option<f64>,
@@ -55,7 +54,6 @@ pub struct RawSearch {
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "the keys are documented in deploy/thenar.toml, word for word")]
 pub struct RawServer {
     pub listen: Option<String>,
     pub drain_seconds: Option<u64>,
@@ -73,7 +71,6 @@ pub struct RawServer {
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "the keys are documented in deploy/thenar.toml, word for word")]
 pub struct RawTls {
     pub certificate: Option<PathBuf>,
     pub key: Option<PathBuf>,
@@ -82,7 +79,6 @@ pub struct RawTls {
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "the keys are documented in deploy/thenar.toml, word for word")]
 pub struct RawMetrics {
     pub listen: Option<String>,
     pub beyond_loopback: Option<bool>,
@@ -90,7 +86,6 @@ pub struct RawMetrics {
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "the keys are documented in deploy/thenar.toml, word for word")]
 pub struct RawEngine {
     pub kind: Option<String>,
     pub adapter: Option<String>,
@@ -100,7 +95,6 @@ pub struct RawEngine {
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "the keys are documented in deploy/thenar.toml, word for word")]
 pub struct RawBatch {
     pub queue_max: Option<usize>,
     pub probes_max: Option<usize>,
@@ -109,14 +103,12 @@ pub struct RawBatch {
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "the keys are documented in deploy/thenar.toml, word for word")]
 pub struct RawStorage {
     pub reserve_mib: Option<u64>,
 }
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "the keys are documented in deploy/thenar.toml, word for word")]
 pub struct RawPolicies {
     pub payment: Option<RawPolicy>,
     pub entry: Option<RawPolicy>,
@@ -126,7 +118,6 @@ pub struct RawPolicies {
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "the keys are documented in deploy/thenar.toml, word for word")]
 pub struct RawPolicy {
     pub threshold: Option<f64>,
     pub margin: Option<f64>,
@@ -134,133 +125,16 @@ pub struct RawPolicy {
 
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
-#[expect(missing_docs, reason = "the keys are documented in deploy/thenar.toml, word for word")]
 pub struct RawLog {
     pub format: Option<String>,
     pub level: Option<String>,
-}
-
-/// A configuration every part of which is good.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Config {
-    /// The data folder.
-    pub data: PathBuf,
-    /// The master key's file; `None`: a systemd credential or the environment.
-    pub key_file: Option<PathBuf>,
-    /// Components of an embedding; `None`: as the gallery was made, or as the first enrolment has it.
-    pub dim: Option<usize>,
-    /// Venues that may ask; empty means any.
-    pub venues: BTreeSet<VenueId>,
-    /// Where gRPC is served.
-    pub server: ServerConfig,
-    /// Where metrics are served; `None`: nowhere.
-    pub metrics: Option<SocketAddr>,
-    /// What sifts.
-    pub engine: EngineConfig,
-    /// Limits of admission.
-    pub batch: BatchConfig,
-    /// Under which certificate searches are answered that ask for none.
-    pub certificate: Certificate,
-    /// Room on the disk that enrolments leave free for deletions.
-    pub reserve_bytes: u64,
-    /// A policy for each purpose.
-    pub policies: Policies,
-    /// How to log.
-    pub log: LogConfig,
-}
-
-/// Where and how gRPC is served.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ServerConfig {
-    /// Address and port; port 0 picks a free one.
-    pub listen: SocketAddr,
-    /// How long in-flight requests may take once the server stops.
-    pub drain_seconds: u64,
-    /// Limits of connections.
-    pub connections: net::Limits,
-    /// Limits of calls.
-    pub calls: CallLimits,
-    /// Mutual TLS. Never `None` beyond loopback.
-    pub tls: Option<TlsConfig>,
-}
-
-/// Files of mutual TLS, PEM.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TlsConfig {
-    /// The server's certificate chain.
-    pub certificate: PathBuf,
-    /// Its private key.
-    pub key: PathBuf,
-    /// Whose clients are let in.
-    pub client_ca: PathBuf,
-}
-
-/// Which engine sifts.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EngineConfig {
-    /// The choice.
-    pub kind: EngineKind,
-    /// Whether a GPU's cooperative matrices may be used.
-    pub matrices: bool,
-    /// Threads of the CPU engine.
-    pub threads: usize,
-}
-
-/// The choice of an engine.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum EngineKind {
-    /// A real GPU where there is one, else the CPU.
-    Auto,
-    /// The CPU.
-    Cpu,
-    /// A GPU: the named adapter (a software one too), or the first real one.
-    Gpu {
-        /// Part of the adapter's name.
-        adapter: Option<String>,
-    },
-}
-
-/// How to log.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct LogConfig {
-    /// One JSON object a line, for programs.
-    pub json: bool,
-    /// A `tracing` filter, such as `info` or `thenar=debug`.
-    pub level: String,
-}
-
-/// Why there is no configuration: every reason.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The file could not be read.
-    #[error("could not read the configuration {}: {source}", path.display())]
-    Unreadable {
-        /// Which.
-        path: PathBuf,
-        /// The system's answer.
-        source: std::io::Error,
-    },
-    /// The file is not TOML, or has a key that is not one.
-    #[error("{}: {message}", path.display())]
-    Malformed {
-        /// Which.
-        path: PathBuf,
-        /// Where and what.
-        message: String,
-    },
-    /// Values are out of range.
-    #[error("the configuration has {} {}:\n  {}", problems.len(), if problems.len() == 1 { "problem" } else { "problems" }, problems.join("\n  "))]
-    Invalid {
-        /// Each, by key.
-        problems: Vec<String>,
-    },
 }
 
 impl Raw {
     /// Reads a file.
     ///
     /// # Errors
-    /// [`ConfigError`] where it cannot be read or is malformed.
+    /// [`ConfigError`] if it cannot be read or is malformed.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
@@ -454,7 +328,7 @@ impl RawPolicies {
             [self.payment, self.entry, self.workplace, self.loyalty].map(Option::unwrap_or_default).into_iter();
         Policies::from_fn(|purpose| {
             let raw = raw.next().unwrap_or_default();
-            // Money wants more certainty than a turnstile; see README for what these mean.
+            // A payment needs more certainty than a turnstile; README explains these values.
             let (threshold, margin) = match purpose {
                 Purpose::Payment => (0.62, 0.05),
                 Purpose::Entry | Purpose::Workplace | Purpose::Loyalty => (0.58, 0.03),
@@ -481,120 +355,5 @@ impl RawLog {
             problems.push(format!("log.level: {level:?} is not a filter: {e}"));
         }
         LogConfig { json, level }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parsed(text: &str) -> Result<Config, ConfigError> {
-        let raw: Raw =
-            toml::from_str(text).map_err(|e| ConfigError::Malformed { path: "test".into(), message: e.to_string() })?;
-        raw.validated()
-    }
-
-    fn problems(text: &str) -> Vec<String> {
-        match parsed(text) {
-            Err(ConfigError::Invalid { problems }) => problems,
-            other => panic!("{other:?}"),
-        }
-    }
-
-    #[test]
-    fn a_data_folder_is_all_that_is_needed() {
-        let config = parsed("data = \"/var/lib/thenar\"").unwrap();
-        assert_eq!(config.server.listen.to_string(), "127.0.0.1:7600");
-        assert!(config.server.tls.is_none());
-        assert_eq!(config.engine.kind, EngineKind::Auto);
-        assert!(config.engine.matrices);
-        assert!(!parsed("data = \"d\"\n[engine]\nmatrices = false").unwrap().engine.matrices);
-        assert_eq!(config.policies.of(Purpose::Payment).threshold, 0.62);
-    }
-
-    #[test]
-    fn the_commented_default_file_says_what_the_defaults_are() {
-        let shipped: Raw = toml::from_str(include_str!("../../deploy/thenar.toml")).unwrap();
-        let shipped = shipped.validated().unwrap();
-        let data = shipped.data.clone();
-        let mut bare = Raw { data: Some(data), ..Raw::default() }.validated().unwrap();
-        bare.key_file.clone_from(&shipped.key_file);
-        assert_eq!(shipped, bare);
-    }
-
-    #[test]
-    fn beyond_loopback_there_is_no_server_without_mutual_tls() {
-        let all = problems("data = \"d\"\n[server]\nlisten = \"0.0.0.0:7600\"");
-        assert!(all[0].contains("[server.tls]"), "{all:?}");
-        let all = problems(
-            "data = \"d\"\n[server]\nlisten = \"0.0.0.0:7600\"\n[server.tls]\ncertificate = \"c\"\nkey = \"k\"",
-        );
-        assert!(all[0].starts_with("server.tls.client_ca"), "{all:?}");
-        let good = "data = \"d\"\n[server]\nlisten = \"[::]:7600\"\n[server.tls]\ncertificate = \"c\"\nkey = \"k\"\nclient_ca = \"a\"";
-        assert!(parsed(good).unwrap().server.tls.is_some());
-    }
-
-    #[test]
-    fn beyond_loopback_there_are_no_metrics_unless_the_file_says_so_in_words() {
-        for listen in ["0.0.0.0:7601", "[::]:7601", "192.0.2.7:7601"] {
-            let section = format!("data = \"d\"\n[metrics]\nlisten = \"{listen}\"\n");
-            for word in ["", "beyond_loopback = false"] {
-                let all = problems(&format!("{section}{word}"));
-                assert_eq!(all.len(), 1, "{all:?}");
-                assert!(all[0].starts_with("metrics.listen:") && all[0].contains("metrics.beyond_loopback"), "{all:?}");
-            }
-            let config = parsed(&format!("{section}beyond_loopback = true")).unwrap();
-            assert_eq!(config.metrics, Some(listen.parse().unwrap()));
-        }
-        assert!(parsed("data = \"d\"\n[metrics]\nlisten = \"[::1]:7601\"").is_ok());
-        assert!(parsed("data = \"d\"\n[metrics]\nlisten = \"off\"").is_ok());
-    }
-
-    #[test]
-    fn every_problem_is_reported_at_once() {
-        let all = problems(
-            "dim = 500\nvenues = [\"a b\"]\n[server]\nlisten = \"here\"\ndrain_seconds = 0\n[engine]\nkind = \"fpga\"\nthreads = 0\n[batch]\nqueue_max = 0\n[policy.entry]\nthreshold = 2.0\n[log]\nformat = \"xml\"",
-        );
-        for key in [
-            "data",
-            "dim",
-            "venues.venue_id",
-            "server.listen",
-            "server.drain_seconds",
-            "engine.kind",
-            "engine.threads",
-            "batch.queue_max",
-            "policy.entry.threshold",
-            "log.format",
-        ] {
-            assert!(all.iter().any(|p| p.starts_with(&format!("{key}:"))), "{key} in {all:?}");
-        }
-        assert_eq!(all.len(), 10, "{all:?}");
-    }
-
-    #[test]
-    fn an_unknown_key_is_refused_by_name() {
-        let error = parsed("data = \"d\"\ntreshold = 1").unwrap_err().to_string();
-        assert!(error.contains("treshold"), "{error}");
-    }
-
-    #[test]
-    fn a_certificate_is_randomised_unless_the_file_says_otherwise() {
-        let of = |search: &str| {
-            let text = format!("data = \"d\"\n{search}");
-            toml::from_str::<Raw>(&text).unwrap().validated().map(|config| config.certificate)
-        };
-        let randomised = |miss_probability| Certificate::Randomised { miss_probability };
-        assert_eq!(of("").unwrap(), randomised(1e-12));
-        assert_eq!(of("[search]\nmiss_probability = 1e-9").unwrap(), randomised(1e-9));
-        assert_eq!(of("[search]\ncertificate = \"deterministic\"").unwrap(), Certificate::Deterministic);
-        for (bad, word) in [
-            ("miss_probability = 1e-3", "search.miss_probability: 1e-3"),
-            ("certificate = \"none\"", "search.certificate: \"none\""),
-            ("certificate = \"deterministic\"\nmiss_probability = 1e-9", "search.miss_probability"),
-        ] {
-            let error = of(&format!("[search]\n{bad}")).unwrap_err().to_string();
-            assert!(error.contains(word), "{bad}: {error}");
-        }
     }
 }
