@@ -131,7 +131,7 @@ impl Gallery {
         Lsn(self.lsn.load(Ordering::Acquire))
     }
 
-    /// Ends [`mend_forever`] and [`compact_forever`].
+    /// Ends [`recover_engine_forever`] and [`compact_forever`].
     pub fn close(&self) {
         self.closing.store(true, Ordering::Release);
     }
@@ -154,7 +154,7 @@ impl Searcher for Gallery {
 }
 
 /// The body of the thread that brings a lost engine back while its standby answers.
-pub fn mend_forever(gallery: &Gallery) {
+pub fn recover_engine_forever(gallery: &Gallery) {
     const PAUSE: Duration = Duration::from_millis(500);
     let Some(failover) = &gallery.failover else { return };
     while !gallery.closing.load(Ordering::Acquire) {

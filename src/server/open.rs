@@ -117,11 +117,11 @@ impl Opening {
             registry: Arc::clone(registry),
             sealer: Arc::clone(&sealer),
         };
-        let (engine, standby) = self.engines.clone();
+        let (engine, failover) = self.engines.clone();
         // Making the rotation takes a moment, and so does opening an index: do both at once.
         let (rotation, gallery) = std::thread::scope(|scope| {
             let rotation = scope.spawn(|| Rotation::new(vault, dim));
-            let gallery = Gallery::open(setup, engine, standby);
+            let gallery = Gallery::open(setup, engine, failover);
             (rotation.join(), gallery)
         });
         let gallery = Arc::new(gallery?);
@@ -132,10 +132,10 @@ impl Opening {
         let (writer, writer_thread) =
             Writer::start(writer_config, Arc::clone(registry), Arc::clone(&gallery), supervisor)
                 .map_err(ServerError::Thread)?;
-        let mender = supervisor
-            .spawn("mender", {
+        let recovery = supervisor
+            .spawn("engine-recovery", {
                 let gallery = Arc::clone(&gallery);
-                move || gallery::mend_forever(&gallery)
+                move || gallery::recover_engine_forever(&gallery)
             })
             .map_err(ServerError::Thread)?;
         let compactor = supervisor
@@ -156,7 +156,7 @@ impl Opening {
         );
         let (batcher, writer) = (Arc::new(batcher), Arc::new(writer));
         let core = Core { gallery, batcher, writer, rotation: Arc::new(rotation), sealer };
-        Ok(Threads { core, search, writer: writer_thread, keepers: [mender, compactor] })
+        Ok(Threads { core, search, writer: writer_thread, keepers: [recovery, compactor] })
     }
 }
 

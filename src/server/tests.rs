@@ -250,11 +250,11 @@ async fn a_panic_of_the_writer_thread_ends_the_server() {
 }
 
 #[tokio::test]
-async fn a_panic_of_the_mending_thread_ends_the_server() {
+async fn a_panic_of_the_recovery_thread_ends_the_server() {
     let engine = rigged();
     let both = Arc::new(Failover::new(Arc::clone(&engine) as _, Arc::new(CpuEngine::new(1).unwrap())));
     let engines: Engines = (Arc::clone(&both) as _, Some(both));
-    is_seen_and_ends_the_server("mender", engines, async |server: &Running| {
+    is_seen_and_ends_the_server("engine-recovery", engines, async |server: &Running| {
         engine.set(FIND_FAILS | FOLLOW_PANICS);
         let answer = server.identification().identify(identify(1)).await.unwrap();
         assert_eq!(answer.get_ref().candidates[0].subject_id, "person-1", "the standby answers");

@@ -18,6 +18,7 @@ mod floods;
 mod freshness;
 mod import;
 mod kill9;
+mod layers;
 mod left_behind;
 mod limits;
 mod startup;
