@@ -88,7 +88,8 @@ fn append(index: &mut Index, added: &mut Vec<(&StoredTemplate, TemplateRow)>) ->
     Ok(())
 }
 
-/// The row of a template. `None`, and an error in the log, if the template cannot be opened: it is then left out.
+/// The row of a template. `None`, and an error in the log, if the template cannot be opened: it is then left
+/// out.
 pub(super) fn open_template(sealer: &Sealer, template: &StoredTemplate) -> Option<TemplateRow> {
     let opened = sealer.open(template.subject_id.as_str(), template.hand, &template.sealed);
     opened

@@ -22,7 +22,7 @@ pub(crate) fn registry(folder: &Path) -> SqliteRegistry {
     SqliteRegistry::open(&folder.join("registry.sqlite"), vault().registry_keys()).unwrap()
 }
 
-/// A gallery of `registry`, whose identity is claimed, with its index in `folder`.
+/// What a gallery of `registry` with its index in `folder` is opened with. Claims the identity.
 pub(crate) fn setup(
     folder: &Path,
     dim: usize,

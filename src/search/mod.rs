@@ -1,8 +1,7 @@
 //! One search, from rotated probes to ranked subjects, exactly.
 //!
-//! The engine finds candidate rows; this room scores and ranks them, so that the answer does not depend on the
-//! engine.
-//! Knows rows, subjects' numbers and hands. Does not know policies, transports or GPUs.
+//! The engine finds candidate rows; this room scores and ranks them, so that the answer does not depend on
+//! the engine. Knows rows, subjects' numbers and hands. Does not know policies, transports or GPUs.
 //!
 //! - [`score`]: the comparison score of one row, to the bit.
 //! - [`plan`]: which rows to ask an engine for until the ranking is complete, and the exhaustive

@@ -1,12 +1,11 @@
 //! Which rows to ask an engine for until the ranking is complete.
 //!
-//! The argument: let `c` be a score such that every live row of probe `p` with an exact score of
-//! at least `c` has been looked at, for every probe `p` of a search. A subject whose fused score is at
-//! least `c` has, for some probe, a comparable row of at least `c` (a mean does not exceed the
-//! largest of its terms), so the row has been looked at, and the subject's fused score was computed from all its rows.
-//! Hence the
-//! ranking is complete down to `c`: if `k` subjects reach `c`, or `c` is the search's floor, the
-//! answer is that of an exhaustive scan.
+//! The argument: let `c` be a score such that every live row of probe `p` with an exact score of at least `c`
+//! has been looked at, for every probe `p` of a search. A subject whose fused score is at least `c` has, for
+//! some probe, a comparable row of at least `c` (a mean does not exceed the largest of its terms), so the row
+//! has been looked at, and the subject's fused score was computed from all its rows. Hence the ranking is
+//! complete down to `c`: if `k` subjects reach `c`, or `c` is the search's floor, the answer is that of an
+//! exhaustive scan.
 //!
 //! 1. Ask for the `keep` best rows of each probe at or above the floor. `c` is the highest of the floors
 //!    that the engine says it held the probes to in the end ([`CandidateRows::floors`]).
@@ -18,19 +17,18 @@
 //! # One moment
 //!
 //! All rounds read one snapshot, and which rows are live in a snapshot never changes: no round sees what is
-//! enrolled or deleted while the search is under way. So the
-//! answer is that of an exhaustive scan at the moment when the snapshot was taken, and deletions never make
-//! a search start again. Nobody is found after their deletion was acknowledged: it is
-//! acknowledged only when every earlier snapshot has been dropped and the bytes of the rows, in the
-//! files and in the engine, have been overwritten.
+//! enrolled or deleted while the search is under way. So the answer is that of an exhaustive scan at the
+//! moment when the snapshot was taken, and deletions never make a search start again. Nobody is found after
+//! their deletion was acknowledged: it is acknowledged only when every earlier snapshot has been dropped and
+//! the bytes of the rows, in the files and in the engine, have been overwritten.
 //!
 //! # What a randomised certificate promises of a whole search
 //!
 //! Take a subject that belongs in the answer, and its best pair of probe and row; the pair's score is at
-//! least the subject's fused score. Whatever earlier rounds did, the last round decides. It is the last because
-//! the floors it held are at most the search's floor, or at most the `k`-th best fused score seen. That score is
-//! reached by `k` subjects and is therefore at most this subject's. So the subject can be missing only
-//! if the last round passed its pair over at a floor of at most the pair's own score.
+//! least the subject's fused score. Whatever earlier rounds did, the last round decides. It is the last
+//! because the floors it held are at most the search's floor, or at most the `k`-th best fused score seen.
+//! That score is reached by `k` subjects and is therefore at most this subject's. So the subject can be
+//! missing only if the last round passed its pair over at a floor of at most the pair's own score.
 //!
 //! How many rounds there are, which codes the last one used, and which engine it was (a standby may
 //! take over between two rounds, or within one) may depend on anything, including what was missed. So
@@ -43,10 +41,10 @@
 //! - So for one pass and one pair only the floor differs from round to round. Bounds
 //!   rise with the floor, hence each of these events lies inside the pass's event at the pair's own score
 //!   (`certificate`), which is the same for all rounds.
-//! - The passes of all engines together share the miss probability: [`PASSES`](crate::engine::certificate::PASSES)
-//!   parts, one for each. The 4-bit codes of both engines have one part between them: each engine compares an
-//!   upper bound of <q, u>, so both events lie inside the event that the exact <q, u> is below the higher of
-//!   their two bounds.
+//! - The passes of all engines together share the miss probability:
+//!   [`PASSES`](crate::engine::certificate::PASSES) parts, one for each. The 4-bit codes of both engines have
+//!   one part between them: each engine compares an upper bound of <q, u>, so both events lie inside the
+//!   event that the exact <q, u> is below the higher of their two bounds.
 //!
 //! So nothing adds up over rounds: the probability of a miss, over rotation and seeds, is at most that of the
 //! certificate, however many rounds a search takes and whichever engines answer it.

@@ -288,7 +288,8 @@ fn over_all_rounds_of_a_search_a_mate_is_missed_no_more_often_than_claimed_for_o
     println!("{what}");
     assert!(rounds_seen as f64 > 1.5 * SEARCHES as f64, "{what}");
     assert!(passed_over as f64 <= claimed + 3.0 * claimed.sqrt(), "{what}");
-    // Some must be passed over, or nothing was tested: about 22 of the 400 are, of which chance takes no more than a few.
+    // Some must be passed over, or nothing was tested: about 22 of the 400 are, of which chance takes no more
+    // than a few.
     assert!(lost <= passed_over && passed_over as f64 > 0.01 * claimed, "{what}");
 }
 

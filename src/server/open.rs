@@ -83,7 +83,7 @@ impl Opened {
         core.gallery.close();
         for keeper in keepers {
             keeper.thread().unpark();
-            // A panic is the supervisor's to report.
+            // The supervisor reports panics.
             let _ = keeper.join();
         }
     }

@@ -81,8 +81,8 @@ impl Service {
     /// Enrols.
     ///
     /// # Errors
-    /// [`ServiceError`]. Nothing was changed, except in the case of [`ServiceError::NotYetInForce`] and possibly
-    /// [`ServiceError::InDoubt`].
+    /// [`ServiceError`]. Nothing was changed, except in the case of [`ServiceError::NotYetInForce`] and
+    /// possibly [`ServiceError::InDoubt`].
     pub async fn enrol(self: &Arc<Self>, enrol: Enrol) -> Result<Enrolled, ServiceError> {
         self.refuse_while_draining()?;
         if self.core().is_none() {
@@ -158,8 +158,8 @@ impl Service {
     /// Changes templates.
     ///
     /// # Errors
-    /// [`ServiceError`]. Nothing was changed, except in the case of [`ServiceError::NotYetInForce`] and possibly
-    /// [`ServiceError::InDoubt`].
+    /// [`ServiceError`]. Nothing was changed, except in the case of [`ServiceError::NotYetInForce`] and
+    /// possibly [`ServiceError::InDoubt`].
     pub async fn update(self: &Arc<Self>, update: Update) -> Result<Enrolled, ServiceError> {
         self.refuse_while_draining()?;
         if update.add.is_empty() && update.remove.is_empty() {

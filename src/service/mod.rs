@@ -1,8 +1,8 @@
 //! The use cases: identify, verify, enrol, update, forget, and the server's status.
 //!
-//! Everything a transport needs, in the domain's own types: a transport only turns its messages into
-//! these commands and these errors into its statuses.
-//! Knows no transport and no GPU. No error carries biometric data.
+//! Everything a transport needs, in the domain's own types: a transport only turns its messages into these
+//! commands and these errors into its statuses. Knows no transport and no GPU. No error carries biometric
+//! data.
 
 mod compute;
 mod enrol;

@@ -1,13 +1,12 @@
 //! Bringing the index up: from its own files if they are sound, otherwise from the registry.
 //!
-//! In order: a missing index is created; if the manifest cannot be read, or is ahead of the
-//! registry (an older backup was restored), the whole index is rebuilt; a damaged segment is
-//! rewritten from the registry's templates; then the log is replayed from the manifest's LSN.
-//! Then the index is compared with the registry: if they differ, the
-//! registry was rolled back or replaced under the index, and the index is rebuilt. An index of
-//! another gallery is refused. Each of these is reported. Whatever can fail without
-//! changing a file of the index comes first, in `check`: an index that is being reopened serves searches
-//! until then. Templates that cannot be opened are left out.
+//! In order: a missing index is created; if the manifest cannot be read, or is ahead of the registry (an
+//! older backup was restored), the whole index is rebuilt; a damaged segment is rewritten from the registry's
+//! templates; then the log is replayed from the manifest's LSN. Then the index is compared with the registry:
+//! if they differ, the registry was rolled back or replaced under the index, and the index is rebuilt. An
+//! index of another gallery is refused. Each of these is reported. Whatever can fail without changing a file
+//! of the index comes first, in `check`: an index that is being reopened serves searches until then.
+//! Templates that cannot be opened are left out.
 
 #[cfg(test)]
 mod tests;
@@ -50,8 +49,8 @@ pub struct OpenReport {
 /// there is nobody, is then removed first.
 ///
 /// # Errors
-/// [`GalleryError::Swapped`] if the index is another gallery's: it is left as it is. Others if registry or index
-/// fail, or the gallery has another identity.
+/// [`GalleryError::Swapped`] if the index is another gallery's: it is left as it is. Others if registry or
+/// index fail, or the gallery has another identity.
 pub fn claim(
     registry: &dyn Registry,
     storage: &Arc<dyn Storage>,

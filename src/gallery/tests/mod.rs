@@ -78,7 +78,8 @@ impl Hooks for Watching {
 
     fn before_erase(&self, rows: &[u32]) {
         self.check_shown("before it erases");
-        // A search that could still see the rows would read their bytes, which are zeroed when no search is left.
+        // A search that could still see the rows would read their bytes, which are zeroed when no search is
+        // left.
         if let Some(gallery) = self.gallery.get().and_then(Weak::upgrade)
             && let Some(reader) = gallery.reader.try_read()
         {

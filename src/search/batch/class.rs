@@ -1,9 +1,9 @@
-//! What a search is to those it shares the engine with.
+//! How searches that share the engine differ.
 
-/// How urgent a search is, and how much of the engine it takes. The more urgent is the lesser.
+/// How urgent a search is, and how much of the engine it takes. More urgent classes come first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Class {
-    /// With a floor, while somebody waits at a gate or a till.
+    /// With a floor, while somebody waits at a turnstile or a till.
     Urgent,
     /// With a floor, for other purposes.
     Ordinary,

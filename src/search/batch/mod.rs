@@ -1,11 +1,10 @@
 //! Bounded admission of searches, and micro-batches.
 //!
-//! A batch forms while the engine is busy: as soon as a batch is done, the search thread takes what waits, up to
-//! a limit of probes; an idle thread never waits for more. `schedule`
-//! decides which searches those are, by their [`Class`], and whether a further one would wait too long.
-//! Its caller is told so at once, before any work is done, with a time after which trying
-//! again makes sense. A search whose deadline has passed, or whose caller has gone, is dropped before
-//! it costs anything.
+//! A batch forms while the engine is busy: as soon as a batch is done, the search thread takes what waits, up
+//! to a limit of probes; an idle thread never waits for more. `schedule` decides which searches those are, by
+//! their [`Class`], and whether a further one would wait too long. Its caller is told so at once, before any
+//! work is done, with a time after which trying again makes sense. A search whose deadline has passed, or
+//! whose caller has gone, is dropped before it costs anything.
 //!
 //! Knows searches and time. Does not know subjects' names, policies or transports.
 
@@ -37,7 +36,8 @@ pub struct BatchConfig {
     pub queue_max: usize,
     /// Probes searched together, at most. At least `PROBES_MAX`.
     pub probes_max: usize,
-    /// How long an urgent search may have to wait, estimated from earlier batches. If it is longer, it is refused.
+    /// How long an urgent search may have to wait, estimated from earlier batches. If it is longer, it is
+    /// refused.
     pub wait_max: Duration,
 }
 
@@ -146,7 +146,7 @@ impl SearchThreads {
     /// Waits until what was admitted has been answered.
     pub fn join(self) {
         for thread in self.0 {
-            // A panic is the supervisor's to report.
+            // The supervisor reports panics.
             let _ = thread.join();
         }
     }
@@ -206,7 +206,7 @@ impl Batcher {
         {
             let mut state = self.0.state.lock();
             if state.closed {
-                // Before the place is given up, which takes the lock.
+                // Dropping the place takes the lock.
                 drop(state);
                 return Err(BatchError::Stopped);
             }
@@ -265,7 +265,7 @@ fn run(shared: &Shared, priority: Priority, searcher: &impl Searcher) {
             if expired {
                 let (reply, _) = oneshot::channel();
                 let reply = std::mem::replace(&mut w.reply, reply);
-                // The caller may be gone; then nobody needs the news.
+                // The caller may be gone.
                 let _ = reply.send(Err(BatchError::DeadlineExceeded { waited: now - w.since }));
             }
             !expired && !w.reply.is_closed()
@@ -278,7 +278,7 @@ fn run(shared: &Shared, priority: Priority, searcher: &impl Searcher) {
         match outcome {
             None => {}
             Some(Ok((answers, timing))) => {
-                assert_eq!(answers.len(), batch.len(), "one answer a search");
+                assert_eq!(answers.len(), batch.len(), "one answer per search");
                 telemetry::batch_searched(probes, timing.device);
                 for (waiting, answer) in batch.into_iter().zip(answers) {
                     let answered = Answered { answer, queue: now - waiting.since, batch: timing };

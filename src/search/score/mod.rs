@@ -47,8 +47,8 @@ pub fn exact(row: &[f16], probe: &[f32]) -> f64 {
     unsafe { kernel(row, probe) }
 }
 
-/// The kernel of this process, chosen once. If a path is forced that cannot run here, the engine that asks for it
-/// reports that; the score takes the best path, since its bits are the same on every path.
+/// The kernel of this process, chosen once. If a path is forced that cannot run here, the engine that asks
+/// for it reports that; the score takes the best path, since its bits are the same on every path.
 fn kernel() -> Kernel {
     static KERNEL: OnceLock<Kernel> = OnceLock::new();
     *KERNEL.get_or_init(|| kernel_of(simd::chosen().unwrap_or_else(|_| Simd::best())))

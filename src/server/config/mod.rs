@@ -86,12 +86,12 @@ pub enum ConfigError {
         source: std::io::Error,
     },
     /// The file is not TOML, or has an unknown key.
-    #[error("{}: {message}", path.display())]
+    #[error("{}: {}", path.display(), source.to_string().trim_end())]
     Malformed {
         /// Which.
         path: PathBuf,
         /// Where and what.
-        message: String,
+        source: Box<toml::de::Error>,
     },
     /// Values are missing or invalid.
     #[error("the configuration has {} {}:\n  {}", problems.len(), if problems.len() == 1 { "problem" } else { "problems" }, problems.join("\n  "))]

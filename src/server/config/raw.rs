@@ -138,8 +138,7 @@ impl Raw {
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
         let text = std::fs::read_to_string(path)
             .map_err(|source| ConfigError::Unreadable { path: path.to_owned(), source })?;
-        toml::from_str(&text)
-            .map_err(|e| ConfigError::Malformed { path: path.to_owned(), message: e.to_string().trim_end().to_owned() })
+        toml::from_str(&text).map_err(|e| ConfigError::Malformed { path: path.to_owned(), source: Box::new(e) })
     }
 
     /// Checks everything.

@@ -3,7 +3,7 @@ use crate::model::Purpose;
 
 fn parsed(text: &str) -> Result<Config, ConfigError> {
     let raw: Raw =
-        toml::from_str(text).map_err(|e| ConfigError::Malformed { path: "test".into(), message: e.to_string() })?;
+        toml::from_str(text).map_err(|e| ConfigError::Malformed { path: "test".into(), source: Box::new(e) })?;
     raw.validated()
 }
 

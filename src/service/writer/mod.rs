@@ -1,14 +1,14 @@
 //! The only thread that makes changes.
 //!
-//! It takes the waiting changes, up to a limit, commits them to the registry as one group, lets
-//! the gallery follow, erases what was forgotten, and only then answers each of them. By then a change is durable
-//! and in force for the next search, and deleted data is gone. In this way many clients share one sync of
-//! the disk, and the gallery sees changes in the order of the log.
+//! It takes the waiting changes, up to a limit, commits them to the registry as one group, lets the gallery
+//! follow, erases what was forgotten, and only then answers each of them. By then a change is durable and in
+//! force for the next search, and deleted data is gone. In this way many clients share one sync of the disk,
+//! and the gallery sees changes in the order of the log.
 //!
-//! If the bytes of a deletion could not be cleared from the registry's files (because another program was reading
-//! them, or this one was killed), they are cleared at the next start, or by a
-//! running writer as soon as it can. This and all other upkeep is due by the clock and done between groups
-//! of changes, however many come: at most a tenth of the thread's time goes into slow upkeep.
+//! If the bytes of a deletion could not be cleared from the registry's files (because another program was
+//! reading them, or this one was killed), they are cleared at the next start, or by a running writer as soon
+//! as it can. This and all other upkeep is due by the clock and done between groups of changes, however many
+//! come: at most a tenth of the thread's time goes into slow upkeep.
 
 #[cfg(test)]
 mod tests;
@@ -65,7 +65,7 @@ pub struct WriterThread(JoinHandle<()>);
 impl WriterThread {
     /// Waits until what was admitted has been answered, and the index is checkpointed.
     pub fn join(self) {
-        // A panic is the supervisor's to report.
+        // The supervisor reports panics.
         let _ = self.0.join();
     }
 }
@@ -113,7 +113,7 @@ impl Writer {
         Ok((Self(RwLock::new(Some(jobs))), WriterThread(thread)))
     }
 
-    /// Does the changes, or says at once that there are too many.
+    /// Makes the changes, or refuses at once if too many wait.
     ///
     /// # Errors
     /// [`ServiceError::Busy`] if the queue is full; others if the group failed.
@@ -126,14 +126,14 @@ impl Writer {
         outcome.await.unwrap_or(Err(ServiceError::Draining))
     }
 
-    /// Queues the changes, waiting for room: for streams, which then read no further. What is
+    /// Queues the changes, and waits for room: for streams, which do not read on meanwhile. What is
     /// queued first is done first.
     ///
     /// # Errors
     /// If the server is stopping.
     pub async fn queue_when_there_is_room(&self, changes: Vec<Change>) -> Result<Queued, ServiceError> {
         let (reply, outcome) = oneshot::channel();
-        // Dropped as soon as the job is in: a closed queue ends when nobody can send any more.
+        // Dropped as soon as the job is queued, since a closed queue ends once there are no senders.
         let jobs = self.jobs()?;
         jobs.send(Job { changes, reply }).await.map_err(|_| ServiceError::Draining)?;
         Ok(Queued(outcome))
@@ -302,7 +302,7 @@ impl Work {
         telemetry::group_committed(started.elapsed());
         match result {
             Ok(outcomes) => {
-                assert_eq!(outcomes.len(), kinds.len(), "one outcome a change");
+                assert_eq!(outcomes.len(), kinds.len(), "one outcome per change");
                 for (kind, outcome) in kinds.iter().zip(&outcomes) {
                     let result = match outcome {
                         Outcome::Done { replayed: false, .. } => WriteResult::Done,
@@ -324,7 +324,7 @@ impl Work {
         }
     }
 
-    /// Commits, shows and erases: the steps behind an acknowledgement, in their order.
+    /// Commits, publishes and erases: the steps before an acknowledgement, in their order.
     fn in_force(&mut self, changes: &[Change]) -> Result<Vec<Outcome>, ServiceError> {
         let committed = self.registry.commit(changes).map_err(|e| {
             self.turn_read_only_after(&e);

@@ -34,7 +34,7 @@ const URGENT_EXPECTED: Duration = Duration::from_secs(1);
 const ORDINARY_PATIENCE: Duration = Duration::from_millis(100);
 const ORDINARY_PAUSE: u32 = 3;
 /// One in so many parts of the expected wait is added before it is compared with a limit: an answer that
-/// is late by a hair is as useless as any late answer.
+/// is slightly late is as useless as any late answer.
 const MARGIN_OF: u32 = 8;
 /// Range of the time after which callers are told to try again.
 const RETRY_MIN: Duration = Duration::from_millis(1);
@@ -187,7 +187,8 @@ impl<T> Schedule<T> {
         Class::ALL.into_iter().filter(|class| class.priority() == priority).find(waits)
     }
 
-    /// Moves searches to a batch, which has `probes` probes, while it has room. An empty batch takes any one search.
+    /// Moves searches to a batch, which has `probes` probes, while it has room. An empty batch takes any one
+    /// search.
     fn take(&mut self, class: Class, most: usize, mut probes: usize, batch: &mut Vec<T>) -> usize {
         let queue = self.queue_mut(class);
         while let Some(next) = queue.entries.front()
