@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Installs what the tests of Thenar need and this machine lacks. Running a server needs none of it:
-# for that, Rust and a C compiler are enough.
+# Installs what Thenar's tests need and this machine lacks. To build and run a server, Rust and a C
+# compiler are enough.
 #
 #   deploy/setup.sh           install what is missing (Debian, Ubuntu)
 #   deploy/setup.sh --check   only say what is missing; exit 1 if anything is
-#   deploy/setup.sh --check-bench   the same, of what FAISS in the benchmarks is compiled with
+#   deploy/setup.sh --check-bench   the same for what compiling FAISS for the benchmarks needs
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,7 +16,7 @@ case "${1:-}" in
     *) echo "usage: deploy/setup.sh [--check | --check-bench]" >&2; exit 2 ;;
 esac
 
-# What it is for, how to see that it is there, and Debian's package.
+# What it is for, Debian's package, and a command that succeeds if it is there.
 missing_packages=()
 missing_words=()
 need() { # WORDS PACKAGE TEST...
@@ -58,7 +58,7 @@ if ((${#missing_packages[@]})); then
     printf 'missing: %s\n' "${missing_words[@]}"
     $check_only && exit 1
     if ! command -v apt-get >/dev/null; then
-        echo "This script installs on Debian and Ubuntu. Elsewhere, install what these packages hold:" >&2
+        echo "This script installs on Debian and Ubuntu. Elsewhere, install what these packages contain:" >&2
         printf '  %s\n' "${missing_packages[@]}" >&2
         exit 1
     fi

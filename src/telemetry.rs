@@ -1,7 +1,7 @@
-//! Every metric, declared once: name, unit, meaning and bounded labels.
+//! All metrics, each declared once: name, unit, meaning and bounded labels.
 //!
-//! No label ever carries a subject, a request or a device id, and no value is biometric.
-//! Invariant: a metric recorded anywhere is declared in [`CATALOGUE`]; a test holds the two together.
+//! No label contains the id of a subject, a request or a device, and no value is biometric.
+//! Invariant: every recorded metric is declared in [`CATALOGUE`]; a test checks it.
 
 use std::time::Duration;
 
@@ -9,12 +9,12 @@ use metrics::Unit;
 
 use crate::model::{Decision, Purpose};
 
-/// What kind of series a metric is.
+/// The type of a metric.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// Only grows.
+    /// Only increases.
     Counter,
-    /// Goes up and down.
+    /// Increases and decreases.
     Gauge,
     /// A distribution.
     Histogram,
@@ -23,15 +23,15 @@ pub enum Kind {
 /// The declaration of one metric.
 #[derive(Debug, Clone, Copy)]
 pub struct Metric {
-    /// As scraped.
+    /// The name that is scraped.
     pub name: &'static str,
     /// Counter, gauge or histogram.
     pub kind: Kind,
-    /// Of the value.
+    /// The unit of the value.
     pub unit: Unit,
-    /// For people.
+    /// The help text.
     pub meaning: &'static str,
-    /// Each label with the values it can have.
+    /// The labels, each with its possible values.
     pub labels: &'static [(&'static str, &'static [&'static str])],
 }
 
@@ -64,14 +64,14 @@ pub const CATALOGUE: &[Metric] = &[
         name: "thenar_search_seconds",
         kind: Kind::Histogram,
         unit: Unit::Seconds,
-        meaning: "Time of a search, by stage; total is from the message's arrival to the answer",
+        meaning: "Time of a search, by stage; total is from the arrival of the message to the answer",
         labels: &[("stage", STAGES)],
     },
     Metric {
         name: "thenar_device_seconds",
         kind: Kind::Histogram,
         unit: Unit::Seconds,
-        meaning: "Time of a batch on the GPU, by the GPU's own clock",
+        meaning: "Time of a batch on the GPU, measured by the GPU",
         labels: &[],
     },
     Metric {
@@ -99,14 +99,14 @@ pub const CATALOGUE: &[Metric] = &[
         name: "thenar_gallery_tombstones",
         kind: Kind::Gauge,
         unit: Unit::Count,
-        meaning: "Erased rows not yet reclaimed",
+        meaning: "Erased rows that are not yet reclaimed",
         labels: &[],
     },
     Metric {
         name: "thenar_gallery_left_out",
         kind: Kind::Gauge,
         unit: Unit::Count,
-        meaning: "Templates in the registry that are damaged, do not open and are not searched",
+        meaning: "Damaged templates in the registry that cannot be opened and are not searched",
         labels: &[],
     },
     Metric {
@@ -120,49 +120,49 @@ pub const CATALOGUE: &[Metric] = &[
         name: "thenar_writes_total",
         kind: Kind::Counter,
         unit: Unit::Count,
-        meaning: "Changes asked for, by kind and how they ended",
+        meaning: "Requested changes, by kind and result",
         labels: &[("kind", WRITES), ("result", WRITE_RESULTS)],
     },
     Metric {
         name: "thenar_write_commit_seconds",
         kind: Kind::Histogram,
         unit: Unit::Seconds,
-        meaning: "Time from taking a group of changes to their being durable and searchable",
+        meaning: "Time from accepting a group of changes until they are durable and searchable",
         labels: &[],
     },
     Metric {
         name: "thenar_connections",
         kind: Kind::Gauge,
         unit: Unit::Count,
-        meaning: "Connections of gRPC and metrics",
+        meaning: "Open connections of gRPC and metrics",
         labels: &[],
     },
     Metric {
         name: "thenar_connections_refused_total",
         kind: Kind::Counter,
         unit: Unit::Count,
-        meaning: "Connections closed at once, by the limit that they exceeded",
+        meaning: "Connections refused, by the limit that they exceeded",
         labels: &[("limit", LIMITS)],
     },
     Metric {
         name: "thenar_message_bytes",
         kind: Kind::Gauge,
         unit: Unit::Bytes,
-        meaning: "Memory of messages that are arriving or in work",
+        meaning: "Memory of messages that are arriving or being processed",
         labels: &[],
     },
     Metric {
         name: "thenar_engine_host_bytes",
         kind: Kind::Gauge,
         unit: Unit::Bytes,
-        meaning: "Main memory the engine holds beyond the mapped index",
+        meaning: "Main memory that the engine holds besides the mapped index",
         labels: &[("engine", ENGINES)],
     },
     Metric {
         name: "thenar_device_memory_bytes",
         kind: Kind::Gauge,
         unit: Unit::Bytes,
-        meaning: "Device memory the engine holds",
+        meaning: "Device memory that the engine holds",
         labels: &[],
     },
     Metric {
@@ -217,7 +217,7 @@ pub enum WriteResult {
     Failed,
 }
 
-/// Where the time of one search went.
+/// How long the stages of one search took.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct StageTimes {
     /// Waiting for a batch.
@@ -230,7 +230,7 @@ pub struct StageTimes {
     pub total: Duration,
 }
 
-/// Tells the installed recorder what each metric is.
+/// Describes each metric to the installed recorder.
 pub fn describe() {
     for metric in CATALOGUE {
         match metric.kind {
@@ -264,7 +264,7 @@ pub fn batch_searched(probes: usize, device: Option<Duration>) {
     }
 }
 
-/// The batcher's queue is this long now.
+/// The current length of the batcher's queue.
 pub fn queue_length(searches: usize) {
     #[expect(clippy::cast_precision_loss, reason = "the queue is bounded far below 2^52")]
     metrics::gauge!("thenar_queue_searches").set(searches as f64);
@@ -278,13 +278,13 @@ pub fn gallery(live: u64, tombstones: u64, log_lag: u64) {
     metrics::gauge!("thenar_log_lag").set(log_lag as f64);
 }
 
-/// So many damaged templates are left out of the gallery.
+/// This many damaged templates are left out of the gallery.
 #[expect(clippy::cast_precision_loss, reason = "counts of templates are below 2^52")]
 pub fn left_out(templates: u64) {
     metrics::gauge!("thenar_gallery_left_out").set(templates as f64);
 }
 
-/// Changes of one kind ended alike.
+/// This many changes of one kind had this result.
 pub fn writes(kind: Write, result: WriteResult, count: u64) {
     metrics::counter!(
         "thenar_writes_total", "kind" => WRITES[kind as usize], "result" => WRITE_RESULTS[result as usize]
@@ -297,7 +297,7 @@ pub fn group_committed(took: Duration) {
     metrics::histogram!("thenar_write_commit_seconds").record(took);
 }
 
-/// Which limit of connections was reached.
+/// The limit of connections that was reached.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each is its own word in the metric's label")]
 pub enum ConnectionRefusal {
@@ -305,31 +305,31 @@ pub enum ConnectionRefusal {
     Address,
 }
 
-/// So many more connections, or fewer.
+/// This many more connections, or fewer.
 pub fn connections(more: f64) {
     metrics::gauge!("thenar_connections").increment(more);
 }
 
-/// A connection was closed at once.
+/// A connection was refused.
 pub fn connection_refused(limit: ConnectionRefusal) {
     metrics::counter!("thenar_connections_refused_total", "limit" => LIMITS[limit as usize]).increment(1);
 }
 
-/// Messages take so much more memory, or less.
+/// Messages take this much more memory, or less.
 #[expect(clippy::cast_precision_loss, reason = "bytes of memory are below 2^52")]
 pub fn message_bytes(bytes: usize, taken: bool) {
     let gauge = metrics::gauge!("thenar_message_bytes");
     if taken { gauge.increment(bytes as f64) } else { gauge.decrement(bytes as f64) }
 }
 
-/// What an engine holds now.
+/// The memory that an engine holds now.
 #[expect(clippy::cast_precision_loss, reason = "bytes of memory are below 2^52")]
 pub fn engine_memory(kind: &'static str, host_bytes: u64, device_bytes: u64) {
     metrics::gauge!("thenar_engine_host_bytes", "engine" => kind).set(host_bytes as f64);
     metrics::gauge!("thenar_device_memory_bytes").set(device_bytes as f64);
 }
 
-/// The CPU engine stood in for the preferred one.
+/// The CPU engine answered instead of the preferred one.
 pub fn engine_fallback() {
     metrics::counter!("thenar_engine_fallbacks_total").increment(1);
 }

@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
-"""A terminal and a gate that speak to Thenar: an example to copy from.
+"""A payment terminal and a turnstile that use Thenar: an example to copy from.
 
 Needs the stubs that grpcio-tools makes from proto/ on PYTHONPATH; README.md beside this file says
-how. Knows embeddings and decisions; reads no palm itself.
+how. Works with embeddings and decisions; does not capture palms itself.
 
-The exit code is 0 where somebody was matched (or the write is done), 1 where not.
+The exit code is 0 if somebody was matched or the write was done, 1 otherwise.
 """
 
 import argparse
@@ -20,20 +20,20 @@ from thenar.v1 import enrollment_pb2, enrollment_pb2_grpc
 from thenar.v1 import identification_pb2, identification_pb2_grpc
 from thenar.v1 import palm_pb2
 
-# Nobody stands before a terminal for longer.
+# How long a person at a terminal waits for an answer.
 ANSWER_WITHIN_S = 2.0
-# How long "not now" is taken for an answer.
+# How long a call that is refused with "not now" is repeated.
 PATIENCE_S = 10.0
 NOT_NOW = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
 
 
 def sample(values, hand=palm_pb2.HAND_UNSPECIFIED):
-    """One capture of a palm. The server brings it to unit length."""
+    """One capture of a palm. The server normalises it to unit length."""
     return palm_pb2.PalmSample(embedding=palm_pb2.Embedding(values=values), hand=hand)
 
 
 class Terminal:
-    """A payment terminal at `venue_id`: a call for each customer."""
+    """A payment terminal at `venue_id`: one call per customer."""
 
     def __init__(self, channel, venue_id):
         self.identification = identification_pb2_grpc.IdentificationStub(channel)
@@ -41,7 +41,7 @@ class Terminal:
         self.venue_id = venue_id
 
     def enrol(self, subject_id, samples):
-        """Enrols a person with one sample or more; returns once the next search will find them."""
+        """Enrols a person with one sample or more; returns once the next search finds them."""
         request = enrollment_pb2.EnrollRequest(
             request_id=f"enrol-{uuid.uuid4()}", subject_id=subject_id, samples=samples
         )
@@ -53,7 +53,7 @@ class Terminal:
         return self._patiently(self.enrollment.Forget, request).templates_erased
 
     def pay(self, samples):
-        """Asks who pays. Both palms of one person make the answer surer."""
+        """Asks who pays. With both palms of one person the answer is more certain."""
         request = identification_pb2.IdentifyRequest(
             request_id=f"pay-{uuid.uuid4()}",
             venue_id=self.venue_id,
@@ -64,7 +64,7 @@ class Terminal:
         return self._patiently(self.identification.Identify, request)
 
     def _patiently(self, call, request):
-        """Makes a call until it is taken. The request_id stays the same: a write happens once."""
+        """Repeats a call until it is accepted. The request_id stays the same, so a write happens once."""
         until, pause_s = time.monotonic() + PATIENCE_S, 0.02
         while True:
             try:
@@ -72,13 +72,13 @@ class Terminal:
             except grpc.RpcError as error:
                 if error.code() not in NOT_NOW or time.monotonic() + pause_s > until:
                     raise
-            # Terminals that were refused together do not come back together.
+            # Random pauses, so that terminals that were refused together do not retry together.
             time.sleep(pause_s * random.uniform(0.5, 1.5))
             pause_s = min(pause_s * 2, 1.0)
 
 
 class Gate:
-    """A turnstile at `venue_id`: one stream for as long as it is open."""
+    """A turnstile at `venue_id`: one stream while it is open."""
 
     def __init__(self, channel, venue_id):
         self.venue_id = venue_id
@@ -100,11 +100,11 @@ class Gate:
             )
         )
         answer = next(self._answers)
-        # One question at a time, so this is its answer. A gate that has several under way keeps
+        # One request at a time, so this is its answer. A turnstile with several requests in flight keeps
         # them in a dictionary by request_id: answers may come in another order.
         assert answer.request_id == request_id
         if answer.WhichOneof("outcome") == "error":
-            # This palm was not searched; the stream goes on. The gate asks for it again.
+            # This palm was not searched; the stream stays open. The turnstile asks for the palm again.
             print(f"not searched: {answer.error.message}", file=sys.stderr)
             return None
         if answer.response.decision != identification_pb2.DECISION_MATCH:
@@ -112,14 +112,14 @@ class Gate:
         return answer.response.candidates[0].subject_id
 
     def close(self):
-        """Says that no more palms come, and waits for the server to end the stream."""
+        """Ends the requests, and waits for the server to end the stream."""
         self._requests.put(None)
         for _ in self._answers:
             pass
 
 
 def channel_to(args):
-    """A connection; beyond loopback with mutual TLS."""
+    """A connection; with mutual TLS beyond loopback."""
     if not args.ca:
         return grpc.insecure_channel(args.server)
     read = lambda path: open(path, "rb").read() if path else None

@@ -1,7 +1,7 @@
-//! The nouns every room shares: subjects, hands, purposes, embeddings and their limits.
+//! The types that every module shares: subjects, hands, purposes, decisions, embeddings and their limits.
 //!
-//! Pure values: nothing here does I/O or knows a transport, a file or a GPU. A value that
-//! exists is valid; the constructors are the only door, and they name the field and the limit.
+//! Plain values: nothing here does I/O or knows a transport, a file or a GPU. Every value that
+//! exists is valid: the constructors check it, and their errors name the field and the limit.
 
 pub mod synthetic;
 
@@ -14,10 +14,10 @@ use half::f16;
 pub const DIM_MAX: usize = 2048;
 /// Embedding dimensions are multiples of this, so that every kernel reads whole vectors.
 pub const DIM_STEP: usize = 32;
-/// The norm under which an embedding has no direction and is refused.
+/// The norm below which an embedding has no direction and is refused.
 pub const NORM_MIN: f64 = 1e-6;
-/// How far from 1 the length of a rotated embedding may be, before it is rounded to a row: what
-/// certificates and bounds of engines count on, and the rotation sees to. 2^-20.
+/// How far from 1 the length of a rotated embedding may be before it is rounded to a row. The rotation
+/// ensures it; certificates and the engines' bounds rely on it. 2^-20.
 pub const LENGTH_ERROR_MAX: f64 = 1.0 / 1_048_576.0;
 /// Bytes of UTF-8 in a subject id, at most.
 pub const SUBJECT_ID_BYTES_MAX: usize = thenar_index::LABEL_BYTES_MAX;
@@ -29,12 +29,12 @@ pub const TEMPLATES_PER_SUBJECT_MAX: usize = 16;
 pub const PROBES_MAX: usize = 4;
 /// Candidates one identification may ask for.
 pub const CANDIDATES_MAX: u32 = 100;
-/// Subjects one identification may be confined to: as many ids of the longest kind, with the largest
-/// probes, still fit a message.
+/// Subjects one identification may be restricted to. This many ids of the greatest length still fit a
+/// message with the largest probes.
 pub const FILTER_SUBJECTS_MAX: usize = 3000;
 
-/// A value at the edge that Thenar does not take. Never carries biometric data: only the
-/// field's name, its place and the limit it broke.
+/// A value in a request that is refused. Never carries biometric data: only the field's name, its place
+/// and the limit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {problem}")]
 pub struct Invalid {
@@ -50,7 +50,7 @@ impl Invalid {
         Self { field: field.into(), problem: problem.into() }
     }
 
-    /// The same problem seen from one level further out: `outer.field`.
+    /// The same problem one level further out: `outer.field`.
     #[must_use]
     pub fn within(mut self, outer: &str) -> Self {
         self.field = if self.field.is_empty() { outer.to_owned() } else { format!("{outer}.{}", self.field) };
@@ -85,7 +85,7 @@ macro_rules! client_name {
             /// Checks `name` against the limits.
             ///
             /// # Errors
-            /// [`Invalid`] where it is empty, too long or not visible ASCII.
+            /// [`Invalid`] if it is empty, too long or not visible ASCII.
             pub fn new(name: &str) -> Result<Self, Invalid> {
                 checked_name($field, name, $max)?;
                 Ok(Self(name.into()))
@@ -124,10 +124,10 @@ client_name!(
 pub struct SubjectFilter(Box<[SubjectId]>);
 
 impl SubjectFilter {
-    /// Checks the ids and how many they are.
+    /// Checks the ids and their number.
     ///
     /// # Errors
-    /// [`Invalid`] where there are none or too many, one is none, or one is there twice.
+    /// [`Invalid`] if there are none or too many, one is invalid, or one is listed twice.
     pub fn new<S: AsRef<str>>(ids: &[S]) -> Result<Self, Invalid> {
         let field = "subject_ids";
         if ids.is_empty() {
@@ -171,7 +171,7 @@ pub enum Hand {
 }
 
 impl Hand {
-    /// The hand behind a stored code, if the code is one.
+    /// The hand of a stored code, if the code is valid.
     #[must_use]
     pub fn from_code(code: u8) -> Option<Self> {
         match code {
@@ -182,8 +182,8 @@ impl Hand {
         }
     }
 
-    /// Whether a probe of this hand is compared with a template of `other`: the same hand, or
-    /// one of the two is not known.
+    /// Whether a probe of this hand is compared with a template of `other`: both are the same, or
+    /// one of them is not known.
     #[must_use]
     pub fn comparable(self, other: Self) -> bool {
         self == other || self == Self::Unspecified || other == Self::Unspecified
@@ -227,7 +227,7 @@ pub enum Purpose {
 }
 
 impl Purpose {
-    /// Every purpose, in the order of the wire enum.
+    /// Every purpose, in the order of the protocol's enum.
     pub const ALL: [Self; 4] = [Self::Payment, Self::Entry, Self::Workplace, Self::Loyalty];
 
     /// The word used in configuration, metrics and output.
@@ -268,9 +268,9 @@ impl Decision {
     }
 }
 
-/// A unit vector made from a client's embedding, not yet rotated. Shape: `[dim]`, f32.
+/// A client's embedding as a unit vector, not yet rotated. Shape: `[dim]`, f32.
 ///
-/// Deliberately without `Debug` on its values: no biometric data in any log.
+/// `Debug` does not show its values: no biometric data in any log.
 #[derive(Clone, PartialEq)]
 pub struct Embedding(Vec<f32>);
 
@@ -278,8 +278,8 @@ impl Embedding {
     /// Normalises `values` to unit length.
     ///
     /// # Errors
-    /// [`Invalid`] where the count is not `dim`, a value is NaN or infinite, or the norm is
-    /// under [`NORM_MIN`].
+    /// [`Invalid`] if the count is not `dim`, a value is NaN or infinite, or the norm is below
+    /// [`NORM_MIN`].
     pub fn new(mut values: Vec<f32>, dim: usize) -> Result<Self, Invalid> {
         if values.len() != dim {
             return Err(Invalid::new("", format!("has {} values, this gallery has {dim} dimensions", values.len())));
@@ -304,7 +304,7 @@ impl Embedding {
         Ok(Self(values))
     }
 
-    /// The components, of unit length together.
+    /// The components. Their norm is 1.
     #[must_use]
     pub fn values(&self) -> &[f32] {
         &self.0
@@ -317,7 +317,7 @@ impl fmt::Debug for Embedding {
     }
 }
 
-/// A rotated template rounded to f16: what the index stores. Shape: `[dim]`.
+/// A rotated template rounded to f16, as the index stores it. Shape: `[dim]`.
 #[derive(Clone, PartialEq)]
 pub struct TemplateRow(pub Box<[f16]>);
 

@@ -1,13 +1,13 @@
-//! The standard gallery: the seeded, synthetic gallery of every demonstration and benchmark.
+//! The synthetic gallery: the seeded gallery of every demonstration and benchmark.
 //!
 //! A row is a standard normal draw in `dim` dimensions with coordinate `i` (from 1) scaled by
-//! `i^-0.35`, normalised: a spectrum that decays as those of trained embeddings do. A mate's
+//! `i^-0.35`, normalised: its spectrum decays like that of trained embeddings. A mated
 //! probe is its row plus 0.85 times an independent normalised draw of the same kind, normalised.
-//! At 512 dimensions genuine scores average 0.76 and impostor scores have a deviation of 0.087.
+//! At 512 dimensions mated scores average 0.76, and non-mated scores have a deviation of 0.087.
 //!
-//! Row `i` depends on the seed, `dim` and `i` alone (a ChaCha8 stream of its own), so rows can be
-//! made on many threads, in any order, and a broken-off import can go on. Nobody's palm is in
-//! it: these are random numbers. Knows no files, no rotation and no f16.
+//! Row `i` depends only on the seed, `dim` and `i` (it has its own ChaCha8 stream), so rows can be
+//! made on many threads and in any order, and an interrupted import can be resumed. It contains nobody's
+//! palm: these are random numbers. Knows no files, no rotation and no f16.
 
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -18,7 +18,7 @@ const DECAY: f64 = -0.35;
 /// Length of the noise between two captures of one palm, whose own length is 1.
 const NOISE: f32 = 0.85;
 
-/// What a random stream is for; keeps streams of one number apart.
+/// What a random stream is for: streams of the same number but different purpose are independent.
 #[derive(Clone, Copy)]
 enum Draw {
     Row = 0,
@@ -26,7 +26,7 @@ enum Draw {
     Stranger = 2,
 }
 
-/// A synthetic gallery and its probes. Cheap to make and to copy to threads.
+/// A synthetic gallery and its probes. Cheap to make and to clone for each thread.
 ///
 /// ```
 /// use thenar::model::synthetic::SyntheticGallery;
@@ -51,7 +51,7 @@ impl SyntheticGallery {
         Self::with_decay(seed, dim, DECAY)
     }
 
-    /// A gallery whose spectrum decays as `i^decay` instead: benchmarks also look at heavier ones.
+    /// A gallery whose spectrum decays as `i^decay` instead: benchmarks also use heavier ones.
     #[must_use]
     pub fn with_decay(seed: u64, dim: usize, decay: f64) -> Self {
         #[expect(
@@ -72,7 +72,7 @@ impl SyntheticGallery {
     /// Writes the embedding of row `i`, of unit length. Shape: `[dim]`.
     ///
     /// # Panics
-    /// Where `row` is not `dim` long; so do the other two.
+    /// If `row` does not have `dim` components; the other two methods do so, too.
     pub fn row(&self, i: u32, row: &mut [f32]) {
         self.draw(Draw::Row, 0, i, row);
     }
@@ -125,29 +125,29 @@ mod tests {
     fn scores_have_the_published_statistics() {
         let gallery = SyntheticGallery::new(1, 512);
         let (mut row, mut probe) = ([0.0; 512], [0.0; 512]);
-        let mut genuine = Vec::new();
+        let mut mated = Vec::new();
         for i in 0..256 {
             gallery.row(i, &mut row);
             gallery.mate(i, 0, &mut probe);
-            genuine.push(dot(&row, &probe));
+            mated.push(dot(&row, &probe));
         }
-        let mean = genuine.iter().sum::<f64>() / 256.0;
-        let least = genuine.iter().copied().fold(f64::INFINITY, f64::min);
-        assert!((mean - 0.76).abs() < 0.005, "genuine mean {mean}");
-        assert!((0.66..0.72).contains(&least), "least genuine {least}");
+        let mean = mated.iter().sum::<f64>() / 256.0;
+        let least = mated.iter().copied().fold(f64::INFINITY, f64::min);
+        assert!((mean - 0.76).abs() < 0.005, "mated mean {mean}");
+        assert!((0.66..0.72).contains(&least), "least mated {least}");
 
         // Independent pairs: scores of one probe share that probe's luck.
-        let impostors: Vec<f64> = (0..10_000)
+        let non_mated: Vec<f64> = (0..10_000)
             .map(|i| {
                 gallery.row(1000 + i, &mut row);
                 gallery.stranger(i, &mut probe);
                 dot(&row, &probe)
             })
             .collect();
-        let mean = impostors.iter().sum::<f64>() / 10_000.0;
-        let deviation = (impostors.iter().map(|s| s * s).sum::<f64>() / 10_000.0).sqrt();
-        assert!(mean.abs() < 0.004, "impostor mean {mean}");
-        assert!((deviation - 0.087).abs() < 0.003, "impostor deviation {deviation}");
+        let mean = non_mated.iter().sum::<f64>() / 10_000.0;
+        let deviation = (non_mated.iter().map(|s| s * s).sum::<f64>() / 10_000.0).sqrt();
+        assert!(mean.abs() < 0.004, "non-mated mean {mean}");
+        assert!((deviation - 0.087).abs() < 0.003, "non-mated deviation {deviation}");
     }
 
     #[test]

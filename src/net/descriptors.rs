@@ -1,8 +1,8 @@
-//! The system's limit on open files and sockets of this process.
+//! The operating system's limit on open files and sockets of this process.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Descriptors kept for files: the index, the registry, the runtime and a graphics driver.
+/// Descriptors reserved for files: the index, the registry, the runtime and a graphics driver.
 const FILES: usize = 128;
 
 /// The system grants too few descriptors for the configured connections.
@@ -16,11 +16,11 @@ pub struct TooFewDescriptors {
     granted: u64,
 }
 
-/// Raises this process's limit as far as it may, and checks that `connections` of gRPC and
-/// `operators` of metrics fit in beside the server's own files.
+/// Raises this process's limit as far as allowed, and checks that there are enough for `connections` of
+/// gRPC, `operators` connections of metrics and the server's own files.
 ///
 /// # Errors
-/// [`TooFewDescriptors`] where they do not.
+/// [`TooFewDescriptors`] if they do not.
 pub(crate) fn raise(connections: usize, operators: usize) -> Result<(), TooFewDescriptors> {
     let needed = (connections + operators + FILES) as u64;
     let limit = getrlimit(Resource::Nofile);

@@ -22,7 +22,7 @@ pub struct TlsConfig {
     pub client_ca: PathBuf,
 }
 
-/// Why TLS cannot be spoken.
+/// Why TLS could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
     /// A file could not be read.
@@ -32,10 +32,10 @@ pub enum TlsError {
         key: &'static str,
         /// Its file.
         path: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
-    /// A file is not what it should be.
+    /// A file does not hold what it should.
     #[error("{key}: {}: {reason}", path.display())]
     Malformed {
         /// Key of the configuration.
@@ -66,10 +66,10 @@ fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'st
     }
 }
 
-/// What lets in clients whose certificate the configured authority has signed, and nobody else.
+/// Accepts clients with a certificate signed by the configured authority, and nobody else.
 ///
 /// # Errors
-/// [`TlsError`] with the key of the file that is missing or is not what it should be.
+/// [`TlsError`] with the configuration key of a file that is missing or malformed.
 pub(crate) fn acceptor(config: &TlsConfig) -> Result<TlsAcceptor, TlsError> {
     let malformed = |key, path: &Path, reason: String| TlsError::Malformed { key, path: path.to_owned(), reason };
     let chain = certificates(CERTIFICATE, &config.certificate)?;

@@ -1,16 +1,16 @@
-//! Policies and decisions: pure functions from scores to what a turnstile or a terminal does.
+//! Policies: pure functions from scores to a decision.
 //!
-//! Knows no subjects, no clocks and no I/O, so every rule can be tested by its table.
+//! Knows no subjects, no clocks and no I/O, so every rule can be tested by a table.
 
 pub use crate::model::Decision;
 use crate::model::{Invalid, Purpose};
 
-/// What a purpose demands of an identification.
+/// What a match for one purpose requires.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Policy {
     /// The least fused score of a match. Cosine, -1 to 1.
     pub threshold: f64,
-    /// How far the best subject must be ahead of the next. 0 to 1.
+    /// How far the best subject's score must be above the next. 0 to 1.
     pub margin: f64,
 }
 
@@ -18,7 +18,7 @@ impl Policy {
     /// Checks the ranges.
     ///
     /// # Errors
-    /// [`Invalid`] where the threshold is not within -1..=1 or the margin not within 0..=1.
+    /// [`Invalid`] if the threshold is not within -1..=1 or the margin not within 0..=1.
     pub fn new(threshold: f64, margin: f64) -> Result<Self, Invalid> {
         checked_threshold(threshold)?;
         if !(0.0..=1.0).contains(&margin) {
@@ -27,7 +27,7 @@ impl Policy {
         Ok(Self { threshold, margin })
     }
 
-    /// This policy for a request that asks for a threshold of its own: stricter, never laxer.
+    /// This policy for a request with its own threshold, which can make it stricter, never laxer.
     #[must_use]
     pub fn at_least(self, threshold: Option<f64>) -> Self {
         Self { threshold: threshold.map_or(self.threshold, |t| t.max(self.threshold)), ..self }
@@ -40,10 +40,10 @@ impl Policy {
     }
 }
 
-/// A threshold that a score can meet.
+/// Checks that a score can reach this threshold.
 ///
 /// # Errors
-/// [`Invalid`] where it is not a number from -1 to 1.
+/// [`Invalid`] if it is not a number from -1 to 1.
 pub fn checked_threshold(threshold: f64) -> Result<f64, Invalid> {
     if (-1.0..=1.0).contains(&threshold) {
         Ok(threshold)
@@ -52,12 +52,12 @@ pub fn checked_threshold(threshold: f64) -> Result<f64, Invalid> {
     }
 }
 
-/// A policy for every purpose.
+/// One policy per purpose.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Policies([Policy; Purpose::ALL.len()]);
 
 impl Policies {
-    /// The same for each purpose, from a function.
+    /// The policy of each purpose from a function.
     pub fn from_fn(policy: impl FnMut(Purpose) -> Policy) -> Self {
         Self(Purpose::ALL.map(policy))
     }
@@ -69,19 +69,19 @@ impl Policies {
     }
 }
 
-/// A decision and how many of the ranked candidates the asker is shown.
+/// A decision, and how many of the ranked candidates are listed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Verdict {
-    /// What to do.
+    /// The decision.
     pub decision: Decision,
-    /// The first so many candidates are listed.
+    /// This many of the first candidates are listed.
     pub listed: usize,
 }
 
-/// Decides by `policy` over fused scores of different subjects, best first.
+/// Decides by `policy` from the fused scores of different subjects, best first.
 ///
-/// Listed are those at or above `list_from`, and where the decision is inconclusive those within
-/// the margin of the best too, so that the asker sees why.
+/// Lists the candidates at or above `list_from` and, if the decision is inconclusive, also those within
+/// the margin of the best, so that the client sees why.
 #[must_use]
 pub fn decide(policy: Policy, list_from: f64, ranked: &[f64]) -> Verdict {
     debug_assert!(ranked.is_sorted_by(|a, b| a >= b), "candidates come ranked");

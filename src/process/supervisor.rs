@@ -1,12 +1,12 @@
-//! The threads that a server cannot do without, and what happens when one of them panics.
+//! The threads that a server cannot run without, and what happens if one of them panics.
 //!
-//! A panic ends its own thread alone: callers of that thread would be told for ever that the server
-//! is stopping, while health checks are answered as before. A [`Supervisor`] catches the panic,
-//! remembers which thread it was and begins the drain, so that health and readiness turn at once and
-//! the process ends with an error, for whoever started it to start it again. A panic is a bug, and
-//! nobody can say what it left behind; so nothing is restarted in this process.
+//! A panic ends only its own thread: callers of that thread would be told for ever that the server
+//! is stopping, while health checks would still succeed. A [`Supervisor`] catches the panic,
+//! remembers which thread it was and begins the drain, so that health and readiness change at once and
+//! the process ends with an error, to be started again from outside. A panic is a bug, and its
+//! consequences are unknown; so nothing is restarted within this process.
 //!
-//! Ending the process at once (`panic = "abort"`) would be less code, but cut off answers that other
+//! Ending the process at once (`panic = "abort"`) would be less code, but would cut off answers that other
 //! threads can still give, and turn a panic in a graphics driver, which is only a lost device, into
 //! the end of the server.
 
@@ -25,7 +25,7 @@ pub struct Died {
     pub thread: &'static str,
 }
 
-/// Watches threads. Cheap to clone; clones watch for the same server.
+/// Watches the threads of a server. Cheap to clone; clones share their state.
 #[derive(Debug, Clone, Default)]
 pub struct Supervisor {
     draining: CancellationToken,
@@ -34,7 +34,7 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Cancels `draining` when a thread dies.
+    /// Cancels `draining` when a thread panics.
     #[must_use]
     pub fn new(draining: CancellationToken) -> Self {
         Self { draining, ..Self::default() }
@@ -46,41 +46,41 @@ impl Supervisor {
         &self.draining
     }
 
-    /// Cancelled when no more changes are taken before a restart, because the disk failed to store
-    /// one. Readiness turns then; searches go on.
+    /// Cancelled when no more changes are accepted before a restart, because the disk failed to store
+    /// one. Readiness changes then; searches go on.
     #[must_use]
     pub fn read_only(&self) -> &CancellationToken {
         &self.read_only
     }
 
-    /// The first thread that died, if any has.
+    /// The first thread that panicked, if any has.
     #[must_use]
     pub fn died(&self) -> Option<Died> {
         self.died.get().copied()
     }
 
-    /// Starts a thread whose panic is the end of the server. Joining it never fails.
+    /// Starts a thread whose panic ends the server. Joining it never fails.
     ///
     /// # Errors
-    /// Where the system gives no thread.
+    /// If the operating system refuses to create a thread.
     pub fn spawn(&self, thread: &'static str, work: impl FnOnce() + Send + 'static) -> io::Result<JoinHandle<()>> {
         let supervisor = self.clone();
         std::thread::Builder::new().name(thread.into()).spawn(move || {
-            // Whoever has to know asks `died`.
+            // The error can be read from `died`.
             let _ = supervisor.watch(thread, work);
         })
     }
 
-    /// Does `work` on this thread.
+    /// Runs `work` on this thread.
     ///
     /// # Errors
-    /// [`Died`] where it panicked, which is the end of the server.
+    /// [`Died`] if it panicked, which ends the server.
     pub fn watch<T>(&self, thread: &'static str, work: impl FnOnce() -> T) -> Result<T, Died> {
-        // What the work has left half done is not gone on with: the thread that did it is gone, and
-        // while the server drains, the others only read what was complete before.
+        // Nothing continues with half-done work: its thread is gone, and while the server drains, the
+        // others only read what was complete before.
         catch_unwind(AssertUnwindSafe(work)).map_err(|_| {
             let died = Died { thread };
-            // The panic itself has been reported where it happened.
+            // The panic itself has been reported by the panic hook.
             tracing::error!("{died}");
             let _ = self.died.set(died);
             self.draining.cancel();

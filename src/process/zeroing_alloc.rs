@@ -1,22 +1,22 @@
-//! An allocator that leaves nothing behind: memory is overwritten before it is given back.
+//! An allocator that zeroes memory before it is freed.
 //!
-//! A palm passes through buffers of the transport, the decoder, the service and the engine, most of
-//! them other people's code. Freed memory keeps its bytes until somebody else is given it, which may
-//! be never, so forgetting a template would leave copies of it all over the heap. Overwriting each
-//! block as it is freed reaches all of them. Costs a pass over memory that is hot in the cache.
+//! An embedding passes through buffers of the transport, the decoder, the service and the engine, most of
+//! them in other libraries. Freed memory keeps its bytes until it is allocated again, which may never
+//! happen, so forgetting a template would leave copies of it all over the heap. Zeroing each block as it is
+//! freed reaches all of them. It costs a pass over memory that is hot in the cache.
 //!
-//! A thread's stack is nobody's to free: [`clear_stack`] overwrites what a call has left on it, for threads
-//! that wait long for their next work.
+//! A thread's stack is never freed while the thread runs: [`clear_stack`] overwrites what calls have left
+//! on it, for threads that may wait a long time for their next work.
 //!
-//! Knows nothing of palms. Does not reach memory that C libraries allocate for themselves (SQLite's
+//! Knows nothing of embeddings. Does not reach memory that C libraries allocate for themselves (SQLite's
 //! pages, a graphics driver's), or registers.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 
-/// How far down a stack is overwritten: well beyond what rotating, sealing and comparing take.
+/// How much of the stack is overwritten: far more than rotating, sealing and comparing use.
 const STACK_BYTES: usize = 64 << 10;
 
-/// Overwrites this thread's stack below the caller: what the functions it has called have left there.
+/// Overwrites this thread's stack below the caller, where the functions it has called left their data.
 #[inline(never)]
 pub fn clear_stack() {
     std::hint::black_box(&mut [0_u8; STACK_BYTES]);
@@ -28,7 +28,7 @@ pub struct ZeroingAllocator;
 
 // SAFETY: every block comes from `System` and goes back to it with its own layout; writing zeros to a
 // block before that is within the block, and nobody may read it any more. `realloc` is the trait's
-// own: a new block, a copy, and `dealloc` of the old one, which wipes it.
+// own: a new block, a copy, and `dealloc` of the old one, which zeroes it.
 unsafe impl GlobalAlloc for ZeroingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // SAFETY: the caller's promises are `System`'s.
@@ -43,7 +43,7 @@ unsafe impl GlobalAlloc for ZeroingAllocator {
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         // SAFETY: the caller gives back a block of this layout, so all of it may be written.
         unsafe { block.write_bytes(0, layout.size()) };
-        // A compiler may leave out a write to what is freed next, unless somebody may have looked.
+        // Without this, the compiler may omit a write to memory that is freed next.
         std::hint::black_box(block);
         // SAFETY: the caller's promises are `System`'s.
         unsafe { System.dealloc(block, layout) }

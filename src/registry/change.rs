@@ -16,26 +16,26 @@ pub struct SealedTemplate {
     pub sealed: Box<[u8]>,
 }
 
-/// A change somebody asked for.
+/// A requested change.
 pub struct Change {
     /// The client's name for the request.
     pub request_id: RequestId,
-    /// A digest of what was asked, keyed by the vault so that it says nothing about the
+    /// A digest of the request, keyed by the vault so that it reveals nothing about the
     /// embedding. The same request id with another digest is [`Outcome::RequestIdReused`].
     pub digest: [u8; 16],
     /// What to do.
     pub action: Action,
 }
 
-/// Where an enrolment comes from. A person who stands before a terminal decides anew; a list may be
-/// older than a deletion, so it must say that it means those who were forgotten too.
+/// Where an enrolment comes from. A person who is present decides anew; a list may be older than a
+/// deletion, so it must say explicitly that it includes people who were forgotten.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Source {
-    /// The person is there.
+    /// The person is present.
     Person,
-    /// A line of a list. The request is not answered as done if its subject was forgotten since.
+    /// A line of a list. A repeated request does not count as done if its subject was forgotten since.
     List {
-        /// Those may come back who were forgotten at this time or before.
+        /// Subjects that were forgotten at this time or earlier may come back.
         after_forget: Option<SystemTime>,
     },
 }
@@ -46,7 +46,7 @@ pub enum Action {
     Enrol {
         /// Must be free.
         subject: SubjectId,
-        /// Decides whether somebody who was forgotten may come back.
+        /// Decides whether a subject that was forgotten may come back.
         source: Source,
         /// 1 to `TEMPLATES_PER_SUBJECT_MAX`.
         templates: Vec<SealedTemplate>,
@@ -62,16 +62,16 @@ pub enum Action {
         /// Templates to delete; each must be the subject's, and be named once.
         remove: Vec<TemplateId>,
     },
-    /// Deletes a subject and all templates. The deletion is remembered for ever, as the time and a keyed
-    /// hash of the name, until the subject is enrolled again; [`Source`] says by whom.
+    /// Deletes a subject and all its templates. The deletion is remembered, as the time and a keyed
+    /// hash of the name, until the subject is enrolled again, which [`Source`] restricts.
     Forget {
         /// Must exist.
         subject: SubjectId,
     },
 }
 
-/// How one change of a commit ended. A change that was refused left no trace; the others of the
-/// same commit stand. Its request id stays free, so the request may be tried again.
+/// How one change of a commit ended. A refused change has no effect on the registry or on the other
+/// changes of the commit. Its request id stays free, so the request may be tried again.
 ///
 /// Checks are made in this order: the request id, the subject, whether it was forgotten, each template
 /// to remove, the count.
@@ -79,19 +79,19 @@ pub enum Action {
 pub enum Outcome {
     /// Done now, or done before under the same request id (`replayed`).
     Done {
-        /// The last log record the change made; the last one before it where it made none (an
-        /// update that adds and removes nothing).
+        /// The last log record the change made; if it made none (an update that adds and removes
+        /// nothing), the last one before it.
         lsn: Lsn,
         /// The subject as this change left it; for a deletion, as it was before.
         subject: SubjectRecord,
-        /// True where the request had been done before and nothing was changed now. `subject`
-        /// then is as it was answered the first time, as far as it still exists: templates
-        /// deleted since are missing from it, all of them where the subject is gone.
+        /// True if the request had been done before and nothing was changed now. `subject` is then
+        /// as in the first answer, as far as it still exists: templates deleted since are missing
+        /// from it, all of them if the subject is gone.
         replayed: bool,
     },
     /// The subject id is taken.
     SubjectExists,
-    /// The subject was forgotten, and the enrolment is of a list that does not bring it back.
+    /// The subject was forgotten, and the enrolment comes from a list that may not bring it back.
     Forgotten {
         /// When, to the millisecond.
         at: SystemTime,
@@ -100,7 +100,7 @@ pub enum Outcome {
     NoSuchSubject,
     /// This template is not the subject's.
     NoSuchTemplate(TemplateId),
-    /// The subject would have this many templates, which is none or too many.
+    /// The subject would have this many templates: none, or too many.
     TemplateCount(usize),
     /// The request id was used for another request.
     RequestIdReused,
@@ -108,8 +108,8 @@ pub enum Outcome {
 
 /// What a commit did.
 pub struct Committed {
-    /// One a change, in order.
+    /// One per change, in order.
     pub outcomes: Vec<Outcome>,
-    /// The records this commit appended to the log, ascending; `Added` ones carry their template.
+    /// The records this commit appended to the log, ascending; `Added` records include their template.
     pub records: Vec<LogRecord>,
 }

@@ -1,11 +1,11 @@
-//! What the registry's callers are told when it fails.
+//! Errors of the registry.
 
 use std::path::PathBuf;
 
 /// Why the registry could not do what was asked.
 #[derive(Debug, thiserror::Error)]
 pub enum RegistryError {
-    /// The database failed. Nothing of the commit is there.
+    /// The database failed. Nothing of the commit is stored.
     #[error("the registry at {} failed while {doing}: {source}", path.display())]
     Database {
         /// The database's place.
@@ -15,13 +15,13 @@ pub enum RegistryError {
         /// The database's own error.
         source: rusqlite::Error,
     },
-    /// The disk is full. Nothing of the commit is there, and what was acknowledged still is.
+    /// The disk is full. Nothing of the commit is stored; everything acknowledged before still is.
     #[error("the disk of the registry at {} is full", path.display())]
     DiskFull {
         /// The database's place.
         path: PathBuf,
     },
-    /// A stored value is not one this program writes.
+    /// A stored value is one that this program never writes.
     #[error("the registry at {} holds a damaged {what} at {key}", path.display())]
     Damaged {
         /// The database's place.
@@ -31,12 +31,12 @@ pub enum RegistryError {
         /// The row it is in.
         key: i64,
     },
-    /// The file is there but is not a registry, or not in a place where one can live.
+    /// The file is not a registry, or a registry cannot be kept in this place.
     #[error("the registry at {} cannot be used: {why}", path.display())]
     Unusable {
         /// The database's place.
         path: PathBuf,
-        /// What is in the way.
+        /// Why not.
         why: &'static str,
     },
     /// The operating system refused an operation on one of the registry's files.
@@ -52,9 +52,8 @@ pub enum RegistryError {
     /// The system gives no random numbers.
     #[error("the system gives no random numbers: {0}")]
     NoRandomness(getrandom::Error),
-    /// A commit could not be forced to the disk. It may be there when the registry is opened anew,
-    /// or not: only that tells, and nothing is written before it. The same request repeated then is
-    /// done once.
+    /// A commit could not be synced to the disk. Whether it is stored is known only when the registry is
+    /// opened again, and nothing is written before that. The same request repeated then is done once.
     #[error(
         "the registry at {} failed while {doing}, and whether that is stored will be known after a restart: {source}",
         path.display()
@@ -67,8 +66,8 @@ pub enum RegistryError {
         /// The database's own error.
         source: rusqlite::Error,
     },
-    /// An earlier change is in doubt ([`RegistryError::InDoubt`]). What the disk holds is not certain
-    /// until the registry is opened anew, so nothing is written before that.
+    /// An earlier change is in doubt ([`RegistryError::InDoubt`]). What the disk holds is not known
+    /// until the registry is opened again, so nothing is written before that.
     #[error(
         "the registry at {} takes no changes since the disk failed to store one: check the disk and restart",
         path.display()
@@ -77,7 +76,7 @@ pub enum RegistryError {
         /// The database's place.
         path: PathBuf,
     },
-    /// Another program reads the registry and keeps deleted bytes alive. Scrub again later.
+    /// Another program is reading the registry, which keeps deleted bytes in the log. Scrub again later.
     #[error(
         "the registry at {} could not be scrubbed: another program is reading it; deleted templates stay in its write-ahead log until it stops",
         path.display()

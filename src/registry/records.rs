@@ -42,34 +42,34 @@ pub struct LogRecord {
 /// What a log record says.
 #[derive(Clone)]
 pub enum Event {
-    /// A template came. `template` is `None` where it has been deleted since: a later record says so.
+    /// A template was added. `template` is `None` if it has been deleted since: a later record says so.
     Added {
         /// Its id.
         id: TemplateId,
         /// The template, while it exists.
         template: Option<StoredTemplate>,
     },
-    /// One template of a subject went.
+    /// One template of a subject was deleted.
     Removed {
-        /// Whose it was.
+        /// The subject.
         subject: SubjectNumber,
         /// Its id.
         id: TemplateId,
     },
-    /// A subject went, with all templates.
+    /// A subject was deleted, with all its templates.
     Forgotten {
-        /// Who.
+        /// The subject.
         subject: SubjectNumber,
     },
 }
 
-/// A template with its sealed bytes. If it is damaged, so that its hand or its subject's name cannot be
-/// read, or its bytes are missing, then `sealed` is empty, and `hand` and `subject_id` say nothing.
+/// A template with its sealed bytes. If it is damaged (its hand or its subject's name cannot be read, or
+/// its bytes are missing), then `sealed` is empty, and `hand` and `subject_id` have no meaning.
 #[derive(Clone)]
 pub struct StoredTemplate {
     /// Its id.
     pub id: TemplateId,
-    /// Whose it is.
+    /// The subject it belongs to.
     pub subject: SubjectNumber,
     /// The client's name of that subject.
     pub subject_id: SubjectId,
@@ -80,7 +80,7 @@ pub struct StoredTemplate {
 }
 
 impl StoredTemplate {
-    /// What the index's row of this template says of itself.
+    /// The metadata of this template's row in the index.
     #[must_use]
     pub fn meta(&self) -> RowMeta<'_> {
         RowMeta {
@@ -93,7 +93,7 @@ impl StoredTemplate {
     }
 }
 
-/// What is in the registry, in numbers.
+/// How many subjects and templates are in the registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RegistryCounts {
     /// Subjects enrolled now.
@@ -102,11 +102,11 @@ pub struct RegistryCounts {
     pub templates: u64,
 }
 
-/// Facts fixed when a gallery is made. Every server that opens it must agree.
+/// What is fixed when a gallery is made. Every server that opens it must have the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GalleryIdentity {
     /// Components of an embedding.
     pub dim: usize,
-    /// Fingerprint of the key that sealed and rotated the templates.
+    /// Fingerprint of the key under which the templates are sealed and rotated.
     pub key_id: [u8; 16],
 }

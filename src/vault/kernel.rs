@@ -1,15 +1,15 @@
 //! The matrix product behind a rotation, for the vector units of the machine.
 //!
-//! Each output is the sum of its products in the order of the inputs, a multiplication and an
-//! addition each, rounded each: no width of vectors and no grouping of outputs changes a bit, and a
-//! fused multiply-add would. So every copy here equals the portable one.
+//! Each output is the sum of its products in the order of the inputs, with a rounded multiplication and a
+//! rounded addition each: the width of vectors and the grouping of outputs do not change a bit, but a
+//! fused multiply-add would. So every kernel here gives the same bits as the portable one.
 
-/// Outputs whose coefficients lie together. Dimensions are multiples of it.
+/// Outputs whose coefficients are stored together. Dimensions are multiples of it.
 pub(super) const PANEL: usize = 32;
 const _: () = assert!(crate::model::DIM_STEP.is_multiple_of(PANEL));
 
-/// Vectors taken through the whole matrix before the next are begun: they stay in the level-2
-/// cache while the matrix streams by.
+/// Vectors that are multiplied with the whole matrix before the next ones: they stay in the level-2
+/// cache while the matrix streams through it.
 const BLOCK: usize = 64;
 
 /// One panel of outputs for some vectors: `(panel, dim, vectors, out)`, `out` beginning at the
@@ -22,7 +22,7 @@ pub(super) fn rotate_many(panels: &[f32], dim: usize, vectors: &[f32], out: &mut
     rotate_with(best(), panels, dim, vectors, out);
 }
 
-/// [`rotate_many`] by a kernel of choice.
+/// [`rotate_many`] by a given kernel.
 pub(super) fn rotate_with(kernel: Kernel, panels: &[f32], dim: usize, vectors: &[f32], out: &mut [f32]) {
     assert!(dim.is_multiple_of(PANEL) && panels.len() == dim * dim && vectors.len() == out.len());
     for (vectors, out) in vectors.chunks(BLOCK * dim).zip(out.chunks_mut(BLOCK * dim)) {
@@ -32,7 +32,7 @@ pub(super) fn rotate_with(kernel: Kernel, panels: &[f32], dim: usize, vectors: &
     }
 }
 
-/// The widest kernel that this processor runs.
+/// The widest kernel that this processor supports.
 fn best() -> Kernel {
     #[cfg(target_arch = "x86_64")]
     {
@@ -61,7 +61,7 @@ fn portable(panel: &[f32], dim: usize, vectors: &[f32], out: &mut [f32]) {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    //! Copies of `portable` with several vectors' sums in registers.
+    //! Versions of `portable` that keep the sums of several vectors in registers.
 
     use std::arch::x86_64::{
         _mm256_add_ps, _mm256_loadu_ps, _mm256_mul_ps, _mm256_set1_ps, _mm256_setzero_ps, _mm256_storeu_ps,

@@ -1,6 +1,6 @@
-//! Memory for keys: pages of their own, which the system is asked to keep out of swap and of dumps.
+//! Memory for keys: separate pages, which the system is asked to keep out of swap and of core dumps.
 //!
-//! Where it refuses (a process may lock only so much, `ulimit -l`), that is said once and the server
+//! If it refuses (a process may lock only a limited amount, `ulimit -l`), that is logged once, and the server
 //! runs all the same.
 
 use std::marker::PhantomData;
@@ -11,14 +11,14 @@ use bytemuck::Pod;
 use memmap2::MmapMut;
 use zeroize::Zeroize as _;
 
-/// Values on locked pages. Wiped when dropped.
+/// Values on locked pages. Zeroed when dropped.
 pub(super) struct Locked<T: Pod> {
     pages: MmapMut,
     values: PhantomData<T>,
 }
 
 impl<T: Pod> Locked<T> {
-    /// So many zeros; at least one.
+    /// This many zeros; at least one.
     pub(super) fn zeroed(count: usize) -> Self {
         static TOLD: Once = Once::new();
         let pages = MmapMut::map_anon(count * size_of::<T>()).expect("the system gives memory");
@@ -32,7 +32,7 @@ impl<T: Pod> Locked<T> {
         Self { pages, values: PhantomData }
     }
 
-    /// A copy of these.
+    /// A copy of these values.
     pub(super) fn copied(values: &[T]) -> Self {
         let mut locked = Self::zeroed(values.len());
         locked.copy_from_slice(values);
@@ -77,7 +77,7 @@ mod tests {
         let locked = Locked::copied(&values);
         assert_eq!(*locked, *values);
         let limit = rustix::process::getrlimit(rustix::process::Resource::Memlock).current;
-        // Where next to nothing may be locked, nothing is, and it works all the same.
+        // If almost nothing may be locked, nothing is, and it works all the same.
         if limit.is_none_or(|limit| limit >= 1 << 20) {
             assert!(locked_kb() >= 12, "{} kB", locked_kb());
         }

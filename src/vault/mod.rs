@@ -1,13 +1,13 @@
-//! Keys, and all that is done with them: the rotation of embeddings, the sealing of templates, the
-//! digests of requests, the hashes that names are filed under.
+//! Keys and their uses: the rotation of embeddings, the sealing of templates, the digests of requests,
+//! the hashes by which names are looked up.
 //!
-//! One master key ([`MasterKey`]) is the only secret to keep. HKDF-SHA-256 (RFC 5869) makes the
-//! others from it, each under a label of its own, so that none tells anything about another. Does
-//! not know files but the key's own, nor subjects, galleries or transports.
+//! One master key ([`MasterKey`]) is the only secret to keep. HKDF-SHA-256 (RFC 5869) derives the
+//! others from it, each under its own label, so that none reveals anything about another. Knows no files
+//! except the key's own, and no subjects, galleries or transports.
 //!
 //! Invariants: no secret is printed by `Debug` or by an error; the same master key gives the same
 //! rotation to the bit on every machine; nothing sealed opens under another subject, hand,
-//! dimension or key. Keys that are kept, and the rotation, are in locked memory, and all are wiped when
+//! dimension or key. Keys that are kept, and the rotation, are in locked memory and zeroed when
 //! dropped; what the cryptographic crates expand from them for one use (AES round keys, hash states)
 //! is not.
 
@@ -29,7 +29,7 @@ use hkdf::Hkdf;
 use sha2::Sha256;
 use zeroize::Zeroizing;
 
-/// The HKDF salt: sets these keys apart from anybody else's use of the same master key.
+/// The HKDF salt: keeps these keys apart from any other use of the same master key.
 const SALT: &[u8] = b"thenar vault 1";
 
 /// What a derived key is for. Distinct labels, none a prefix of another followed by its context.
@@ -54,14 +54,14 @@ impl Purpose {
     }
 }
 
-/// The keys made from one master key.
+/// The keys derived from one master key.
 pub struct Vault {
     master: MasterKey,
     key_id: [u8; 16],
 }
 
 impl Vault {
-    /// Takes the master key over.
+    /// Takes ownership of the master key.
     #[must_use]
     pub fn new(master: MasterKey) -> Self {
         let mut vault = Self { master, key_id: [0; 16] };
@@ -70,7 +70,7 @@ impl Vault {
         vault
     }
 
-    /// The fingerprint of the master key. It is no secret and tells nothing about the key.
+    /// The fingerprint of the master key. It is not secret and reveals nothing about the key.
     #[must_use]
     pub fn key_id(&self) -> [u8; 16] {
         self.key_id
@@ -82,7 +82,7 @@ impl Vault {
         Sealer::new(&self.derive(Purpose::TemplateSealing, &[]), dim)
     }
 
-    /// Makes the digests that tell whether a repeated request is the same request.
+    /// Makes the digests by which a repeated request is recognised.
     #[must_use]
     pub fn request_digester(&self) -> RequestDigester {
         RequestDigester::new(&self.derive(Purpose::RequestDigest, &[]))
@@ -111,12 +111,12 @@ impl std::fmt::Debug for Vault {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     /// What `work` returns, and the seconds of processor time it took on this thread, so that a
-    /// busy machine does not change a figure. Wall time where the system does not say.
-    pub(super) fn processor_time<T>(work: impl FnOnce() -> T) -> (T, f64) {
+    /// busy machine does not change a figure. Wall time if the system does not report it.
+    pub(crate) fn processor_time<T>(work: impl FnOnce() -> T) -> (T, f64) {
         let spent = || -> Option<f64> {
             let text = std::fs::read_to_string("/proc/thread-self/schedstat").ok()?;
             Some(text.split(' ').next()?.parse::<f64>().ok()? / 1e9)

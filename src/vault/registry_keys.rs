@@ -1,18 +1,18 @@
-//! The keyed hashes of the registry: of names, which it files things under so that its indexes say
-//! nothing to whoever lacks the key, and of rows, by which it finds out that one was changed.
+//! The keyed hashes of the registry: of names, by which it looks things up, so that its indexes reveal
+//! nothing without the key; and of rows, by which it detects that one was changed.
 
 use super::RequestDigester;
 
 /// Bytes of a hash: its group's, then its own.
 pub const FILED_BYTES: usize = GROUP_BYTES + 16;
-/// Bytes of a group's hash. Two groups with the same hash lie together, no more.
+/// Bytes of a group's hash. Two groups with the same hash merely share a place in the index.
 const GROUP_BYTES: usize = 4;
-/// Digits at the end of a name that are taken for a number; 18 always fit 64 bits.
+/// Digits at the end of a name that count as its number; 18 always fit 64 bits.
 const DIGITS_MAX: usize = 18;
-/// Names that differ only in the last bits of the number at their end are of one group.
+/// Names that differ only in this many last bits of the number at their end are of one group.
 const GROUP_BITS: u32 = 10;
 
-/// A name as the registry files it.
+/// The hash by which the registry looks a name up.
 pub type Filed = [u8; FILED_BYTES];
 
 /// Hashes for the registry.
@@ -44,22 +44,22 @@ impl RegistryKeys {
         digest.finish()
     }
 
-    /// What a subject is filed under.
+    /// The hash of a subject's name.
     #[must_use]
     pub fn subject(&self, name: &str) -> Filed {
         self.filed(b"subject", name)
     }
 
-    /// What a request is filed under.
+    /// The hash of a request's id.
     #[must_use]
     pub fn request(&self, id: &str) -> Filed {
         self.filed(b"request", id)
     }
 
-    /// HMAC-SHA-256 of the name, cut to 16 bytes, after one of its group. Names that were counted up,
-    /// as those of an import often are, so lie in a few neighbouring pages of an index; scattered over
-    /// all of it, commits of 2,000 enrolments are slower by a factor of 3 and more at 1.5 million. What
-    /// it shows is which entries are of one group.
+    /// HMAC-SHA-256 of the name, truncated to 16 bytes, after that of its group. So names that are numbered
+    /// consecutively, as those of an import often are, share a few neighbouring pages of an index; if they
+    /// were scattered over all of it, commits of 2,000 enrolments would be slower by a factor of 3 and more
+    /// at 1.5 million. It reveals which entries are of one group.
     fn filed(&self, kind: &[u8], name: &str) -> Filed {
         let digits = name.bytes().rev().take(DIGITS_MAX).take_while(u8::is_ascii_digit).count();
         let (words, number) = name.split_at(name.len() - digits);
@@ -88,7 +88,7 @@ mod tests {
             }
         }
         let own: HashSet<_> = seen.iter().map(|filed| filed[GROUP_BYTES..].to_vec()).collect();
-        assert_eq!(own.len(), seen.len(), "nothing rests on the group");
+        assert_eq!(own.len(), seen.len(), "names differ without the group, too");
     }
 
     #[test]
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_were_counted_up_are_of_one_group() {
+    fn names_with_consecutive_numbers_are_of_one_group() {
         let keys = RegistryKeys::new(&[1; 32], [0; 16]);
         let group = |name: &str| keys.subject(name)[..GROUP_BYTES].to_vec();
         assert_eq!(group("person-001024"), group("person-002047"));

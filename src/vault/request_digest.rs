@@ -1,7 +1,7 @@
 //! Digests of requests, keyed so that nobody without the key can test a guess against one.
 //!
-//! An embedding is a vector near a known face of the world: an unkeyed hash of it could be
-//! confirmed by whoever has the palm. HMAC-SHA-256 (RFC 2104), cut to 16 bytes.
+//! An embedding follows from a palm: anybody with the same capture could confirm an unkeyed hash of it.
+//! HMAC-SHA-256 (RFC 2104), truncated to 16 bytes.
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ impl RequestDigester {
         RequestDigest(Hmac::new_from_slice(&self.0).expect("HMAC takes keys of any length"))
     }
 
-    /// The digest of these parts. The division counts: `["ab"]` and `["a", "b"]` differ.
+    /// The digest of these parts. Their boundaries count: `["ab"]` and `["a", "b"]` differ.
     #[must_use]
     pub fn digest(&self, parts: &[&[u8]]) -> [u8; 16] {
         let mut digest = self.begin();
@@ -40,11 +40,11 @@ impl std::fmt::Debug for RequestDigester {
     }
 }
 
-/// A digest under way: takes the parts of a request one by one.
+/// A digest in progress: takes the parts of a request one by one.
 pub struct RequestDigest(Hmac<Sha256>);
 
 impl RequestDigest {
-    /// Takes the next part, with its length before it so that parts cannot run into each other.
+    /// Takes the next part, after its length, so that the boundaries between parts are unambiguous.
     pub fn part(&mut self, part: &[u8]) {
         self.0.update(&(part.len() as u64).to_le_bytes());
         self.0.update(part);

@@ -1,6 +1,6 @@
 //! HTTP: metrics and health for operators' tools.
 //!
-//! The only home of axum's types. Serves numbers, never a subject or a template.
+//! The only module that knows axum's routes. Serves numbers, never a subject or a template.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -20,7 +20,7 @@ use crate::telemetry;
 
 /// Connections of operators' tools at once.
 pub(crate) const CONNECTIONS_MAX: usize = 64;
-/// What is asked of them: a scraper keeps its connection from one scrape to the next.
+/// Their limits: a scraper keeps its connection from one scrape to the next.
 const LIMITS: net::Limits = net::Limits {
     connections_max: CONNECTIONS_MAX,
     connections_per_address_max: CONNECTIONS_MAX / 2,
@@ -30,13 +30,13 @@ const LIMITS: net::Limits = net::Limits {
     age: Duration::from_secs(3600),
 };
 
-/// How often distributions are folded, so that memory stays bounded when nobody scrapes.
+/// How often histograms are aggregated, so that memory stays bounded if nobody scrapes.
 const UPKEEP: Duration = Duration::from_secs(5);
 
 /// The recorder of this process. The first call installs it.
 ///
 /// # Errors
-/// Where another recorder is installed, or the buckets are not buckets.
+/// If another recorder is installed, or the buckets are invalid.
 pub fn recorder() -> Result<PrometheusHandle, BuildError> {
     static HANDLE: OnceLock<PrometheusHandle> = OnceLock::new();
     if let Some(handle) = HANDLE.get() {
@@ -51,7 +51,7 @@ pub fn recorder() -> Result<PrometheusHandle, BuildError> {
 }
 
 /// Serves `/metrics`, `/livez` and `/readyz` until `stop`. The server is ready once `started`, and no
-/// more when `draining` or `read_only`.
+/// longer when `draining` or `read_only`.
 pub async fn serve(
     listener: TcpListener,
     handle: PrometheusHandle,

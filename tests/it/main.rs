@@ -1,7 +1,7 @@
-//! End to end: the real binary in a process of its own, spoken to over the wire; and the search
-//! planner over real index snapshots, against brute force.
+//! End to end: the real binary in its own process, tested over gRPC; and the search planner over real
+//! index snapshots, compared with brute force.
 //!
-//! Every random choice comes from a seed, and a failure prints it with the server's log.
+//! All randomness comes from a seed, which a failure prints with the server's log.
 
 mod audit;
 mod bad_input;

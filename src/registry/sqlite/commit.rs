@@ -1,7 +1,7 @@
-//! One commit of many changes, each checked before it touches a row.
+//! One commit of many changes, each checked before it changes a row.
 //!
-//! A change is refused by its checks alone, so nothing has to be undone within a commit and no
-//! savepoints are paid for. Any other failure is the database's and undoes the whole commit.
+//! Only its checks refuse a change, so nothing has to be undone within a commit, and no savepoints are
+//! needed. Any other failure is the database's and undoes the whole commit.
 
 use std::path::Path;
 use std::time::SystemTime;
@@ -23,12 +23,12 @@ use crate::registry::{
 };
 use crate::vault::{Filed, RegistryKeys};
 
-/// What there is of a request.
+/// What is known of a request.
 enum Before {
     Never,
     Done(Outcome),
-    /// It is a line of a list, and its subject has gone since: "done" would be wrong, so it is looked at
-    /// anew. The row's number.
+    /// It is a line of a list, and its subject was deleted since: the answer "done" would be wrong, so it is
+    /// processed again. The row's number.
     Stale(i64),
 }
 
@@ -130,7 +130,7 @@ impl<'c> Commit<'c> {
             Action::Enrol { subject, .. } | Action::Update { subject, .. } | Action::Forget { subject } => subject,
         };
         let number = SubjectNumber(number.unsigned_abs());
-        // The name may belong to somebody else by now: a subject of another number.
+        // The name may belong to another subject by now, with another number.
         let templates = match self.subject(name)? {
             Some(mut now) if now.number == number => {
                 now.templates.retain(|t| t.id.0 <= last_template.unsigned_abs());

@@ -1,19 +1,18 @@
 //! The registry in one SQLite database, for one server.
 //!
-//! One connection writes, behind a mutex; a few others read, each call seeing one snapshot. The
+//! One connection writes, behind a mutex; a few others read, and each call sees one snapshot. The
 //! database is in WAL mode with `synchronous=FULL`: a commit returns after its log is synced.
-//! SQLite is the durability argument here, so nothing but `scrub` touches the files directly.
+//! Durability is SQLite's, so nothing but `scrub` touches the files directly.
 //!
-//! Sealed bytes and subjects' names never move. They lie in `slots`, rows of their own that are
-//! appended, overwritten in place with bytes of the same length, and never deleted: what is forgotten
-//! has its slot zeroed and kept for the next template or name of that length. SQLite's `secure_delete`
-//! alone would not do: it zeroes a deleted cell, but when SQLite balances b-tree pages it can leave
+//! Sealed bytes and subjects' names never move. They are stored in `slots`, rows of their own that are
+//! appended, overwritten in place with bytes of the same length, and never deleted: a slot whose content is
+//! forgotten is zeroed and kept for the next template or name of that length. SQLite's `secure_delete`
+//! alone would not be enough: it zeroes a deleted cell, but when SQLite balances b-tree pages it can leave
 //! stale copies of *live* cells in the unused middle of a page, and no later deletion finds those.
-//! Cells that never move have no copies. What does move, and is in indexes, are numbers and keyed
-//! hashes: a subject and a request are looked up by those ([`RegistryKeys`]), and a request's id is
-//! not kept at all.
+//! Cells that never move have no copies. Only numbers and keyed hashes move and are in indexes: subjects
+//! and requests are looked up by them ([`RegistryKeys`]), and the id of a request is not stored at all.
 //!
-//! Invariants: counters are stored with each commit, so deleted numbers are not given out again;
+//! Invariants: counters are stored with each commit, so deleted numbers are not assigned again;
 //! `log` has no gaps; every subject has a template; a row of `templates` or `subjects` owns its slot,
 //! every other slot is in `free_slots` and holds zeros.
 
@@ -48,11 +47,11 @@ use super::{
 use crate::model::SubjectId;
 use crate::vault::RegistryKeys;
 
-/// Free space under which a failed write is taken for a full disk, in bytes. SQLite reports some
+/// Free space in bytes below which a failed write counts as a full disk. SQLite reports some
 /// writes that found no space as plain I/O errors.
 const DISK_FULL_BYTES: u64 = 1 << 20;
 
-/// A registry in one SQLite file. See the module for how.
+/// A registry in one SQLite file; see the module.
 pub struct SqliteRegistry {
     path: PathBuf,
     keys: RegistryKeys,
@@ -61,16 +60,17 @@ pub struct SqliteRegistry {
 }
 
 impl SqliteRegistry {
-    /// Opens the registry at `path`, and makes it where there is none (mode 0600, as SQLite's
-    /// `-wal` and `-shm` files beside it). An older schema is brought up to date.
+    /// Opens the registry at `path`, and creates it if there is none (mode 0600, as SQLite's
+    /// `-wal` and `-shm` files beside it). An older schema is migrated.
     ///
-    /// Subjects and requests are filed under `keys`: with others than those it was made with, nobody
-    /// is found. One process at a time may have it open for writing; the caller sees to that.
+    /// Subjects and requests are looked up by hashes under `keys`: with keys other than those it was made
+    /// with, nobody is found. Only one process at a time may have it open for writing; the caller sees to
+    /// that.
     ///
     /// # Errors
-    /// [`RegistryError::Unusable`] where the file is something else,
-    /// [`RegistryError::SchemaTooNew`] where a newer program wrote it,
-    /// [`RegistryError::Damaged`] where its counters contradict its rows, and the errors of the
+    /// [`RegistryError::Unusable`] if the file is something else,
+    /// [`RegistryError::SchemaTooNew`] if a newer program wrote it,
+    /// [`RegistryError::Damaged`] if its counters contradict its rows, and the errors of the
     /// system or the database.
     pub fn open(path: &Path, keys: RegistryKeys) -> Result<Self, RegistryError> {
         let path = std::path::absolute(path).map_err(|source| RegistryError::File {
@@ -134,12 +134,11 @@ impl Registry for SqliteRegistry {
         Ok(read::counters(&self.readers.get(), &self.path)?.counts())
     }
 
-    /// Copies the write-ahead log into the database, overwrites the log with zeros and cuts it to
-    /// nothing. Searches wait meanwhile: reads of this registry are held back until it is done.
+    /// Copies the write-ahead log into the database, overwrites the log with zeros and truncates it.
+    /// Reads of this registry wait meanwhile, and so do searches.
     ///
-    /// The limit of what a program can promise: a file system that writes elsewhere (copy on
-    /// write, snapshots, wear levelling in a flash drive) keeps the old blocks until it reuses
-    /// them.
+    /// A program cannot promise more: storage that writes elsewhere (copy on write, snapshots, wear
+    /// levelling in a flash drive) keeps the old blocks until it reuses them.
     fn scrub(&self) -> Result<(), RegistryError> {
         let writer = self.writer.lock();
         let _no_readers = self.readers.hold_back();
@@ -151,7 +150,7 @@ impl Registry for SqliteRegistry {
     }
 }
 
-/// The error for a failed database call: a full disk where it is one, else the database's own.
+/// The error for a failed database call: a full disk if it was that, otherwise the database's own.
 fn failed(path: &Path, doing: &'static str, source: rusqlite::Error) -> RegistryError {
     let full = match &source {
         rusqlite::Error::SqliteFailure(ffi::Error { code: ErrorCode::DiskFull, .. }, _) => true,
@@ -171,24 +170,24 @@ fn failed(path: &Path, doing: &'static str, source: rusqlite::Error) -> Registry
     }
 }
 
-/// The error for a stored value that no version of this program writes.
+/// The error for a stored value that this program never writes.
 fn damaged(path: &Path, what: &'static str, key: i64) -> RegistryError {
     RegistryError::Damaged { path: path.to_owned(), what, key }
 }
 
-/// A number as SQLite stores it. Those beyond its range are never given out, so they may all be
+/// A number as SQLite stores it. Numbers beyond its range are never assigned, so all of them may become
 /// one number that no row has.
 fn stored(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// Milliseconds since 1970; times before are 1970.
+/// Milliseconds since 1970; earlier times count as 1970.
 fn to_millis(time: SystemTime) -> i64 {
     let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// The time behind stored milliseconds.
+/// The time of stored milliseconds.
 fn from_millis(millis: i64) -> Option<SystemTime> {
     UNIX_EPOCH.checked_add(Duration::from_millis(u64::try_from(millis).ok()?))
 }

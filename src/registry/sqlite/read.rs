@@ -1,4 +1,4 @@
-//! Reading: each call is one SELECT, and so sees one snapshot.
+//! Reading: each call is one SELECT, so it sees one snapshot.
 
 use std::path::Path;
 
@@ -13,11 +13,11 @@ use crate::registry::{
 };
 use crate::vault::Filed;
 
-/// Kind of a log record in which a template came.
+/// Kind of a log record: a template was added.
 pub(super) const ADDED: i64 = 1;
-/// Kind of a log record in which a template went.
+/// Kind of a log record: a template was deleted.
 pub(super) const REMOVED: i64 = 2;
-/// Kind of a log record in which a subject went.
+/// Kind of a log record: a subject was deleted.
 pub(super) const FORGOTTEN: i64 = 3;
 
 /// The row of counters. Numbers count from 1, so 0 is "none yet".
@@ -74,7 +74,7 @@ pub(super) fn counters(conn: &Connection, path: &Path) -> Result<Counters, Regis
     Ok(counters)
 }
 
-/// The gallery's identity and its id, where they have been claimed.
+/// The gallery's identity and its id, if they have been claimed.
 pub(super) fn identity(conn: &Connection, path: &Path) -> Result<Option<(GalleryIdentity, GalleryId)>, RegistryError> {
     let row = conn
         .query_row("SELECT dim, key_id, gallery_id FROM gallery WHERE id = 1", [], |row| {
@@ -89,7 +89,7 @@ pub(super) fn identity(conn: &Connection, path: &Path) -> Result<Option<(Gallery
     }
 }
 
-/// The subject of that name, filed under `key`, with its templates by ascending id.
+/// The subject with that name, whose keyed hash is `key`, with its templates by ascending id.
 pub(super) fn subject(
     conn: &Connection,
     path: &Path,
@@ -128,8 +128,8 @@ pub(super) fn subject(
     Ok(found)
 }
 
-/// The numbers of those of these subjects that are enrolled. The keys go in as one JSON array, so that
-/// it is one SELECT however many they are; CROSS JOIN has SQLite look each of them up in the index.
+/// The numbers of those of these subjects that are enrolled. The keys are passed as one JSON array, so that
+/// any number of them takes one SELECT; CROSS JOIN makes SQLite look up each of them in the index.
 pub(super) fn subject_numbers(
     conn: &Connection,
     path: &Path,
@@ -178,7 +178,7 @@ pub(super) fn log_after(
         let event = match (row.get::<_, i64>(6).map_err(at)?, id) {
             (ADDED, Some(id)) => {
                 let exists = row.get::<_, Option<i64>>(0).map_err(at)?.is_some();
-                let template = if exists { Some(template_or_nothing_of_it(path, row)?) } else { None };
+                let template = if exists { Some(template_or_damaged(path, row)?) } else { None };
                 Event::Added { id, template }
             }
             (REMOVED, Some(id)) => Event::Removed { subject, id },
@@ -210,7 +210,7 @@ pub(super) fn templates_between(
         statement.query([stored(first.0), stored(last.0), limit.try_into().unwrap_or(i64::MAX)]).map_err(at)?;
     let mut templates = Vec::new();
     while let Some(row) = rows.next().map_err(at)? {
-        templates.push(template_or_nothing_of_it(path, row)?);
+        templates.push(template_or_damaged(path, row)?);
     }
     Ok(templates)
 }
@@ -234,9 +234,9 @@ pub(super) fn stored_template(path: &Path, row: &Row<'_>) -> Result<StoredTempla
     })
 }
 
-/// [`stored_template`] for an index, which goes on without a damaged one: that has no sealed bytes here,
-/// so that it does not open, and nobody's name.
-fn template_or_nothing_of_it(path: &Path, row: &Row<'_>) -> Result<StoredTemplate, RegistryError> {
+/// [`stored_template`] for an index, which continues without a damaged template: here that has no sealed
+/// bytes, so that it cannot be opened, and nobody's name.
+fn template_or_damaged(path: &Path, row: &Row<'_>) -> Result<StoredTemplate, RegistryError> {
     let at = |e| failed(path, "reading a template", e);
     match stored_template(path, row) {
         Err(RegistryError::Damaged { .. }) => {
@@ -253,13 +253,13 @@ fn template_or_nothing_of_it(path: &Path, row: &Row<'_>) -> Result<StoredTemplat
     }
 }
 
-/// A name as its slot has it: zeros after it, so that names of all lengths use each other's slots.
+/// A name as its slot stores it: followed by zeros, so that names of all lengths can reuse the same slots.
 pub(super) fn padded(name: &SubjectId) -> [u8; SUBJECT_ID_BYTES_MAX] {
     let bytes = name.as_str().as_bytes();
     std::array::from_fn(|i| bytes.get(i).copied().unwrap_or_default())
 }
 
-/// The name that is [`padded`], if it is one.
+/// The name in [`padded`] bytes, if they are valid.
 pub(super) fn name(padded: &[u8]) -> Option<SubjectId> {
     let end = padded.iter().position(|b| *b == 0).unwrap_or(padded.len());
     let (name, rest) = padded.split_at(end);

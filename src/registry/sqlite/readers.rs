@@ -1,4 +1,4 @@
-//! A fixed set of reading connections, lent one call at a time.
+//! A fixed set of reading connections, each lent to one call at a time.
 
 use std::ops::Deref;
 use std::path::Path;
@@ -9,14 +9,14 @@ use rusqlite::Connection;
 use super::schema;
 use crate::registry::RegistryError;
 
-/// Reading connections. More callers than this wait for one another.
+/// Reading connections. More callers than this wait.
 const READERS: usize = 4;
 
-/// The connections that are not lent out, and a gate that holds new readers back.
+/// The connections that are not in use, and a lock that holds new readers back.
 pub(super) struct Readers {
     idle: Mutex<Vec<Connection>>,
     returned: Condvar,
-    gate: RwLock<()>,
+    barrier: RwLock<()>,
 }
 
 /// A borrowed connection; dropping it gives it back.
@@ -24,31 +24,31 @@ pub(super) struct Reader<'a> {
     readers: &'a Readers,
     /// `None` only while being dropped.
     conn: Option<Connection>,
-    _gate: RwLockReadGuard<'a, ()>,
+    _barrier: RwLockReadGuard<'a, ()>,
 }
 
 impl Readers {
     /// Opens all of them.
     pub(super) fn open(path: &Path) -> Result<Self, RegistryError> {
         let idle = (0..READERS).map(|_| schema::open_reader(path)).collect::<Result<Vec<_>, _>>()?;
-        Ok(Self { idle: Mutex::new(idle), returned: Condvar::new(), gate: RwLock::new(()) })
+        Ok(Self { idle: Mutex::new(idle), returned: Condvar::new(), barrier: RwLock::new(()) })
     }
 
-    /// A connection, after a wait if all are lent out.
+    /// A connection; waits if all are in use.
     pub(super) fn get(&self) -> Reader<'_> {
-        let gate = self.gate.read();
+        let barrier = self.barrier.read();
         let mut idle = self.idle.lock();
         loop {
             if let Some(conn) = idle.pop() {
-                return Reader { readers: self, conn: Some(conn), _gate: gate };
+                return Reader { readers: self, conn: Some(conn), _barrier: barrier };
             }
             self.returned.wait(&mut idle);
         }
     }
 
-    /// Waits until every connection is back, and lends none until the guard is dropped.
+    /// Waits until every connection is returned, and lends none until the guard is dropped.
     pub(super) fn hold_back(&self) -> RwLockWriteGuard<'_, ()> {
-        self.gate.write()
+        self.barrier.write()
     }
 }
 

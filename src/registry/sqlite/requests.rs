@@ -1,4 +1,4 @@
-//! The requests that are remembered, so that a repeated one happens once, and forgetting the oldest.
+//! The stored requests, by which a repeated request is done once, and the pruning of the oldest.
 
 use rusqlite::Transaction;
 
@@ -7,7 +7,7 @@ use super::stored;
 use super::sums::{self, Row};
 use crate::vault::RegistryKeys;
 
-/// Requests as [`request`] takes them.
+/// Requests with the columns that [`request`] expects.
 pub(super) const ALL_REQUESTS_IN_ORDER: &str =
     "SELECT seq, done_at, lsn, subject, enrolled_at, last_template, key, digest
     FROM requests ORDER BY seq LIMIT ?1";
@@ -18,7 +18,7 @@ pub(super) fn request<'r>(row: &'r rusqlite::Row<'_>) -> rusqlite::Result<Row<'r
     Ok(Row::Request(numbers, row.get_ref(6)?.as_blob()?, row.get_ref(7)?.as_blob()?))
 }
 
-/// Forgets up to `limit` requests, the oldest ones, that are older than `young`; returns how many.
+/// Deletes up to `limit` of the oldest requests that were done before `young`; returns how many.
 pub(super) fn prune(
     tx: &Transaction<'_>,
     keys: &RegistryKeys,

@@ -1,7 +1,7 @@
 //! Opening the database file, and the tables in it.
 //!
-//! `user_version` is the schema's version, `application_id` says that the file is ours. Schemas
-//! only go forward, one migration a version, each in a transaction.
+//! `user_version` is the schema's version, `application_id` says that the file is a registry. Schemas
+//! only go forward, with one migration per version, each in a transaction.
 
 use std::fs::{File, OpenOptions};
 use std::io::ErrorKind;
@@ -20,8 +20,8 @@ const APPLICATION_ID: i32 = 0x5448_4e52;
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of a page, for new databases: seven sealed templates of 512 dimensions.
 const PAGE_BYTES: u32 = 8192;
-/// Page cache of the writing connection, in KiB. It must hold the pages one commit touches, or
-/// they spill into the log early.
+/// Page cache of the writing connection, in KiB. It must hold the pages that one commit changes, or
+/// they are written to the log early.
 const WRITER_CACHE_KIB: i32 = 64 << 10;
 /// Page cache of a reading connection, in KiB.
 const READER_CACHE_KIB: i32 = 8 << 10;
@@ -30,7 +30,7 @@ const DATABASE_BYTES_MIN: u64 = 512;
 /// Pages in the write-ahead log before a commit copies them into the database.
 const CHECKPOINT_PAGES: i32 = 4096;
 
-/// Migration `i` leads from version `i` to `i + 1`.
+/// Migration `i` goes from version `i` to `i + 1`.
 const MIGRATIONS: [&str; 1] = ["
     CREATE TABLE gallery(
         id INTEGER PRIMARY KEY CHECK (id = 1),
@@ -102,7 +102,7 @@ const MIGRATIONS: [&str; 1] = ["
 /// The schema version this program writes.
 pub(super) const VERSION: i64 = MIGRATIONS.len() as i64;
 
-/// Makes an empty file with mode 0600 where there is none, and syncs its folder. An empty file is
+/// Creates an empty file with mode 0600 if there is none, and syncs its folder. An empty file is
 /// an empty database.
 pub(super) fn create_file(path: &Path) -> Result<(), RegistryError> {
     let refuse = |doing| move |source| RegistryError::File { path: path.to_owned(), doing, source };
@@ -163,10 +163,10 @@ pub(super) fn open_reader(path: &Path) -> Result<Connection, RegistryError> {
     Ok(conn)
 }
 
-/// A connection with what reading and writing ones share.
+/// A connection with the settings that reading and writing connections share.
 fn connect(path: &Path) -> Result<Connection, RegistryError> {
     let at = |doing| move |e| opening_failed(path, doing, e);
-    // The path is absolute, so SQLite cannot take it for a URI.
+    // The path is absolute, so SQLite does not interpret it as a URI.
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let conn = Connection::open_with_flags(path, flags).map_err(at("opening it"))?;
     conn.busy_timeout(BUSY_TIMEOUT).map_err(at("opening it"))?;
@@ -175,7 +175,7 @@ fn connect(path: &Path) -> Result<Connection, RegistryError> {
     Ok(conn)
 }
 
-/// The schema version of the file, where the file is a registry or empty.
+/// The schema version of the file, if the file is a registry or empty.
 fn checked_version(conn: &Connection, path: &Path) -> Result<i64, RegistryError> {
     let at = |e| opening_failed(path, "reading its header", e);
     let application: i32 = conn.pragma_query_value(None, "application_id", |row| row.get(0)).map_err(at)?;
@@ -199,7 +199,7 @@ fn checked_version(conn: &Connection, path: &Path) -> Result<i64, RegistryError>
     Ok(version)
 }
 
-/// Runs the migrations that the file has not seen, each in a transaction of its own.
+/// Runs the migrations that the file has not had yet, each in its own transaction.
 fn migrate(conn: &mut Connection, path: &Path, version: i64) -> Result<(), RegistryError> {
     for (from, sql) in (0_i64..).zip(MIGRATIONS).skip_while(|(from, _)| *from < version) {
         let at = |e| opening_failed(path, "bringing its schema up to date", e);
@@ -212,7 +212,7 @@ fn migrate(conn: &mut Connection, path: &Path, version: i64) -> Result<(), Regis
     Ok(())
 }
 
-/// Refuses tables and indexes that are not word for word those that this program makes.
+/// Refuses tables and indexes whose definitions are not exactly those that this program makes.
 fn check_schema(conn: &Connection, path: &Path) -> Result<(), RegistryError> {
     let at = |e| opening_failed(path, "reading its schema", e);
     let of = |conn: &Connection| -> rusqlite::Result<Vec<[Option<String>; 4]>> {
@@ -227,7 +227,7 @@ fn check_schema(conn: &Connection, path: &Path) -> Result<(), RegistryError> {
     Err(super::damaged(path, "schema", VERSION))
 }
 
-/// [`failed`], with words for a file that is no database at all.
+/// [`failed`], with its own message for a file that is not a database.
 fn opening_failed(path: &Path, doing: &'static str, source: rusqlite::Error) -> RegistryError {
     if source.sqlite_error_code() == Some(ErrorCode::NotADatabase) {
         let why = "it is not an SQLite database, or its header is damaged";

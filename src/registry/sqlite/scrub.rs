@@ -1,16 +1,16 @@
-//! Getting deleted bytes out of the write-ahead log.
+//! Removes deleted bytes from the write-ahead log.
 //!
 //! Deleting zeroes a template's slot, but the log still holds older images of that page: frames
-//! not yet copied into the database, and frames of earlier rounds that lie unused at its end.
+//! not yet copied into the database, and frames of earlier rounds that are left unused at its end.
 //!
 //! The steps, and what a crash after each leaves:
 //! 1. `wal_checkpoint(RESTART)`: every frame is in the database and synced, and no reader uses the
 //!    log. After a crash the log is replayed over equal pages.
-//! 2. The log's header is zeroed and synced. After a crash recovery finds no log: right, as the
+//! 2. The log's header is zeroed and synced. After a crash, recovery finds no log, which is correct: the
 //!    database has everything. (Zeroing frames first could leave a valid *prefix* of the log,
-//!    which recovery would lay over newer pages. So the header goes first.)
+//!    which recovery would write over newer pages. So the header goes first.)
 //! 3. The frames are zeroed and synced.
-//! 4. `wal_checkpoint(TRUNCATE)`: SQLite forgets the frames and cuts the file.
+//! 4. `wal_checkpoint(TRUNCATE)`: SQLite forgets the frames and truncates the file.
 
 use std::ffi::OsString;
 use std::fs::OpenOptions;
@@ -28,7 +28,7 @@ const WAL_HEADER_BYTES: usize = 32;
 /// Bytes zeroed by one write.
 const STEP_BYTES: usize = 1 << 20;
 
-/// Runs the steps. The caller holds the writer and has sent every reader away.
+/// Runs the steps. The caller holds the writer, and no reader is active.
 pub(super) fn scrub(conn: &Connection, path: &Path) -> Result<(), RegistryError> {
     checkpoint(conn, path, "PRAGMA wal_checkpoint(RESTART)")?;
     let log = log_path(path);
@@ -43,7 +43,7 @@ pub(super) fn log_path(path: &Path) -> PathBuf {
     name.into()
 }
 
-/// A whole checkpoint, or an error. SQLite waits for other programs' readers as long as the
+/// A complete checkpoint, or an error. SQLite waits for other programs' readers for the
 /// connection's busy timeout.
 fn checkpoint(conn: &Connection, path: &Path, sql: &'static str) -> Result<(), RegistryError> {
     match conn.query_row(sql, [], |row| row.get::<_, i64>(0)) {
@@ -56,8 +56,8 @@ fn checkpoint(conn: &Connection, path: &Path, sql: &'static str) -> Result<(), R
     }
 }
 
-/// Overwrites the log with zeros, its header first. SQLite's locks are on the database and the
-/// `-shm` file, so opening and closing this file here releases none of them.
+/// Overwrites the log with zeros, the header first. SQLite's locks are on the database and the
+/// `-shm` file, so opening and closing this file releases none of them.
 fn zero(log: &Path) -> io::Result<()> {
     let file = match OpenOptions::new().write(true).open(log) {
         Ok(file) => file,

@@ -1,4 +1,4 @@
-//! Slots: rows whose bytes never move, reused for bytes of the same length and zeroed when freed.
+//! Slots: rows whose bytes never move. A freed slot is zeroed, and reused for bytes of the same length.
 
 use rusqlite::{Connection, OptionalExtension as _};
 
@@ -6,7 +6,7 @@ use super::statements::Statements;
 use super::stored;
 use super::writer::{Failure, sql};
 
-/// How many slots there are, so that a commit need not ask.
+/// The newest slot and the number of free ones, so that a commit need not query them.
 #[derive(Clone, Copy)]
 pub(super) struct Slots {
     last: i64,

@@ -2,7 +2,7 @@
 
 use rusqlite::{CachedStatement, Connection};
 
-/// The statements of a commit, looked up once for all of its changes.
+/// The statements of a commit, looked up once for all its changes.
 pub(super) struct Statements<'c> {
     pub(super) find_request: CachedStatement<'c>,
     pub(super) find_request_row: CachedStatement<'c>,

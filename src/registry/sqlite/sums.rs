@@ -1,12 +1,12 @@
-//! Sums over the rows, by which verifying finds that one was changed, swapped, lost, doubled or brought
-//! back by anything but a commit.
+//! Sums over the rows, by which verification finds rows that were changed, swapped, lost, duplicated or
+//! restored by anything but a commit.
 //!
-//! Every row of the five tables that say something has a keyed hash of what it says, and each table the
-//! sum of its rows' hashes modulo 2^128: a digest of a multiset that a commit brings along by adding and
-//! subtracting. Where a row lies does not count; a template's row counts with its sealed bytes and a
-//! subject's with its name, whatever slots they are in. The sums are kept with the counters under one
-//! more keyed hash, which is looked at on every opening. Whoever lacks the key cannot make a hash fit; an
-//! older registry as a whole fits itself.
+//! Every row of the five tables with content has a keyed hash, and each table the sum of its rows' hashes
+//! modulo 2^128: a digest of a multiset that a commit updates by adding and subtracting. The place of a row
+//! does not count; a template's row is hashed with its sealed bytes and a subject's with its name, whatever
+//! slots they are in. The sums are stored with the counters under another keyed hash, which is checked
+//! whenever the registry is opened. Without the key nobody can make a hash that fits; an older copy of the
+//! whole registry is consistent with itself.
 
 use rusqlite::Connection;
 use rusqlite::types::ValueRef;
@@ -18,7 +18,7 @@ use crate::vault::RegistryKeys;
 /// Bytes of a sum.
 const SUM_BYTES: usize = 16;
 
-/// In a row of the log that names no template.
+/// The template of a row of the log that has none.
 pub(super) const NO_TEMPLATE: i64 = -1;
 
 /// The tables whose rows are summed.
@@ -45,7 +45,7 @@ impl Table {
     }
 }
 
-/// What a row says, in one order for each table.
+/// The content of a row, in a fixed order for each table.
 #[derive(Clone, Copy)]
 pub(super) enum Row<'a> {
     /// Number, time of enrolment; the name as its slot has it.
@@ -65,19 +65,19 @@ pub(super) enum Row<'a> {
 pub(super) struct Sums([u128; Table::ALL.len()]);
 
 impl Sums {
-    /// A row came.
+    /// A row was added.
     pub(super) fn add(&mut self, keys: &RegistryKeys, row: Row<'_>) {
         let (table, hash) = hash(keys, row);
         self.0[table as usize] = self.0[table as usize].wrapping_add(hash);
     }
 
-    /// A row went.
+    /// A row was deleted.
     pub(super) fn remove(&mut self, keys: &RegistryKeys, row: Row<'_>) {
         let (table, hash) = hash(keys, row);
         self.0[table as usize] = self.0[table as usize].wrapping_sub(hash);
     }
 
-    /// The tables whose rows are not the same.
+    /// The tables whose rows differ.
     pub(super) fn differing(&self, other: &Self) -> impl Iterator<Item = Table> {
         Table::ALL.into_iter().filter(|table| self.0[*table as usize] != other.0[*table as usize])
     }
@@ -106,7 +106,7 @@ fn hash(keys: &RegistryKeys, row: Row<'_>) -> (Table, u128) {
     }
 }
 
-/// The hash over the counters, their sums and the gallery's row, whatever columns that has.
+/// The hash over the counters, the sums and all columns of the gallery's row.
 pub(super) fn mac(conn: &Connection, keys: &RegistryKeys, counters: &Counters) -> rusqlite::Result<[u8; 16]> {
     let mut statement = conn.prepare_cached("SELECT * FROM gallery")?;
     let columns = statement.column_count();
@@ -142,10 +142,10 @@ pub(super) fn store(conn: &Connection, keys: &RegistryKeys, counters: &Counters)
     statement.execute(row).map(|_| ())
 }
 
-/// Whether the counters that are stored, and the gallery's row, are as this program stored them.
+/// Whether the stored counters and the gallery's row are as this program stored them.
 pub(super) fn are_sound(conn: &Connection, keys: &RegistryKeys, counters: &Counters) -> rusqlite::Result<bool> {
     let mac = mac(conn, keys, counters)?;
-    // Written and not yet hashed: the tables were just made.
+    // The tables were just created, and nothing is hashed yet.
     let claimed: i64 = conn.query_row("SELECT count(*) FROM gallery", [], |row| row.get(0))?;
     let new = *counters == Counters::default() && claimed == 0;
     let stored: Vec<u8> = conn.query_row("SELECT mac FROM counters WHERE id = 1", [], |row| row.get(0))?;

@@ -1,4 +1,4 @@
-//! Reading all of a registry, and saying what is wrong with it.
+//! Checks all of a registry, and reports what is wrong with it.
 
 use std::path::Path;
 
@@ -11,9 +11,9 @@ use super::{SqliteRegistry, damaged, failed, read};
 use crate::registry::{RegistryError, StoredTemplate};
 use crate::vault::{RegistryKeys, SealError};
 
-/// Problems that are told; more are counted.
+/// Problems that are listed; others are only counted.
 const PROBLEMS_MAX: usize = 50;
-/// Templates opened at a time, side by side.
+/// Templates that are opened in parallel, in one go.
 const CHUNK: usize = 1024;
 
 /// What a check of a whole registry found.
@@ -29,14 +29,14 @@ pub struct RegistryReport {
     pub requests: u64,
     /// Deletions that are remembered.
     pub deletions: u64,
-    /// What is wrong, in words, at most fifty and a line about the others. Empty for a sound registry.
+    /// What is wrong: at most fifty problems, and a line with the number of others. Empty for a sound registry.
     pub problems: Vec<String>,
 }
 
 impl SqliteRegistry {
-    /// Reads everything and holds it against itself: SQLite's own check of every page, `open` of every
-    /// sealed template, every row against the keyed sums of its table, names against what they are filed
-    /// under, owners of slots. Tells `progress` how many templates of how many are done.
+    /// Reads everything and checks its consistency: SQLite's own check of every page, `open` for every
+    /// sealed template, every row against the keyed sums of its table, names against their keyed hashes,
+    /// owners of slots. Calls `progress` with the templates done and their total.
     pub fn verify(
         &self,
         open: &(dyn Fn(&StoredTemplate) -> Result<(), SealError> + Sync),
@@ -61,12 +61,12 @@ impl SqliteRegistry {
     }
 }
 
-/// A check under way.
+/// A check in progress.
 struct Check<'c> {
     conn: &'c Connection,
     path: &'c Path,
     keys: &'c RegistryKeys,
-    /// Of the rows as they were read.
+    /// Of the rows read so far.
     sums: Sums,
     more: u64,
     report: RegistryReport,
@@ -87,7 +87,7 @@ impl Check<'_> {
     ) -> Result<(), RegistryError> {
         let path = self.path;
         let at = move |e| failed(path, "checking it", e);
-        // One snapshot for all that follows.
+        // One snapshot for everything that follows.
         let snapshot = self.conn.unchecked_transaction().map_err(at)?;
         self.each("PRAGMA integrity_check(20)", |check, row| {
             let verdict: String = row.get(0)?;
@@ -126,14 +126,14 @@ impl Check<'_> {
         snapshot.finish().map_err(at)
     }
 
-    /// Shows `look` each row of `sql`; what fails is a problem.
+    /// Calls `look` with each row of `sql`; an error is a problem.
     fn each(&mut self, sql: &str, mut look: impl FnMut(&mut Self, &SqlRow<'_>) -> rusqlite::Result<()>) {
         let conn = self.conn;
         let mut all = || -> rusqlite::Result<()> {
             let mut statement = conn.prepare(sql)?;
             let mut rows = statement.query([])?;
             while let Some(row) = rows.next()? {
-                // A row that cannot be read may have readable ones after it.
+                // A row that cannot be read may be followed by rows that can.
                 if let Err(error) = look(self, row) {
                     self.problem(failed(self.path, "reading a row", error).to_string());
                 }
@@ -218,7 +218,7 @@ impl Check<'_> {
         });
     }
 
-    /// Every slot is a template's, a name's or free, each once, and the free ones hold zeros.
+    /// Every slot belongs to exactly one template or subject or is free, and the free ones hold zeros.
     fn slots(&mut self) -> Result<(), RegistryError> {
         const OWNED: &str =
             "SELECT slot FROM templates UNION ALL SELECT slot FROM subjects UNION ALL SELECT slot FROM free_slots";

@@ -1,4 +1,4 @@
-//! The writing connection: one transaction per call, and what a failure means.
+//! The writing connection: one transaction per call, and the meaning of failures.
 //!
 //! The counters in memory move only when SQLite's COMMIT has returned. What a failed write leaves is
 //! known, except after a failed sync: then the registry is in doubt, and nothing more is written.
@@ -16,22 +16,22 @@ use super::{damaged, failed, requests, scrub, stored, sums};
 use crate::registry::{Change, Committed, GalleryIdentity, RegistryError};
 use crate::vault::RegistryKeys;
 
-/// The writing connection and what it knows of the committed state.
+/// The writing connection, with what it knows of the committed state.
 pub(super) struct Writer {
     conn: Connection,
     keys: RegistryKeys,
     counters: Counters,
     slots: Slots,
     opened: Instant,
-    /// How long the registry had been open before that.
+    /// How long the registry had been open before `opened`.
     open_ms_before: i64,
-    /// A sync failed: nothing more is written (see [`RegistryError::WriterStopped`]).
+    /// A sync failed, so nothing more is written (see [`RegistryError::WriterStopped`]).
     stopped: bool,
 }
 
 impl Writer {
-    /// Reads the counters, and checks that they are those that were stored under this key, and that no row
-    /// is beyond them: numbers would be given out twice.
+    /// Reads the counters, and checks that they were stored under this key and that no row is beyond
+    /// them: otherwise numbers would be assigned twice.
     pub(super) fn new(conn: Connection, path: &Path, keys: RegistryKeys) -> Result<Self, RegistryError> {
         let counters = read::counters(&conn, path)?;
         if let Some((claimed, _)) = read::identity(&conn, path)? {
@@ -85,7 +85,7 @@ impl Writer {
         identity: &GalleryIdentity,
     ) -> Result<GalleryId, RegistryError> {
         if let Some((claimed, id)) = read::identity(&self.conn, path)? {
-            // As long as nothing has happened in it, it may become another gallery.
+            // As long as its log is empty, it may become another gallery.
             if claimed.key_id != identity.key_id || claimed.dim == identity.dim || self.counters.last_lsn > 0 {
                 return refuse_another(&claimed, identity).map(|()| id);
             }
@@ -126,8 +126,8 @@ impl Writer {
         Ok(Committed { outcomes, records })
     }
 
-    /// See `Registry::prune_requests`. Keeps the time that the registry was open, too, for one to
-    /// which nothing is written.
+    /// See `Registry::prune_requests`. Also stores how long the registry has been open, for a registry that
+    /// gets no commits.
     pub(super) fn prune_requests(&mut self, path: &Path, kept: Duration, limit: usize) -> Result<u64, RegistryError> {
         self.refuse_if_stopped(path)?;
         self.try_prune(kept, limit).map_err(|failure| self.failure(path, failure))
@@ -145,20 +145,20 @@ impl Writer {
         Ok(pruned)
     }
 
-    /// How long the registry has been open altogether, in milliseconds: what requests are dated by.
-    /// No clock that can be set goes into it, so none that leaps makes a request older than it is.
+    /// How long the registry has been open in total, in milliseconds: the clock that dates requests.
+    /// It does not depend on a clock that can be set, so setting one does not make a request older.
     fn open_ms(&self) -> i64 {
         let elapsed = i64::try_from(self.opened.elapsed().as_millis()).unwrap_or(i64::MAX);
         self.open_ms_before.saturating_add(elapsed)
     }
 
-    /// Lets time pass.
+    /// Advances the clock that dates requests.
     #[cfg(test)]
     pub(super) fn pass(&mut self, time: Duration) {
         self.open_ms_before += i64::try_from(time.as_millis()).unwrap();
     }
 
-    /// The error for what undid a transaction.
+    /// The error for a failure that undid a transaction.
     fn failure(&mut self, path: &Path, failure: Failure) -> RegistryError {
         match failure {
             Failure::Sql(doing, e) => self.write_failed(path, doing, e),
@@ -171,7 +171,7 @@ impl Writer {
         if self.stopped { Err(RegistryError::WriterStopped { path: path.to_owned() }) } else { Ok(()) }
     }
 
-    /// The error for a failed statement. Only one that commits by itself syncs.
+    /// The error for a failed statement. A statement syncs only if it commits by itself.
     fn write_failed(&mut self, path: &Path, doing: &'static str, e: rusqlite::Error) -> RegistryError {
         match e.sqlite_error().map(|e| e.extended_code) {
             Some(ffi::SQLITE_IOERR_FSYNC | ffi::SQLITE_IOERR_DIR_FSYNC) => self.commit_failed(path, doing, e),
@@ -179,11 +179,10 @@ impl Writer {
         }
     }
 
-    /// The error for a failed COMMIT. The mark that makes a transaction one is written last, so a
-    /// write that failed, for want of room say, means that it is not there. After any other failure
-    /// it may be: SQLite recovers it from the log where it finds it whole. And after a failed sync
-    /// the kernel may have dropped the dirty pages and call the next sync a success, so there must
-    /// be no next one.
+    /// The error for a failed COMMIT. The commit mark of a transaction is written last, so if a write
+    /// failed (for lack of space, say), the transaction is not stored. After any other failure it may be:
+    /// SQLite recovers it if its log is complete. And after a failed sync the kernel may have dropped the
+    /// dirty pages and report the next sync as a success, so there must be no next one.
     fn commit_failed(&mut self, path: &Path, doing: &'static str, source: rusqlite::Error) -> RegistryError {
         if let Some(ffi::SQLITE_FULL | ffi::SQLITE_IOERR_WRITE) = source.sqlite_error().map(|e| e.extended_code) {
             return failed(path, doing, source);
@@ -193,10 +192,10 @@ impl Writer {
     }
 }
 
-/// What undoes a commit.
+/// A failure that undoes a commit.
 pub(super) enum Failure {
     Sql(&'static str, rusqlite::Error),
-    /// The last step failed.
+    /// The COMMIT itself failed.
     Commit(rusqlite::Error),
     Registry(RegistryError),
 }
@@ -211,7 +210,7 @@ pub(super) fn sql(doing: &'static str) -> impl Fn(rusqlite::Error) -> Failure {
     move |e| Failure::Sql(doing, e)
 }
 
-/// An error unless both are the same.
+/// An error unless both are equal.
 fn refuse_another(claimed: &GalleryIdentity, found: &GalleryIdentity) -> Result<(), RegistryError> {
     if claimed == found {
         return Ok(());

@@ -1,7 +1,7 @@
-//! The master key: making it, keeping it in a file, finding it at start.
+//! The master key: generating it, keeping it in a file, loading it at start.
 //!
 //! A key is one line of text: `thenar-master-key-1:`, 64 hexadecimal digits, `-`, and 8 more that
-//! check the others, so that a mistyped or cut-off key is refused rather than taken for another.
+//! check the others, so that a mistyped or truncated key is refused and not used as another key.
 //! Errors name places and modes, never a digit of the key.
 
 use std::ffi::OsString;
@@ -15,17 +15,17 @@ use zeroize::{Zeroize as _, Zeroizing};
 
 use crate::vault::locked::Locked;
 
-/// What the line begins with.
+/// The beginning of the line.
 const PREFIX: &str = "thenar-master-key-1:";
 /// Hexadecimal digits of the key.
 const KEY_DIGITS: usize = 64;
 /// Hexadecimal digits of the checksum.
 const CHECK_DIGITS: usize = 8;
-/// Bytes read from a key's place, at most. A key is shorter; more is not a key.
+/// Bytes read from a key's place, at most. Every key is shorter.
 const READ_MAX: usize = 256;
 /// The environment variable that [`KeySource::Environment`] reads.
 pub const MASTER_KEY_VARIABLE: &str = "THENAR_MASTER_KEY";
-/// The systemd credential that [`KeySource::Credential`] is named, unless configured otherwise.
+/// The name of the systemd credential of [`KeySource::Credential`], unless configured otherwise.
 pub const CREDENTIAL: &str = "thenar-master-key";
 /// Where systemd says that its credentials are.
 const CREDENTIALS_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
@@ -33,21 +33,21 @@ const CREDENTIALS_VARIABLE: &str = "CREDENTIALS_DIRECTORY";
 /// Where the master key is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum KeySource {
-    /// A file that its owner alone can read.
+    /// A file that only its owner can read.
     File(PathBuf),
     /// A systemd credential of this name (`LoadCredential=` or `LoadCredentialEncrypted=`).
-    /// systemd guards the folder; the file's own mode is not looked at, because the access lists
-    /// systemd uses show up as group permissions.
+    /// systemd guards the folder; the file's own mode is not checked, because the access lists that
+    /// systemd uses appear as group permissions.
     Credential(String),
     /// The environment variable [`MASTER_KEY_VARIABLE`]. The weakest place: the system shows a
     /// process's environment to its owner, and child processes inherit it.
     Environment,
 }
 
-/// Why there is no master key.
+/// Why the master key could not be made, stored or loaded.
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
-    /// Nothing is there.
+    /// There is no file.
     #[error("there is no master key at {}: make one with `thenar keys generate`", path.display())]
     Missing {
         /// Where it was looked for.
@@ -67,15 +67,15 @@ pub enum KeyError {
         /// The name.
         name: String,
     },
-    /// Others than the owner have rights to the file.
-    #[error("the master key at {} has mode {mode:04o}, which lets others at it: chmod 600 {}", path.display(), path.display())]
+    /// Users other than the owner have rights to the file.
+    #[error("the master key at {} has mode {mode:04o}, which lets other users read or change it: chmod 600 {}", path.display(), path.display())]
     Exposed {
         /// The file.
         path: PathBuf,
         /// Its permission bits.
         mode: u32,
     },
-    /// Its owner is neither who runs this nor root, and could read and replace it.
+    /// Its owner is neither root nor the user who runs this, and could read and replace it.
     #[error("the master key at {} belongs to user {owner}, not to root or to user {user}, who runs this: chown {user} {}", path.display(), path.display())]
     Owner {
         /// The file.
@@ -113,7 +113,7 @@ pub enum KeyError {
         /// The file or variable.
         place: String,
     },
-    /// There is a file already.
+    /// The file exists already.
     #[error("{} exists and is not overwritten: a lost master key cannot be made again", path.display())]
     Exists {
         /// The file.
@@ -137,21 +137,21 @@ pub enum KeyError {
     },
 }
 
-/// 32 secret bytes, from which all keys are made. In locked memory, wiped when dropped; never printed.
+/// 32 secret bytes, from which all keys are derived. In locked memory, zeroed when dropped; never printed.
 pub struct MasterKey(Locked<u8>);
 
 impl MasterKey {
     /// A new key from the system's random numbers.
     ///
     /// # Errors
-    /// [`KeyError::NoRandomness`] where the system has none.
+    /// [`KeyError::NoRandomness`] if the system gives none.
     pub fn generate() -> Result<Self, KeyError> {
         let mut bytes = Locked::zeroed(KEY_DIGITS / 2);
         getrandom::fill(&mut bytes).map_err(|source| KeyError::NoRandomness { source })?;
         Ok(Self(bytes))
     }
 
-    /// The key made of these bytes: for tests and tools that must be repeatable.
+    /// The key of these bytes, for tests and tools that must be repeatable.
     #[must_use]
     pub fn from_bytes(mut bytes: [u8; 32]) -> Self {
         let key = Self(Locked::copied(&bytes));
@@ -162,7 +162,7 @@ impl MasterKey {
     /// Writes the key to a new file of mode 0600, and returns when it and its folder are synced.
     ///
     /// # Errors
-    /// [`KeyError::Exists`] where there is a file already; it is left alone.
+    /// [`KeyError::Exists`] if the file exists already; it is left alone.
     pub fn write_new(&self, path: &Path) -> Result<(), KeyError> {
         let failed = |doing| move |source| KeyError::File { path: path.to_owned(), doing, source };
         let mut file = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(path) {
@@ -172,7 +172,7 @@ impl MasterKey {
         };
         let written = file.write_all(self.to_text().as_bytes()).and_then(|()| file.sync_all());
         if let Err(e) = written {
-            // Half a key is of no use, and its being there would stop the next attempt.
+            // Half a key is useless, and the file would make the next attempt fail.
             let _ = std::fs::remove_file(path);
             return Err(failed("writing it")(e));
         }
@@ -183,7 +183,7 @@ impl MasterKey {
         File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed("syncing its folder"))
     }
 
-    /// Reads the key from where it is.
+    /// Loads the key from its source.
     ///
     /// # Errors
     /// [`KeyError`], naming the place and what to do.
@@ -216,8 +216,8 @@ impl MasterKey {
         }
     }
 
-    /// Reads a file. The checks are made on the open file, so it does not matter what links led to
-    /// it or what is put in its place meanwhile.
+    /// Reads a file. The checks are made on the open file, so it does not matter which links led to
+    /// it or what replaces it meanwhile.
     fn read(path: &Path, private: bool) -> Result<Self, KeyError> {
         let failed = |doing| move |source| KeyError::File { path: path.to_owned(), doing, source };
         // O_NONBLOCK: opening a pipe would otherwise wait for a writer.
@@ -239,7 +239,7 @@ impl MasterKey {
         if private && mode & 0o077 != 0 {
             return Err(KeyError::Exposed { path: path.to_owned(), mode });
         }
-        // Room for all of it from the start: growing would leave copies behind.
+        // Allocated for the whole text at once: growing would leave copies behind.
         let mut text = Zeroizing::new(Vec::with_capacity(READ_MAX + 64));
         file.take(READ_MAX as u64 + 1).read_to_end(&mut text).map_err(failed("reading it"))?;
         Self::parse(&text, &path.display().to_string())
@@ -256,7 +256,7 @@ impl MasterKey {
         text
     }
 
-    /// The key behind a line of text; blanks around it do not matter.
+    /// The key in a line of text; white space around it is ignored.
     fn parse(text: &[u8], place: &str) -> Result<Self, KeyError> {
         let malformed = |why| KeyError::Malformed { place: place.to_owned(), why };
         if text.len() > READ_MAX {
@@ -307,7 +307,7 @@ fn may_own(owner: u32, user: u32) -> bool {
     owner == user || owner == 0
 }
 
-/// Against typing errors only; it stands beside the key, so it need not hide it.
+/// Detects typing errors only; it stands beside the key, so it need not hide it.
 fn checksum(key: &[u8]) -> [u8; CHECK_DIGITS / 2] {
     let digest = Sha256::new().chain_update(PREFIX).chain_update(key).finalize();
     std::array::from_fn(|i| digest[i])
@@ -321,7 +321,7 @@ fn push_hex(text: &mut String, bytes: &[u8]) {
     }
 }
 
-/// Fills `bytes` from twice as many digits; false where they are not that.
+/// Fills `bytes` from twice as many hexadecimal digits; false if they are anything else.
 fn read_hex(digits: &[u8], bytes: &mut [u8]) -> bool {
     let value = |digit: u8| char::from(digit).to_digit(16);
     digits.len() == 2 * bytes.len()

@@ -78,7 +78,9 @@ fn a_key_that_others_can_reach_is_refused_with_its_mode() {
         let place = path.display();
         assert_eq!(
             error,
-            format!("the master key at {place} has mode {mode:04o}, which lets others at it: chmod 600 {place}")
+            format!(
+                "the master key at {place} has mode {mode:04o}, which lets other users read or change it: chmod 600 {place}"
+            )
         );
     }
     for mode in [0o600, 0o400] {

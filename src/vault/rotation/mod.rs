@@ -8,7 +8,7 @@
 //! factored at all: Q is the product of reflections of fresh Gaussian vectors of falling length
 //! (G. W. Stewart, "The efficient generation of random orthogonal matrices", SIAM J. Numer. Anal.
 //! 17, 1980). That halves the randomness and the work, and makes every column of Q a computation of
-//! its own, which is how the work is divided.
+//! its own, which is how the work is divided among threads.
 //!
 //! The same seed gives the same bits everywhere: only + - * / and sqrt of IEEE 754, the logarithm
 //! of `libm` (written in these), sums in a fixed order, and never a fused multiply-add. Threads and
@@ -33,11 +33,11 @@ const GROUP: usize = 8;
 
 /// A secret rotation of embeddings.
 ///
-/// It keeps lengths and angles, but for rounding. An image whose sums in f32 have made it longer or
-/// shorter than its vector by half of [`LENGTH_ERROR_MAX`] is scaled, so that of a unit vector in f32
-/// every image is within `LENGTH_ERROR_MAX` of length 1: certificates count on it. (Sums of 2048
-/// components can be off by more, in vectors that nearly are rows of the secret matrix.) An inner
-/// product of two is within 2e-6 of what it was; that is seen in tests over dimensions 32 to 2048,
+/// It keeps lengths and angles, except for rounding. An image that its f32 sums have made longer or
+/// shorter than its vector by half of [`LENGTH_ERROR_MAX`] is scaled, so that every image of a unit vector
+/// in f32 is within `LENGTH_ERROR_MAX` of length 1: certificates rely on it. (Sums of 2048
+/// components can be off by more, for vectors that are almost rows of the secret matrix.) An inner
+/// product of two images is within 2e-6 of that of their vectors in tests over dimensions 32 to 2048;
 /// the proven bound is `dim * 2^-23`.
 pub struct Rotation {
     dim: usize,
@@ -51,7 +51,7 @@ impl Rotation {
     /// result does not depend on how many.
     ///
     /// # Errors
-    /// [`Invalid`] where no gallery can have that dimension.
+    /// [`Invalid`] if no gallery can have that dimension.
     pub fn new(vault: &Vault, dim: usize) -> Result<Self, Invalid> {
         checked_dim(dim)?;
         let context = u32::try_from(dim).expect("dimensions are small").to_le_bytes();
@@ -86,7 +86,7 @@ impl Rotation {
     /// The vector, rotated. Shape: `[dim]` in and out.
     ///
     /// # Panics
-    /// Where it has another dimension.
+    /// If the vector has another dimension.
     #[must_use]
     pub fn rotate(&self, vector: &[f32]) -> Vec<f32> {
         assert_eq!(vector.len(), self.dim, "a rotation rotates vectors of its own dimension");
@@ -95,11 +95,11 @@ impl Rotation {
         out
     }
 
-    /// Rotates many vectors on this thread: the same bits as one by one, but faster. Shape of
+    /// Rotates many vectors on this thread: bit for bit the same as one by one, but faster. Shape of
     /// `vectors` and `out`: `[count, dim]`.
     ///
     /// # Panics
-    /// Where the shapes are not these.
+    /// If the shapes are different.
     pub fn rotate_many(&self, vectors: &[f32], out: &mut [f32]) {
         assert!(vectors.len().is_multiple_of(self.dim), "whole vectors are rotated");
         assert_eq!(vectors.len(), out.len(), "as many vectors come out as go in");
@@ -110,7 +110,7 @@ impl Rotation {
     }
 }
 
-/// Scales an image whose length is off by more than half of [`LENGTH_ERROR_MAX`]. The other half is for
+/// Scales an image whose length is off by more than half of [`LENGTH_ERROR_MAX`]. The other half covers
 /// what rounding to f32 does to the length of a unit vector and of a scaled image: 2^-24 each.
 fn keep_length(vector: &[f32], image: &mut [f32]) {
     let square = |values: &[f32]| values.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>();
@@ -141,7 +141,7 @@ pub fn to_row(rotated: &[f32]) -> TemplateRow {
 /// "A convenient method for generating normal variables", SIAM Review 6, 1964).
 struct Gaussians {
     rng: ChaCha20Rng,
-    /// Points come in pairs; the second waits here.
+    /// Numbers are made in pairs; this is the second one.
     second: Option<f64>,
 }
 
@@ -209,7 +209,7 @@ impl Reflections {
             column[j] = self.signs[j];
         }
         // A reflection after the j-th acts on coordinates of column j that are zero, and leaves
-        // them so: those after the last column are skipped, those in between change nothing.
+        // them zero: reflections after the last column are skipped, those in between change nothing.
         for k in (0..first + some).rev() {
             let v = &self.vectors[k * self.dim..][..self.dim - k];
             for column in columns.chunks_exact_mut(self.dim) {

@@ -9,9 +9,8 @@
 //! ```
 //!
 //! The tag also covers version, hand, dimension and the subject's id, so a sealed template opens
-//! only as the template it was sealed as. A repeated nonce would show that two templates are
-//! equal, no more: that is what SIV is for. The version byte is the seam where keys of their own
-//! for each subject come in.
+//! only as the template it was sealed as. A repeated nonce would reveal only whether two templates are
+//! equal: that is what SIV is for. The version byte allows for a later format with a key per subject.
 
 use aes_gcm_siv::aead::inout::InOutBuf;
 use aes_gcm_siv::{AeadInOut as _, Aes256GcmSiv, KeyInit as _, Nonce, Tag};
@@ -26,19 +25,19 @@ const VERSION: u8 = 1;
 const NONCE_BYTES: usize = 12;
 const TAG_BYTES: usize = 16;
 const HEADER_BYTES: usize = 1 + NONCE_BYTES;
-/// Bytes a sealed template has over those of its row.
+/// Bytes of a sealed template besides those of its row.
 pub const SEAL_BYTES: usize = HEADER_BYTES + TAG_BYTES;
 
-/// Why a sealed template does not open.
+/// Why a sealed template could not be opened.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SealError {
-    /// Another program's, or a newer one's.
+    /// It is of another version of this program.
     #[error("the sealed template has version {found}, this program knows {VERSION}")]
     UnknownVersion {
         /// The first byte.
         found: u8,
     },
-    /// It is cut off, or of another dimension.
+    /// It is truncated, or of another dimension.
     #[error("the sealed template has {found} bytes, those of this gallery have {expected}")]
     WrongLength {
         /// Bytes a sealed template of this dimension has.
@@ -46,15 +45,15 @@ pub enum SealError {
         /// Bytes it has.
         found: usize,
     },
-    /// The tag does not fit.
+    /// The tag does not match.
     #[error("the sealed template does not open: it was changed, or sealed under another key, subject or hand")]
     Refused,
 }
 
 /// Seals and opens rows of one dimension.
 pub struct Sealer {
-    /// Expanded anew for each template, which costs little beside the keys that SIV derives for each
-    /// anyway: so the key itself stays in its locked place.
+    /// Expanded for each template, which costs little beside the keys that SIV derives for each anyway; so
+    /// the key itself stays in locked memory.
     key: Locked<u8>,
     dim: usize,
 }
@@ -77,7 +76,7 @@ impl Sealer {
     /// Seals `row` as a template of that hand of that subject.
     ///
     /// # Panics
-    /// Where `row` has another dimension, and where the system gives no random numbers.
+    /// If `row` has another dimension, and if the system gives no random numbers.
     #[must_use]
     pub fn seal(&self, subject_id: &str, hand: Hand, row: &TemplateRow) -> Box<[u8]> {
         assert_eq!(row.0.len(), self.dim, "a sealer seals rows of its own dimension");
@@ -87,7 +86,7 @@ impl Sealer {
         header[0] = VERSION;
         getrandom::fill(&mut header[1..]).expect("the system gives random numbers");
         for (two, value) in body.chunks_exact_mut(2).zip(&row.0) {
-            two.copy_from_slice(&value.to_bits().to_le_bytes());
+            two.copy_from_slice(&value.to_le_bytes());
         }
         let nonce = Nonce::try_from(&header[1..]).expect("a nonce has its length");
         let made = self.with_context(VERSION, subject_id, hand, |context| {
@@ -100,7 +99,7 @@ impl Sealer {
     /// Opens a template that was sealed as one of that hand of that subject.
     ///
     /// # Errors
-    /// [`SealError`] where it is not that, to the bit.
+    /// [`SealError`] if any bit of it was changed, or it was sealed as something else.
     pub fn open(&self, subject_id: &str, hand: Hand, sealed: &[u8]) -> Result<TemplateRow, SealError> {
         if let Some(found) = sealed.first().copied().filter(|version| *version != VERSION) {
             return Err(SealError::UnknownVersion { found });
@@ -117,17 +116,15 @@ impl Sealer {
             self.cipher().decrypt_inout_detached(&nonce, context, InOutBuf::from(plain.as_mut_slice()), &tag)
         });
         let row = match opened {
-            Ok(()) => Ok(TemplateRow(
-                plain.chunks_exact(2).map(|two| f16::from_bits(u16::from_le_bytes([two[0], two[1]]))).collect(),
-            )),
+            Ok(()) => Ok(TemplateRow(plain.chunks_exact(2).map(|two| f16::from_le_bytes([two[0], two[1]])).collect())),
             Err(_) => Err(SealError::Refused),
         };
         plain.zeroize();
         row
     }
 
-    /// Hands `then` the bytes that the tag covers beside the row. The id comes last, so nothing
-    /// can run into anything.
+    /// Calls `then` with the bytes that the tag covers besides the row. The id comes last, so the
+    /// boundaries are unambiguous.
     fn with_context<T>(&self, version: u8, subject_id: &str, hand: Hand, then: impl FnOnce(&[u8]) -> T) -> T {
         let mut context = [0; 6 + SUBJECT_ID_BYTES_MAX];
         let id = subject_id.as_bytes();
@@ -135,7 +132,7 @@ impl Sealer {
         context[1] = hand as u8;
         context[2..6].copy_from_slice(&u32::try_from(self.dim).expect("dimensions are small").to_le_bytes());
         let Some(place) = context.get_mut(6..6 + id.len()) else {
-            // Longer than a subject id can be: it opens nothing, but must not be cut either.
+            // Longer than a subject id can be: it opens nothing, but must not be truncated either.
             let mut long = context[..6].to_vec();
             long.extend_from_slice(id);
             return then(&long);

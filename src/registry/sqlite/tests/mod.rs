@@ -21,7 +21,7 @@ use crate::vault::{MasterKey, Vault};
 
 #[expect(unsafe_code, reason = "SQLite's own files are made to fail")]
 impl SqliteRegistry {
-    /// From now on the disk fails to sync the write-ahead log.
+    /// From now on every sync of the write-ahead log fails.
     pub(crate) fn fail_syncs(&self) {
         unsafe extern "C" fn fails(_: *mut ffi::sqlite3_file, _: std::ffi::c_int) -> std::ffi::c_int {
             ffi::SQLITE_IOERR_FSYNC
@@ -29,8 +29,8 @@ impl SqliteRegistry {
         let writer = self.writer.lock();
         let mut log: *mut ffi::sqlite3_file = std::ptr::null_mut();
         // SAFETY: the connection is open and its log in use, so that SQLite sets `log` to a file that
-        // lives as long as it; the methods put in are those it has, but for one of the same signature,
-        // and never freed. Nobody else uses the writing connection meanwhile.
+        // lives as long as it; the new methods are its own except for one of the same signature, and are
+        // never freed. Nobody else uses the writing connection meanwhile.
         unsafe {
             let code = ffi::SQLITE_FCNTL_JOURNAL_POINTER;
             let found =
@@ -42,7 +42,7 @@ impl SqliteRegistry {
     }
 }
 
-/// A registry in a folder of its own, which goes with it.
+/// A registry in its own temporary folder.
 struct Home {
     registry: Option<SqliteRegistry>,
     folder: tempfile::TempDir,
@@ -114,7 +114,7 @@ fn change(request: &str, digest: u8, action: Action) -> Change {
     Change { request_id: RequestId::new(request).unwrap(), digest: [digest; 16], action }
 }
 
-/// Of a person who is there.
+/// Of a person who is present.
 fn enrolment(id: &str, templates: Vec<SealedTemplate>) -> Action {
     Action::Enrol { subject: name(id), source: Source::Person, templates }
 }

@@ -3,20 +3,15 @@
 use std::time::Instant;
 
 use super::*;
+use crate::vault::tests::processor_time;
 
 /// Bytes of a sealed template of 512 dimensions and a little more.
 const SEALED_BYTES: usize = 1100;
 const COMMIT: usize = 2000;
 const COMMITS: usize = 10;
 
-/// Seconds of processor time this thread has spent, where the system says.
-fn spent() -> f64 {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
-    text.split(' ').next().and_then(|ns| ns.parse::<f64>().ok()).unwrap_or(f64::NAN) / 1e9
-}
-
 #[test]
-fn enrolments_a_second() {
+fn enrolments_per_second() {
     let home = Home::new();
     let (mut wall, mut processor) = (0.0, 0.0);
     for commit in 0..COMMITS {
@@ -29,10 +24,10 @@ fn enrolments_a_second() {
                 change(&format!("import-{n:08}"), 1, action)
             })
             .collect();
-        let (start, before) = (Instant::now(), spent());
-        let committed = home.commit(&changes).unwrap();
+        let start = Instant::now();
+        let (committed, spent) = processor_time(|| home.commit(&changes).unwrap());
         wall += start.elapsed().as_secs_f64();
-        processor += spent() - before;
+        processor += spent;
         assert_eq!(committed.records.len(), COMMIT);
     }
     let count = (COMMITS * COMMIT) as f64;
@@ -43,18 +38,19 @@ fn enrolments_a_second() {
     );
     assert!(count / wall > 500.0);
 
-    let (start, before) = (Instant::now(), spent());
-    let mut after = Lsn(0);
-    loop {
-        let records = home.log_after(after, 4096).unwrap();
-        let Some(last) = records.last() else { break };
-        after = last.lsn;
-    }
+    let start = Instant::now();
+    let (after, spent) = processor_time(|| {
+        let mut after = Lsn(0);
+        while let Some(last) = home.log_after(after, 4096).unwrap().last() {
+            after = last.lsn;
+        }
+        after
+    });
     assert_eq!(after.0, (COMMITS * COMMIT) as u64);
     println!(
         "log replay with templates: {:.0} records/s of wall time, {:.0} of processor time",
         count / start.elapsed().as_secs_f64(),
-        count / (spent() - before)
+        count / spent
     );
 
     let ids: Vec<Change> =
