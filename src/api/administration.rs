@@ -9,14 +9,8 @@ use super::status::status;
 use crate::api::proto;
 use crate::service::Service;
 
-/// The server's side of the service.
-pub(super) struct Api(Arc<Service>);
-
-impl Api {
-    pub(super) fn new(service: Arc<Service>) -> Self {
-        Self(service)
-    }
-}
+/// The implementation of the service.
+pub(super) struct Api(pub(super) Arc<Service>);
 
 #[tonic::async_trait]
 impl proto::administration_server::Administration for Api {

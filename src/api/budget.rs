@@ -1,8 +1,8 @@
-//! One budget for the bytes of messages that are in memory, over all connections.
+//! One budget for the bytes of messages in memory, over all connections.
 //!
-//! A message is charged as it arrives, by the memory that is reserved for it, until its handler has
-//! done with it. Large messages may fill three quarters of the budget, so that searches are taken
-//! while imports wait; one connection may fill a quarter of it, or what a bulk enrolment needs.
+//! A message is charged as it arrives, by the memory reserved for it, until its handler has finished
+//! with it. Large messages may use three quarters of the budget, so that searches are accepted
+//! while imports wait; one connection may use a quarter, or as much as a bulk enrolment needs.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,10 +11,10 @@ use crate::telemetry;
 
 /// Messages over this size are large.
 const LARGE: usize = 64 << 10;
-/// What one connection may have at least: seven messages of a bulk stream are in work at a time.
+/// The least share of one connection: seven messages of a bulk stream are processed at the same time.
 const SHARE_MIN: usize = 64 << 20;
 
-/// Bytes of a quantity that has a limit.
+/// A number of bytes with a limit.
 struct Bounded {
     used: AtomicUsize,
     max: usize,
@@ -41,7 +41,7 @@ pub(super) struct Budget {
     large: Bounded,
 }
 
-/// What one connection may have of it.
+/// The part of the budget that one connection may use.
 pub(super) struct Share {
     budget: Arc<Budget>,
     own: Bounded,
@@ -62,7 +62,7 @@ impl Budget {
     }
 }
 
-/// The bytes of one message, given back when dropped.
+/// The bytes of one message, returned to the budget when dropped.
 pub(super) struct Charge {
     share: Arc<Share>,
     large: bool,
@@ -70,7 +70,7 @@ pub(super) struct Charge {
 }
 
 impl Charge {
-    /// Nothing yet, for a message of `declared` bytes.
+    /// No bytes yet, for a message of `declared` bytes.
     pub(super) fn new(share: &Arc<Share>, declared: usize) -> Self {
         Self { share: Arc::clone(share), large: declared > LARGE, bytes: 0 }
     }

@@ -1,4 +1,4 @@
-//! One call, between the connection and tonic: its message limit, its time limits, its bytes.
+//! One call, between the connection and tonic: its limits of bytes and of time.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,16 +15,19 @@ use tower_service::Service as _;
 
 use super::budget::{Charge, Share};
 use super::convert;
-use super::messages::{Arriving, AtAge, Handover, Pace, exhausted};
+use super::messages::elements::{self, Field};
+use super::messages::{Arriving, AtAge, Handover, MessageLimits, Pace, exhausted};
 use crate::net::{Connection, GuardedBody};
 
-/// Bytes of one message, where nothing else is said.
+/// Bytes of one message, of any method but these:
 pub const SEARCH_MESSAGE_BYTES_MAX: usize = 256 << 10;
 /// Bytes of one message to `Enroll` and `UpdateSubject`.
 pub(super) const ENROLL_MESSAGE_BYTES_MAX: usize = 1 << 20;
 /// Bytes of one message to `BulkEnroll`.
 pub(super) const BULK_MESSAGE_BYTES_MAX: usize = 8 << 20;
 
+/// Of a message without lists.
+const NO_LISTS: &[Field] = &[];
 /// Memory of a call besides its messages.
 const CALL_BYTES: usize = 16 << 10;
 
@@ -39,10 +42,10 @@ pub struct CallLimits {
     pub message_bytes_max: usize,
 }
 
-/// What is known of a method before its call is looked at.
+/// What is known of a method from its path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Method {
-    bytes_max: usize,
+    limits: MessageLimits,
     kind: Kind,
 }
 
@@ -50,33 +53,40 @@ struct Method {
 enum Kind {
     /// One message, one answer; whether it changes anything.
     Unary { writes: bool },
-    /// Many messages, taken by the handler itself; whether they must keep coming.
+    /// Many messages, read by the handler itself; whether they must keep coming.
     Stream { paced: bool, at_age: AtAge },
-    /// Somebody else's: health checks and reflection.
+    /// Of other protocols: health checks and reflection.
     Other,
 }
 
 fn method(path: &str) -> Method {
-    let (bytes_max, kind) = match path {
+    let (bytes_max, fields, kind) = match path {
         "/thenar.v1.Enrollment/BulkEnroll" => {
-            (BULK_MESSAGE_BYTES_MAX, Kind::Stream { paced: true, at_age: AtAge::Refuse })
+            (BULK_MESSAGE_BYTES_MAX, elements::BULK, Kind::Stream { paced: true, at_age: AtAge::Refuse })
         }
-        // A gate's stream is silent for as long as nobody comes.
+        // A turnstile's stream is silent as long as nobody comes.
         "/thenar.v1.Identification/IdentifyStream" => {
-            (SEARCH_MESSAGE_BYTES_MAX, Kind::Stream { paced: false, at_age: AtAge::End })
+            (SEARCH_MESSAGE_BYTES_MAX, elements::IDENTIFY, Kind::Stream { paced: false, at_age: AtAge::End })
         }
-        "/thenar.v1.Enrollment/Enroll" | "/thenar.v1.Enrollment/UpdateSubject" => {
-            (ENROLL_MESSAGE_BYTES_MAX, Kind::Unary { writes: true })
+        "/thenar.v1.Identification/Identify" => {
+            (SEARCH_MESSAGE_BYTES_MAX, elements::IDENTIFY, Kind::Unary { writes: false })
         }
-        "/thenar.v1.Enrollment/Forget" => (SEARCH_MESSAGE_BYTES_MAX, Kind::Unary { writes: true }),
-        path if path.starts_with("/thenar.v1.") => (SEARCH_MESSAGE_BYTES_MAX, Kind::Unary { writes: false }),
-        _ => (SEARCH_MESSAGE_BYTES_MAX, Kind::Other),
+        "/thenar.v1.Identification/Verify" => {
+            (SEARCH_MESSAGE_BYTES_MAX, elements::VERIFY, Kind::Unary { writes: false })
+        }
+        "/thenar.v1.Enrollment/Enroll" => (ENROLL_MESSAGE_BYTES_MAX, elements::ENROLL, Kind::Unary { writes: true }),
+        "/thenar.v1.Enrollment/UpdateSubject" => {
+            (ENROLL_MESSAGE_BYTES_MAX, elements::UPDATE, Kind::Unary { writes: true })
+        }
+        "/thenar.v1.Enrollment/Forget" => (SEARCH_MESSAGE_BYTES_MAX, NO_LISTS, Kind::Unary { writes: true }),
+        path if path.starts_with("/thenar.v1.") => (SEARCH_MESSAGE_BYTES_MAX, NO_LISTS, Kind::Unary { writes: false }),
+        _ => (SEARCH_MESSAGE_BYTES_MAX, NO_LISTS, Kind::Other),
     };
-    Method { bytes_max, kind }
+    Method { limits: MessageLimits { bytes_max, fields }, kind }
 }
 
 /// Answers one call, which is charged to the budget until its answer has been sent. A call counts as
-/// large: streams that are open go on where no further one is taken.
+/// large, so that open streams go on when no new one is taken.
 pub(super) async fn answer(
     request: Request<Incoming>,
     routes: Routes,
@@ -99,7 +109,7 @@ async fn admitted(
     share: Arc<Share>,
     connection: Connection,
 ) -> Response<Body> {
-    let Method { bytes_max, kind } = method(request.uri().path());
+    let Method { limits: message_limits, kind } = method(request.uri().path());
     let (mut head, body) = request.into_parts();
     let arrived = Instant::now();
     let asked = convert::deadline(&MetadataMap::from_headers(head.headers.clone()), arrived)
@@ -108,7 +118,7 @@ async fn admitted(
         Kind::Stream { paced: false, .. } => None,
         _ => Some(limits.message),
     };
-    let arriving = Arriving::new(body, bytes_max, share, Pace { whole: limits.message, silence });
+    let arriving = Arriving::new(body, message_limits, share, Pace { whole: limits.message, silence });
     // The message of a call with one is charged until it is answered.
     let held = Arc::new(Mutex::new(None));
     let (body, within) = match kind {
@@ -147,6 +157,33 @@ mod tests {
     use super::*;
     use crate::api::proto;
     use prost::Message as _;
+    use prost_types::field_descriptor_proto::{Label, Type};
+
+    /// The fields of a message that have elements, as the descriptors say, with those that lead to them.
+    /// Floating-point numbers take no more memory than bytes.
+    fn lists(files: &prost_types::FileDescriptorSet, message: &str) -> Vec<(i32, String, Vec<String>)> {
+        let wanted = message.trim_start_matches(".thenar.v1.");
+        let all = files.file.iter().filter(|file| file.package() == "thenar.v1").flat_map(|file| &file.message_type);
+        let Some(message) = all.into_iter().find(|message| message.name() == wanted) else { return Vec::new() };
+        let mut found = Vec::new();
+        for field in &message.field {
+            let inner = match field.r#type() {
+                Type::Message => lists(files, field.type_name()),
+                _ => Vec::new(),
+            };
+            let counts = field.label() == Label::Repeated && !matches!(field.r#type(), Type::Float | Type::Double);
+            if counts || !inner.is_empty() {
+                let inner = inner.into_iter().map(|(_, name, _)| name).collect();
+                found.push((field.number(), field.name().to_owned(), inner));
+            }
+        }
+        found
+    }
+
+    fn named(fields: &[Field]) -> Vec<(i32, String, Vec<String>)> {
+        let inner = |field: &Field| field.fields.iter().map(|inner| inner.name.to_owned()).collect();
+        fields.iter().map(|field| (field.number as i32, field.name.to_owned(), inner(field))).collect()
+    }
 
     #[test]
     fn every_method_of_the_protocol_is_known_for_what_it_is() {
@@ -159,6 +196,8 @@ mod tests {
                     let streams = matches!(method(&path).kind, Kind::Stream { .. });
                     assert_eq!(streams, described.client_streaming(), "{path}");
                     assert!(streams || matches!(method(&path).kind, Kind::Unary { .. }), "{path}");
+                    let declared = lists(&files, described.input_type());
+                    assert_eq!(named(method(&path).limits.fields), declared, "{path}");
                     seen += 1;
                 }
             }

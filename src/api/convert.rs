@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use thenar_index::TemplateId;
 use tonic::metadata::MetadataMap;
 
 use crate::api::proto;
@@ -10,9 +11,12 @@ use crate::model::{Hand, Invalid, Purpose, RequestId, SubjectFilter, SubjectId, 
 use crate::policy::Decision;
 use crate::registry::{Source, SubjectRecord};
 use crate::search::Certificate;
-use crate::service::{Enrol, Identification, Identify, Sample, ServiceError, Verify};
+use crate::service::{BulkItem, Enrol, Forget, Identification, Identify, Sample, ServiceError, Update, Verify};
 
-/// After when nobody waits for the answer, from the `grpc-timeout` header.
+/// Subjects in one message of a bulk stream.
+const BULK_ITEMS_MAX: usize = 1024;
+
+/// The moment after which the client no longer waits, from the `grpc-timeout` header.
 pub(super) fn deadline(metadata: &MetadataMap, arrived: Instant) -> Option<Instant> {
     let text = metadata.get("grpc-timeout")?.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
@@ -36,7 +40,7 @@ fn hand(code: i32, field: &str) -> Result<Hand, Invalid> {
         .ok_or_else(|| Invalid::new(field, format!("{code} is not a Hand")))
 }
 
-pub(super) fn wire_hand(hand: Hand) -> i32 {
+pub(super) fn proto_hand(hand: Hand) -> i32 {
     i32::from(hand as u8)
 }
 
@@ -51,17 +55,17 @@ fn purpose(code: i32) -> Result<Purpose, Invalid> {
     }
 }
 
-pub(super) fn samples(samples: Vec<proto::PalmSample>, field: &str) -> Result<Vec<Sample>, ServiceError> {
+fn samples(samples: Vec<proto::PalmSample>, field: &str) -> Result<Vec<Sample>, Invalid> {
     let converted = samples.into_iter().enumerate().map(|(at, sample)| {
         let place = |inner: &str| format!("{field}[{at}].{inner}");
         let hand = hand(sample.hand, &place("hand"))?;
         match sample.content {
             Some(Content::Embedding(embedding)) => Ok(Sample { hand, values: embedding.values }),
-            Some(Content::Picture(_)) => Err(ServiceError::Invalid(Invalid::new(
-                place("picture"),
-                "cannot be taken: this server has no encoder; send an embedding",
-            ))),
-            None => Err(Invalid::new(place("content"), "is missing").into()),
+            Some(Content::Picture(_)) => {
+                let problem = "cannot be taken: this server has no encoder; send an embedding";
+                Err(Invalid::new(place("picture"), problem))
+            }
+            None => Err(Invalid::new(place("content"), "is missing")),
         }
     });
     converted.collect()
@@ -71,7 +75,7 @@ pub(super) fn identify(
     request: proto::IdentifyRequest,
     arrived: Instant,
     deadline: Option<Instant>,
-) -> Result<Identify, ServiceError> {
+) -> Result<Identify, Invalid> {
     Ok(Identify {
         request_id: RequestId::new(&request.request_id)?,
         venue: VenueId::new(&request.venue_id)?,
@@ -104,7 +108,7 @@ fn certificate(wanted: proto::Certificate) -> Result<Certificate, Invalid> {
     }
 }
 
-pub(super) fn verify(request: proto::VerifyRequest) -> Result<Verify, ServiceError> {
+pub(super) fn verify(request: proto::VerifyRequest) -> Result<Verify, Invalid> {
     Ok(Verify {
         request_id: RequestId::new(&request.request_id)?,
         venue: VenueId::new(&request.venue_id)?,
@@ -114,7 +118,7 @@ pub(super) fn verify(request: proto::VerifyRequest) -> Result<Verify, ServiceErr
     })
 }
 
-pub(super) fn enrol(request: proto::EnrollRequest, source: Source) -> Result<Enrol, ServiceError> {
+pub(super) fn enrol(request: proto::EnrollRequest, source: Source) -> Result<Enrol, Invalid> {
     Ok(Enrol {
         request_id: RequestId::new(&request.request_id)?,
         subject: SubjectId::new(&request.subject_id)?,
@@ -123,7 +127,40 @@ pub(super) fn enrol(request: proto::EnrollRequest, source: Source) -> Result<Enr
     })
 }
 
-pub(super) fn wire_decision(decision: Decision) -> i32 {
+pub(super) fn update(request: proto::UpdateSubjectRequest) -> Result<Update, Invalid> {
+    Ok(Update {
+        request_id: RequestId::new(&request.request_id)?,
+        subject: SubjectId::new(&request.subject_id)?,
+        add: samples(request.add_samples, "add_samples")?,
+        remove: request.remove_template_ids.into_iter().map(TemplateId).collect(),
+    })
+}
+
+pub(super) fn forget(request: &proto::ForgetRequest) -> Result<Forget, Invalid> {
+    Ok(Forget { request_id: RequestId::new(&request.request_id)?, subject: SubjectId::new(&request.subject_id)? })
+}
+
+/// The client's sequence number and subject id of each item of a bulk message.
+pub(super) type ItemNames = Vec<(u64, String)>;
+
+/// The items of a bulk message with their names. An invalid item does not make the message invalid.
+pub(super) fn bulk(message: proto::BulkEnrollRequest) -> Result<(ItemNames, Vec<BulkItem>), Invalid> {
+    let count = message.items.len();
+    if count == 0 || count > BULK_ITEMS_MAX {
+        return Err(Invalid::new("items", format!("has {count} items, 1 to {BULK_ITEMS_MAX} are taken")));
+    }
+    let after_forget = message.after_forget.map(SystemTime::try_from).transpose();
+    let after_forget = after_forget.map_err(|_| Invalid::new("after_forget", "is not a time that exists"))?;
+    let source = Source::List { after_forget };
+    let items = message.items.into_iter().map(|item| {
+        let enrollment = item.enrollment.unwrap_or_default();
+        let name = (item.sequence, enrollment.subject_id.clone());
+        (name, BulkItem { enrol: enrol(enrollment, source).map_err(ServiceError::Invalid) })
+    });
+    Ok(items.unzip())
+}
+
+pub(super) fn proto_decision(decision: Decision) -> i32 {
     match decision {
         Decision::Match => proto::Decision::Match.into(),
         Decision::NoMatch => proto::Decision::NoMatch.into(),
@@ -131,7 +168,7 @@ pub(super) fn wire_decision(decision: Decision) -> i32 {
     }
 }
 
-/// A duration on the wire; one beyond 300 years would saturate.
+/// A duration as a message; one beyond the range of the message is cut to its largest.
 pub(super) fn proto_duration(duration: Duration) -> prost_types::Duration {
     prost_types::Duration::try_from(duration).unwrap_or(prost_types::Duration { seconds: i64::MAX, nanos: 0 })
 }
@@ -148,7 +185,7 @@ pub(super) fn identification(answer: Identification) -> proto::IdentifyResponse 
     proto::IdentifyResponse {
         request_id: answer.request_id.as_str().into(),
         search_id: answer.search_id,
-        decision: wire_decision(answer.decision),
+        decision: proto_decision(answer.decision),
         candidates: answer
             .candidates
             .into_iter()
@@ -156,7 +193,7 @@ pub(super) fn identification(answer: Identification) -> proto::IdentifyResponse 
                 rank: c.rank,
                 subject_id: c.subject_id.into(),
                 score: c.score,
-                hand: wire_hand(c.hand),
+                hand: proto_hand(c.hand),
                 template_id: c.template.0,
                 probes_compared: c.probes_compared,
             })
@@ -181,7 +218,7 @@ pub(super) fn subject(record: SubjectRecord) -> proto::Subject {
         templates: record
             .templates
             .into_iter()
-            .map(|t| proto::Template { template_id: t.id.0, hand: wire_hand(t.hand), enrolled_at: at(t.enrolled_at) })
+            .map(|t| proto::Template { template_id: t.id.0, hand: proto_hand(t.hand), enrolled_at: at(t.enrolled_at) })
             .collect(),
     }
 }
@@ -209,13 +246,13 @@ mod tests {
     }
 
     #[test]
-    fn wire_enums_and_the_domains_agree() {
-        for (hand, wire) in [
+    fn the_enums_of_messages_and_of_the_model_agree() {
+        for (hand, message) in [
             (Hand::Unspecified, proto::Hand::Unspecified),
             (Hand::Left, proto::Hand::Left),
             (Hand::Right, proto::Hand::Right),
         ] {
-            assert_eq!(wire_hand(hand), i32::from(wire));
+            assert_eq!(proto_hand(hand), i32::from(message));
         }
         assert_eq!(hand(3, "probes[0].hand").unwrap_err().field, "probes[0].hand");
         assert_eq!(purpose(0).unwrap_err().problem, "is missing");

@@ -2,49 +2,32 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use futures::{Stream, StreamExt};
-use thenar_index::TemplateId;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::convert;
 use super::messages::stream_of;
 use super::status::{invalid, status};
 use crate::api::proto;
-use crate::model::{Invalid, RequestId, SubjectId};
+use crate::model::SubjectId;
 use crate::registry::Source;
-use crate::service::{BulkItem, BulkOutcome, Forget, Prepared, Service, ServiceError, Update};
+use crate::service::{BulkOutcome, Prepared, Service, ServiceError};
 
-/// Subjects in one message of a bulk stream.
-const BULK_ITEMS_MAX: usize = 1024;
-/// Messages of one bulk stream that are rotated and sealed at a time.
+/// Messages of one bulk stream that are rotated and sealed at the same time.
 const BULK_PREPARED_MAX: usize = 2;
-/// Messages of one bulk stream that are on their way to the disk at a time, while the next are
+/// Messages of one bulk stream that are being written to the disk at the same time, while the next are
 /// prepared.
 const BULK_IN_FLIGHT_MAX: usize = 4;
 
-/// The server's side of the service.
-pub(super) struct Api(Arc<Service>);
-
-impl Api {
-    pub(super) fn new(service: Arc<Service>) -> Self {
-        Self(service)
-    }
-}
-
-fn request_id(text: &str) -> Result<RequestId, Status> {
-    RequestId::new(text).map_err(invalid)
-}
-
-fn subject_id(text: &str) -> Result<SubjectId, Status> {
-    SubjectId::new(text).map_err(invalid)
-}
+/// The implementation of the service.
+pub(super) struct Api(pub(super) Arc<Service>);
 
 #[tonic::async_trait]
 impl proto::enrollment_server::Enrollment for Api {
     async fn enroll(&self, request: Request<proto::EnrollRequest>) -> Result<Response<proto::EnrollResponse>, Status> {
-        let enrol = convert::enrol(request.into_inner(), Source::Person).map_err(|e| status(&e))?;
+        let enrol = convert::enrol(request.into_inner(), Source::Person).map_err(invalid)?;
         let enrolled = self.0.enrol(enrol).await.map_err(|e| status(&e))?;
         Ok(Response::new(proto::EnrollResponse {
             subject: Some(convert::subject(enrolled.subject)),
@@ -65,7 +48,7 @@ impl proto::enrollment_server::Enrollment for Api {
         &self,
         request: Request<proto::GetSubjectRequest>,
     ) -> Result<Response<proto::Subject>, Status> {
-        let id = subject_id(&request.get_ref().subject_id)?;
+        let id = SubjectId::new(&request.get_ref().subject_id).map_err(invalid)?;
         let record = self.0.subject(id).await.map_err(|e| status(&e))?;
         Ok(Response::new(convert::subject(record)))
     }
@@ -74,20 +57,14 @@ impl proto::enrollment_server::Enrollment for Api {
         &self,
         request: Request<proto::UpdateSubjectRequest>,
     ) -> Result<Response<proto::Subject>, Status> {
-        let request = request.into_inner();
-        let update = Update {
-            request_id: request_id(&request.request_id)?,
-            subject: subject_id(&request.subject_id)?,
-            add: convert::samples(request.add_samples, "add_samples").map_err(|e| status(&e))?,
-            remove: request.remove_template_ids.into_iter().map(TemplateId).collect(),
-        };
+        let update = convert::update(request.into_inner()).map_err(invalid)?;
         let updated = self.0.update(update).await.map_err(|e| status(&e))?;
         Ok(Response::new(convert::subject(updated.subject)))
     }
 
     async fn forget(&self, request: Request<proto::ForgetRequest>) -> Result<Response<proto::ForgetResponse>, Status> {
         let request = request.into_inner();
-        let forget = Forget { request_id: request_id(&request.request_id)?, subject: subject_id(&request.subject_id)? };
+        let forget = convert::forget(&request).map_err(invalid)?;
         let forgotten = self.0.forget(forget).await.map_err(|e| status(&e))?;
         Ok(Response::new(proto::ForgetResponse {
             subject_id: request.subject_id,
@@ -97,10 +74,10 @@ impl proto::enrollment_server::Enrollment for Api {
     }
 }
 
-/// Enrols what `messages` bring, several at a time, and tells after each how far it is: what a
+/// Enrols the items of `messages`, several messages at a time, and reports the progress after each: what a
 /// `BulkEnroll` call does, without the call. Ends after the first error, and when the service
-/// drains; what was not acknowledged by then is to be sent again. What comes with a message is dropped
-/// when the server has done with the message.
+/// drains; what was not acknowledged by then is to be sent again. The value beside a message is dropped
+/// when the message has been dealt with.
 pub(crate) fn bulk_enroll<M, G>(
     service: Arc<Service>,
     messages: M,
@@ -123,7 +100,7 @@ where
             }
         })
         .buffered(BULK_PREPARED_MAX)
-        // One after the other: of two items with one subject the first wins, as the client wrote it.
+        // In order: of two items with one subject the first wins, as the client wrote them.
         .then(move |message| {
             let service = Arc::clone(&service);
             async move {
@@ -140,7 +117,7 @@ where
     let stopping =
         futures::stream::once(async move { draining.is_cancelled().then(|| Err(status(&ServiceError::Draining))) })
             .filter_map(futures::future::ready);
-    // After an error nothing more is said: what was not acknowledged is to be sent again.
+    // Nothing follows an error: what was not acknowledged is to be sent again.
     progress.chain(stopping).take_while(move |message| {
         let go_on = !failed;
         failed |= message.is_err();
@@ -151,35 +128,22 @@ where
 /// How the items of one message ended, each with the client's sequence number and subject id.
 struct Ended(Vec<(u64, String, BulkOutcome)>);
 
-/// The items of one message on their way, with their names.
-struct UnderWay {
-    names: Vec<(u64, String)>,
+/// The prepared items of one message, with their names.
+struct PreparedMessage {
+    names: convert::ItemNames,
     prepared: Prepared,
 }
 
-async fn prepare_message(service: &Arc<Service>, message: proto::BulkEnrollRequest) -> Result<UnderWay, Status> {
-    let count = message.items.len();
-    if count == 0 || count > BULK_ITEMS_MAX {
-        return Err(invalid(Invalid::new("items", format!("has {count} items, 1 to {BULK_ITEMS_MAX} are taken"))));
-    }
-    let after_forget = message.after_forget.map(SystemTime::try_from).transpose();
-    let after_forget = after_forget.map_err(|_| invalid(Invalid::new("after_forget", "is no time that exists")))?;
-    let source = Source::List { after_forget };
-    let mut names = Vec::with_capacity(count);
-    let mut items = Vec::with_capacity(count);
-    for item in message.items {
-        let enrollment = item.enrollment.unwrap_or_default();
-        names.push((item.sequence, enrollment.subject_id.clone()));
-        items.push(BulkItem { enrol: convert::enrol(enrollment, source) });
-    }
+async fn prepare_message(service: &Arc<Service>, message: proto::BulkEnrollRequest) -> Result<PreparedMessage, Status> {
+    let (names, items) = convert::bulk(message).map_err(invalid)?;
     let prepared = service.prepare_many(items).await.map_err(|e| status(&e))?;
-    Ok(UnderWay { names, prepared })
+    Ok(PreparedMessage { names, prepared })
 }
 
-/// Queues the items of a message; the answer is a future of how they ended.
+/// Queues the items of a message; the returned future says how they ended.
 async fn enrol_message(
     service: &Service,
-    UnderWay { names, prepared }: UnderWay,
+    PreparedMessage { names, prepared }: PreparedMessage,
 ) -> Result<impl Future<Output = Result<Ended, Status>> + Send + use<>, Status> {
     let outcomes = service.enrol_many(prepared).await.map_err(|e| status(&e))?;
     Ok(async move {
@@ -189,7 +153,7 @@ async fn enrol_message(
     })
 }
 
-/// Totals of one bulk stream.
+/// The totals of one bulk stream.
 struct Totals {
     since: Instant,
     so_far: proto::BulkEnrollProgress,

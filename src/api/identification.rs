@@ -9,22 +9,16 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::convert;
 use super::messages::stream_of;
-use super::status::{retry_after, status};
+use super::status::{invalid, retry_after, status};
 use crate::api::proto;
 use crate::api::proto::identify_stream_response::Outcome;
 use crate::service::{Driven, Service, ServiceError};
 
-/// Requests of one stream that are searched at a time.
+/// Requests of one stream that are searched at the same time.
 const STREAM_IN_FLIGHT_MAX: usize = 64;
 
-/// The server's side of the service.
-pub(super) struct Api(Arc<Service>);
-
-impl Api {
-    pub(super) fn new(service: Arc<Service>) -> Self {
-        Self(service)
-    }
-}
+/// The implementation of the service.
+pub(super) struct Api(pub(super) Arc<Service>);
 
 #[tonic::async_trait]
 impl proto::identification_server::Identification for Api {
@@ -34,7 +28,7 @@ impl proto::identification_server::Identification for Api {
     ) -> Result<Response<proto::IdentifyResponse>, Status> {
         let arrived = Instant::now();
         let deadline = convert::deadline(request.metadata(), arrived);
-        let identify = convert::identify(request.into_inner(), arrived, deadline).map_err(|e| status(&e))?;
+        let identify = convert::identify(request.into_inner(), arrived, deadline).map_err(invalid)?;
         let answer = self.0.identify(identify).await.map_err(|e| status(&e))?;
         Ok(Response::new(convert::identification(answer)))
     }
@@ -48,12 +42,12 @@ impl proto::identification_server::Identification for Api {
         let service = Arc::clone(&self.0);
         let draining = service.draining().clone().cancelled_owned();
         let answers = stream_of(&request)
-            // A gate's stream ends cleanly when the server stops: what was read is answered.
+            // A turnstile's stream ends in order when the server stops: what was read is answered.
             .take_until(draining)
             .map(move |request| {
                 let service = Arc::clone(&service);
-                // Each by itself: this stream is polled only while its client reads, and a search that has a
-                // place in a queue must not keep it until then.
+                // In a task of its own: this stream is polled only while its client reads, and a search must not
+                // keep its place in the queue until then.
                 let answered = request.map(|(request, charge)| {
                     Driven::new(async move {
                         let _charge = charge;
@@ -67,12 +61,12 @@ impl proto::identification_server::Identification for Api {
     }
 
     async fn verify(&self, request: Request<proto::VerifyRequest>) -> Result<Response<proto::VerifyResponse>, Status> {
-        let verify = convert::verify(request.into_inner()).map_err(|e| status(&e))?;
+        let verify = convert::verify(request.into_inner()).map_err(invalid)?;
         let request_id = verify.request_id.as_str().into();
         let verification = self.0.verify(verify).await.map_err(|e| status(&e))?;
         Ok(Response::new(proto::VerifyResponse {
             request_id,
-            decision: convert::wire_decision(verification.decision),
+            decision: convert::proto_decision(verification.decision),
             score: verification.score,
             threshold: verification.threshold,
         }))
@@ -83,7 +77,7 @@ async fn answer(service: &Arc<Service>, request: proto::IdentifyRequest) -> prot
     let request_id = request.request_id.clone();
     let identified = match convert::identify(request, Instant::now(), None) {
         Ok(identify) => service.identify(identify).await,
-        Err(error) => Err(error),
+        Err(invalid) => Err(ServiceError::Invalid(invalid)),
     };
     let outcome = match identified {
         Ok(answer) => Outcome::Response(convert::identification(answer)),

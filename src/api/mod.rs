@@ -1,8 +1,8 @@
-//! gRPC: messages in, commands to the service, answers out.
+//! gRPC: turns messages into commands to the service, and its answers into messages.
 //!
-//! The only home of tonic's types on the server's side. Checks what only the wire can break
-//! (missing messages, enum numbers, sizes) and leaves every other check to the service.
-//! `bulk_enroll` takes the messages of a bulk enrolment without a socket too, for the local import.
+//! The only server-side module that knows tonic. Checks what only a message can get wrong
+//! (missing parts, enum numbers, sizes) and leaves every other check to the service.
+//! `bulk_enroll` also takes the messages of a bulk enrolment without a socket, for the local import.
 
 mod administration;
 mod budget;
@@ -13,6 +13,8 @@ mod identification;
 mod messages;
 pub mod proto;
 mod status;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,24 +35,24 @@ use crate::service::Service;
 pub use calls::{CallLimits, SEARCH_MESSAGE_BYTES_MAX};
 pub(crate) use enrollment::bulk_enroll;
 
-/// Calls open at once on one connection.
+/// Open calls on one connection.
 const CALLS_PER_CONNECTION_MAX: u32 = 256;
 /// Bytes that a client may send on one call before the server has read any.
 const CALL_WINDOW_BYTES: u32 = 128 << 10;
 /// Bytes that a client may send on all calls of one connection before the server has read any.
 const CONNECTION_WINDOW_BYTES: u32 = 256 << 10;
-/// How often a silent connection is asked whether it lives, and how long it may take to say so.
+/// How often a silent connection is pinged, and how long it may take to answer.
 const KEEPALIVE: Duration = Duration::from_secs(20);
 
 /// Why gRPC could not be served.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The descriptors for reflection are broken.
+    /// The descriptors for reflection are invalid.
     #[error("reflection could not be served: {0}")]
     Reflection(#[from] tonic_reflection::server::Error),
 }
 
-/// A socket for gRPC, with what is asked of its clients.
+/// A socket for gRPC, with the limits of its clients.
 pub(crate) struct GrpcSocket {
     pub(crate) listener: TcpListener,
     pub(crate) tls: Option<TlsAcceptor>,
@@ -71,11 +73,11 @@ fn http() -> net::Http {
     http
 }
 
-/// Serves until the service drains: then no new call is taken, those in flight are answered, and
+/// Serves until the service drains: then no new call is accepted, those in flight are answered, and
 /// this returns.
 ///
 /// # Errors
-/// [`ServeError`] where there is nothing to serve.
+/// [`ServeError`] if the services cannot be set up.
 pub(crate) async fn serve(service: Arc<Service>, socket: GrpcSocket) -> Result<(), ServeError> {
     let (health, health_service) = tonic_health::server::health_reporter();
     health.set_serving::<IdentificationServer<identification::Api>>().await;
@@ -86,11 +88,11 @@ pub(crate) async fn serve(service: Arc<Service>, socket: GrpcSocket) -> Result<(
             .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
     };
-    // What a message may have is checked as it arrives, see `calls`: tonic's own limit lies over that.
+    // The limits of messages are checked as they arrive, see `calls`; tonic's own limit is never lower.
     let any = calls::BULK_MESSAGE_BYTES_MAX;
-    let identification = identification::Api::new(Arc::clone(&service));
-    let enrollment = enrollment::Api::new(Arc::clone(&service));
-    let administration = administration::Api::new(Arc::clone(&service));
+    let identification = identification::Api(Arc::clone(&service));
+    let enrollment = enrollment::Api(Arc::clone(&service));
+    let administration = administration::Api(Arc::clone(&service));
     let routes = Routes::new(health_service)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)

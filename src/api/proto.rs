@@ -1,4 +1,4 @@
-//! The generated types and stubs of `proto/thenar/v1`. Limits stand in the proto comments.
+//! The generated types and stubs of `proto/thenar/v1`. Limits are documented in the proto files.
 //!
 //! Only `api` (the server's side) and `cli` (the client's side) may use these types.
 

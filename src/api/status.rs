@@ -1,7 +1,7 @@
-//! The one place where an error becomes a gRPC status.
+//! Turns errors into gRPC statuses; nothing else does.
 //!
 //! What failed inside the server is logged here in full; clients learn what it means for them, and
-//! nothing of the server's folders, databases or devices.
+//! nothing about the server's folders, databases or devices.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::model::Invalid;
 use crate::registry::RegistryError;
 use crate::service::ServiceError;
 
-/// The status of `error`, with the field that broke a limit or the time to come back in its details.
+/// The status of `error`, with the invalid field or the time after which to try again in its details.
 pub(super) fn status(error: &ServiceError) -> Status {
     let message = error.to_string();
     match error {
@@ -39,8 +39,8 @@ pub(super) fn status(error: &ServiceError) -> Status {
             tracing::error!(error = %source, "a change is not yet in force");
             Status::unavailable("the change is kept but not yet in force; send the same request again")
         }
-        // Codes that clients repeat a request under, with the same request_id: so it is done once,
-        // whatever became of it.
+        // With these codes clients repeat the request with the same request_id, so it is done once,
+        // whether or not it was stored.
         ServiceError::InDoubt(source) => {
             tracing::error!(error = %source, "a change is in doubt");
             Status::unavailable(
@@ -75,12 +75,12 @@ pub(super) fn status(error: &ServiceError) -> Status {
     }
 }
 
-/// The status of a field that is not as it must be.
+/// The status of an invalid field.
 pub(super) fn invalid(invalid: Invalid) -> Status {
     status(&ServiceError::Invalid(invalid))
 }
 
-/// When to try again, where `error` says so.
+/// When to try again, if `error` says so.
 pub(super) fn retry_after(error: &ServiceError) -> Option<Duration> {
     match error {
         ServiceError::Busy { retry_after, .. } => Some(*retry_after),

@@ -1,8 +1,13 @@
-//! gRPC messages out of a request's body, each handed on only when it has arrived whole.
+//! gRPC messages from a request's body, each passed on only when it has arrived whole.
 //!
-//! A message is five bytes (a flag and a length) and so many bytes. Nothing is reserved by what the
+//! A message is five bytes (a flag and a length) and its bytes. No memory is reserved for what the
 //! length claims: memory grows with what arrives, and is charged to the [budget](super::budget) as it
-//! grows. A length over the method's limit is refused when its five bytes are there.
+//! grows. A length over the method's limit is refused as soon as its five bytes are there, and a message
+//! whose lists have too many [elements] before it is decoded.
+
+pub(super) mod elements;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -20,12 +25,14 @@ use tonic::{Code, Request, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use super::budget::{Charge, Share};
+use super::status::invalid;
+use elements::Field;
 
-/// The flag and the length before a message.
+/// Bytes of the flag and the length before a message.
 const PREFIX_BYTES: usize = 5;
-/// What is reserved for a message with its first bytes.
+/// What is reserved for a message when its first bytes arrive.
 const FIRST_BYTES: usize = 4 << 10;
-/// When to come back if the budget is used up.
+/// When to try again if the budget is used up.
 const RETRY_AFTER: Duration = Duration::from_millis(500);
 
 /// A message that has arrived whole.
@@ -35,28 +42,36 @@ pub(super) struct Message {
     charge: Charge,
 }
 
+/// Limits of one message of a method.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct MessageLimits {
+    pub(super) bytes_max: usize,
+    /// Where its lists are.
+    pub(super) fields: &'static [Field],
+}
+
 /// Cuts bytes into messages.
 struct Reader {
-    bytes_max: usize,
+    limits: MessageLimits,
     share: Arc<Share>,
     prefix: Vec<u8>,
     /// The message whose prefix is complete, and its length with the prefix.
-    under_way: Option<(Message, usize)>,
+    incomplete: Option<(Message, usize)>,
 }
 
 impl Reader {
-    fn new(bytes_max: usize, share: Arc<Share>) -> Self {
-        Self { bytes_max, share, prefix: Vec::with_capacity(PREFIX_BYTES), under_way: None }
+    fn new(limits: MessageLimits, share: Arc<Share>) -> Self {
+        Self { limits, share, prefix: Vec::with_capacity(PREFIX_BYTES), incomplete: None }
     }
 
     fn is_midway(&self) -> bool {
-        !self.prefix.is_empty() || self.under_way.is_some()
+        !self.prefix.is_empty() || self.incomplete.is_some()
     }
 
-    /// Takes from `bytes` what belongs to the next message, and returns it once it is whole.
+    /// Takes from `bytes` what belongs to the next message, and returns the message once it is whole.
     fn read(&mut self, bytes: &mut Bytes) -> Result<Option<Message>, Status> {
-        let (mut message, length) = match self.under_way.take() {
-            Some(under_way) => under_way,
+        let (mut message, length) = match self.incomplete.take() {
+            Some(incomplete) => incomplete,
             None => {
                 let taken = bytes.split_to(bytes.len().min(PREFIX_BYTES - self.prefix.len()));
                 self.prefix.extend_from_slice(&taken);
@@ -67,9 +82,10 @@ impl Reader {
         let taken = bytes.split_to(bytes.len().min(length - message.bytes.len()));
         message.append(&taken, length)?;
         if message.bytes.len() == length {
+            elements::count(&message.bytes[PREFIX_BYTES..], self.limits.fields).map_err(invalid)?;
             return Ok(Some(message));
         }
-        self.under_way = Some((message, length));
+        self.incomplete = Some((message, length));
         Ok(None)
     }
 
@@ -78,8 +94,8 @@ impl Reader {
             return Err(Status::unimplemented("compressed messages are not taken"));
         }
         let declared = declared as usize;
-        if declared > self.bytes_max {
-            let max = self.bytes_max;
+        let max = self.limits.bytes_max;
+        if declared > max {
             return Err(Status::resource_exhausted(format!(
                 "a message of {declared} bytes is over the limit of {max}"
             )));
@@ -93,7 +109,7 @@ impl Reader {
 }
 
 impl Message {
-    /// Appends to a message that will have `length` bytes; reserves no more than twice what is there.
+    /// Appends to a message that will have `length` bytes; reserves at most twice what has arrived.
     fn append(&mut self, bytes: &[u8], length: usize) -> Result<(), Status> {
         let needed = self.bytes.len() + bytes.len();
         if needed > self.bytes.capacity() {
@@ -107,7 +123,7 @@ impl Message {
     }
 }
 
-/// The budget is used up: come back later.
+/// The budget is used up: try again later.
 pub(super) fn exhausted() -> Status {
     Status::with_error_details(
         Code::ResourceExhausted,
@@ -116,12 +132,12 @@ pub(super) fn exhausted() -> Status {
     )
 }
 
-/// What becomes of a stream when its connection has reached its age.
+/// What happens to a stream when its connection has reached its age.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AtAge {
     /// It ends in order: what was read is answered.
     End,
-    /// Its client is told to go on elsewhere, as it would take an end for an end of its work.
+    /// Its client is told to go on with a new connection: it would take an end for the end of its work.
     Refuse,
 }
 
@@ -130,7 +146,7 @@ pub(super) enum AtAge {
 pub(super) struct Pace {
     /// From a message's first byte to its last.
     pub(super) whole: Duration,
-    /// From asking for a message to its first byte; `None`: for as long as the call lasts.
+    /// From asking for a message to its first byte; `None`: as long as the call lasts.
     pub(super) silence: Option<Duration>,
 }
 
@@ -145,9 +161,9 @@ pub(super) struct Arriving {
 }
 
 impl Arriving {
-    /// The messages of `body`, each of at most `bytes_max` bytes, charged to `share`.
-    pub(super) fn new(body: Incoming, bytes_max: usize, share: Arc<Share>, pace: Pace) -> Self {
-        Self { body, bytes: Bytes::new(), reader: Reader::new(bytes_max, share), pace, at_age: None, ended: false }
+    /// The messages of `body`, each within `limits`, charged to `share`.
+    pub(super) fn new(body: Incoming, limits: MessageLimits, share: Arc<Share>, pace: Pace) -> Self {
+        Self { body, bytes: Bytes::new(), reader: Reader::new(limits, share), pace, at_age: None, ended: false }
     }
 
     /// The same, ended once `retiring`.
@@ -214,8 +230,8 @@ impl Arriving {
         }
     }
 
-    /// As the body of a request that tonic decodes. `held` has the charge of the largest message so
-    /// far, as tonic keeps its buffer.
+    /// As the body of a request that tonic decodes. `held` gets the charge of the largest message so
+    /// far, since tonic keeps its buffer.
     pub(super) fn into_body(self, held: Arc<Mutex<Option<Charge>>>) -> Body {
         let frames = stream::unfold((self, held), |(mut arriving, held)| async move {
             let next = arriving.next().await?;
@@ -232,8 +248,8 @@ impl Arriving {
     }
 }
 
-/// The messages of a streaming call, on their way from [`super::calls`] to the call's handler past
-/// tonic, whose own decoder would keep the memory of the largest for as long as the stream lasts.
+/// The messages of a streaming call, passed from [`super::calls`] to the call's handler around tonic,
+/// whose own decoder would keep the memory of the largest message as long as the stream lasts.
 #[derive(Clone)]
 pub(super) struct Handover(Arc<Mutex<Option<Arriving>>>);
 
@@ -243,8 +259,7 @@ impl Handover {
     }
 }
 
-/// The messages of a streaming call, each with its bytes of the budget: to be kept for as long as the
-/// message is.
+/// The messages of a streaming call, each with its charge to the budget, to be kept as long as the message.
 pub(super) fn stream_of<T, S>(
     request: &Request<S>,
 ) -> impl Stream<Item = Result<(T, Charge), Status>> + Send + use<T, S>
@@ -255,11 +270,13 @@ where
     stream::unfold(handover, |arriving| async move {
         let mut arriving = arriving?;
         let next = arriving.next().await?;
-        let decoded = next.and_then(|Message { bytes, charge }| {
-            T::decode(&bytes[PREFIX_BYTES..])
-                .map(|message| (message, charge))
-                .map_err(|error| Status::invalid_argument(format!("a message is malformed: {error}")))
-        });
+        let decoded = next.and_then(|Message { bytes, charge }| decode(&bytes).map(|message| (message, charge)));
         Some((decoded, Some(arriving)))
     })
+}
+
+/// Decodes a message with its prefix.
+fn decode<T: prost::Message + Default>(bytes: &[u8]) -> Result<T, Status> {
+    T::decode(&bytes[PREFIX_BYTES..])
+        .map_err(|error| Status::invalid_argument(format!("a message is malformed: {error}")))
 }
