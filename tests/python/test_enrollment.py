@@ -5,6 +5,7 @@ import time
 
 import grpc
 import pytest
+from google.protobuf.timestamp_pb2 import Timestamp
 from people import SCORE_TOLERANCE, TIMEOUT_S, enroll_request, fresh_id, sample
 from thenar.v1 import administration_pb2
 from thenar.v1 import enrollment_pb2 as pb
@@ -136,3 +137,37 @@ def test_a_forgotten_person_is_nobody_from_the_next_search_on(people):
         again = people.client.enrollment.Forget(request, timeout=TIMEOUT_S)
         assert (again.subject_id, again.lsn) == (subject_id, answer.lsn)
     assert status(people.client).subjects == len(people.templates)
+
+
+def timestamp(seconds):
+    moment = Timestamp()
+    moment.FromNanoseconds(int(seconds * 1e9))
+    return moment
+
+
+def test_a_list_enrols_a_forgotten_person_only_if_it_says_so(people):
+    subject_id, palms = people.enrol()
+    [(hand, palm)] = palms
+    before = time.time() - 60
+    people.forget(subject_id)
+
+    def enrol_from_list(**fields):
+        item = pb.BulkEnrollItem(sequence=5, enrollment=enroll_request(subject_id, palms))
+        message = pb.BulkEnrollRequest(items=[item], **fields)
+        [progress] = people.client.enrollment.BulkEnroll(iter([message]), timeout=TIMEOUT_S)
+        return progress
+
+    # A list may be older than the deletion: without a time, or with one before the deletion, nobody comes back.
+    for fields in ({}, {"after_forget": timestamp(before)}):
+        refused = enrol_from_list(**fields)
+        assert (refused.received, refused.enrolled, refused.rejected) == (1, 0, 1)
+        [error] = refused.errors
+        assert (error.sequence, error.subject_id) == (5, subject_id)
+        assert error.code == grpc.StatusCode.FAILED_PRECONDITION.value[0]
+        assert "forgotten" in error.message
+        assert who(people, hand, palm) is None
+    # One that names a later time means the people who were forgotten until then, too.
+    accepted = enrol_from_list(after_forget=timestamp(time.time() + 60))
+    assert (accepted.enrolled, accepted.rejected) == (1, 0)
+    people.templates[subject_id] = palms
+    assert who(people, hand, palm) == subject_id
