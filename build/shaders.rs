@@ -1,9 +1,8 @@
-//! Validates every WGSL kernel with naga while the package is built.
+//! Assembles every WGSL kernel and validates it with naga while the package is built.
 //!
-//! Each kernel is checked as the engine compiles it: its extensions, the bindings prelude, its own
-//! text; once for each size of matrix where it has several. And with exactly the capabilities its
-//! pipeline may use, which are none but for cooperative matrices. What passes here asks nothing
-//! else of an adapter.
+//! A kernel's text is its `enable` lines, then the bindings, then the rest of its file; the engine includes
+//! what is written here. Each is checked with exactly the capabilities that its `enable` lines ask for. What
+//! passes asks nothing else of an adapter.
 
 use std::fs;
 use std::path::Path;
@@ -11,62 +10,47 @@ use std::path::Path;
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 
 const FOLDER: &str = "shaders";
-const PRELUDE: &str = "bindings.wgsl";
-/// The one kernel that needs more than the core, as `kernels.rs` has it.
-const COOPERATIVE: &str = "scan_coop.wgsl";
-const COOPERATIVE_EXTENSIONS: &str = "enable f16;\nenable wgpu_cooperative_matrix;\n";
+const BINDINGS: &str = "bindings.wgsl";
+/// What kernels may enable, and the capability that it takes.
+const ENABLES: [(&str, Capabilities); 2] = [
+    ("enable f16;", Capabilities::SHADER_FLOAT16),
+    ("enable wgpu_cooperative_matrix;", Capabilities::COOPERATIVE_MATRIX),
+];
 
-/// Fails the build, with `file:line`, on the first kernel that does not parse or validate.
-pub(crate) fn validate() {
+/// Writes the kernels to the folder `shaders` in `out`. Fails the build, with `file:line`, on the first kernel
+/// that does not parse or validate.
+pub(crate) fn assemble(out: &Path) -> std::io::Result<()> {
     println!("cargo::rerun-if-changed={FOLDER}");
     println!("cargo::rerun-if-changed=build/shaders.rs");
-    let prelude = read(PRELUDE);
-    let mut names: Vec<String> = fs::read_dir(FOLDER)
-        .unwrap_or_else(|e| panic!("{FOLDER}: {e}"))
-        .map(|entry| entry.expect("folder entry").file_name().to_string_lossy().into_owned())
-        .filter(|name| name.ends_with(".wgsl") && name != PRELUDE)
-        .collect();
-    names.sort();
-    assert!(names.iter().any(|name| name == COOPERATIVE), "{FOLDER}/{COOPERATIVE} has another name now");
-    for name in names {
-        let kernel = read(&name);
-        if name == COOPERATIVE {
-            let capabilities = Capabilities::SHADER_FLOAT16 | Capabilities::COOPERATIVE_MATRIX;
-            let smaller = kernel
-                .replace("coop_mat16x16", "coop_mat8x8")
-                .replace("const TILE: u32 = 16u;", "const TILE: u32 = 8u;");
-            assert!(smaller != kernel, "{FOLDER}/{COOPERATIVE} has other names now");
-            for kernel in [kernel, smaller] {
-                check(&name, COOPERATIVE_EXTENSIONS, &prelude, &kernel, capabilities);
-            }
-        } else {
-            check(&name, "", &prelude, &kernel, Capabilities::empty());
+    let out = out.join("shaders");
+    fs::create_dir_all(&out)?;
+    let bindings = fs::read_to_string(Path::new(FOLDER).join(BINDINGS))?;
+    for entry in fs::read_dir(FOLDER)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if !name.ends_with(".wgsl") || name == BINDINGS {
+            continue;
         }
+        let kernel = fs::read_to_string(&path)?;
+        let enabled = ENABLES.iter().filter(|(line, _)| kernel.lines().any(|l| l == *line));
+        let capabilities = enabled.clone().fold(Capabilities::empty(), |all, (_, one)| all | *one);
+        // On one line, so that all others keep their numbers.
+        let enables: String = enabled.map(|(line, _)| *line).collect();
+        let rest: Vec<&str> = kernel.lines().map(|line| if line.starts_with("enable ") { "" } else { line }).collect();
+        let source = format!("{enables}\n{bindings}{}\n", rest.join("\n"));
+        if let Err((line, message)) = validated(&source, capabilities) {
+            let line = line.map_or(1, |line| line.saturating_sub(1));
+            let bindings_lines = bindings.lines().count();
+            let (file, line) = if line > bindings_lines { (&*name, line - bindings_lines) } else { (BINDINGS, line) };
+            println!("cargo::error={FOLDER}/{file}:{line}: {message}");
+            std::process::exit(1);
+        }
+        fs::write(out.join(name), source)?;
     }
+    Ok(())
 }
 
-fn read(name: &str) -> String {
-    let path = Path::new(FOLDER).join(name);
-    fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
-}
-
-/// Ends the build where the kernel is bad.
-fn check(name: &str, extensions: &str, prelude: &str, kernel: &str, capabilities: Capabilities) {
-    let Err((line, message)) = validated(&format!("{extensions}{prelude}{kernel}"), capabilities) else {
-        return;
-    };
-    let before = extensions.lines().count();
-    let prelude_lines = prelude.lines().count();
-    let (file, line) = match line {
-        Some(line) if line > before + prelude_lines => (name, line - before - prelude_lines),
-        Some(line) if line > before => (PRELUDE, line - before),
-        _ => (name, 1),
-    };
-    println!("cargo::error={FOLDER}/{file}:{line}: {message}");
-    std::process::exit(1);
-}
-
-/// The line (from 1) where naga stumbled, if it knows, and what it said.
+/// The line (from 1) at which naga stopped, if it knows, and its message.
 fn validated(source: &str, capabilities: Capabilities) -> Result<(), (Option<usize>, String)> {
     let module = naga::front::wgsl::parse_str(source).map_err(|e| {
         let line = e.location(source).map(|at| at.line_number as usize);

@@ -1,33 +1,35 @@
-// Scans codes for a large batch of probes with cooperative matrices. Codes are unpacked to f16 in
-// workgroup memory (0 and 1 for signs, 0 to 15 for fine codes), probes come as f16 integers of at
-// most 127; products and all their sums are integers below 2^24, which f32 accumulators hold
-// exactly in whatever order they are added. The start-up test says whether this adapter does.
-// Twin: `src/engine/gpu/scan_coop.rs`.
+// Scans codes for a large batch of probes with cooperative matrices of 16 by 16. Codes are unpacked to f16 in
+// workgroup memory (0 and 1 for 1-bit codes, 0 to 15 for 4-bit codes), probes come as f16 integers of at most
+// 127; products and all their sums are integers below 2^24, which f32 accumulators hold exactly in whatever
+// order they are added. The self-test at start says whether this adapter does so.
+// Twin: `Twin::scan` in `src/engine/gpu/twin.rs`.
 //
-// Eight subgroups of 32, told apart by the index of their invocations: no subgroup operation and no
-// subgroup built-in may stand in this module (NVIDIA driver 595 ends the process where both meet).
-// A subgroup has two tiles of rows and four of probes; `kernels.rs` writes another TILE and other
-// matrix types for adapters with 8 x 8 matrices. Indices of matrix loads and stores are variables of
-// their own, as naga's SPIR-V wants them.
+// Eight subgroups of 32, told apart by the index of their invocations: this module must not contain a subgroup
+// operation or a subgroup built-in (NVIDIA driver 595 ends the process if a module has both). A subgroup has
+// two tiles of rows and four of probes. Indices of matrix loads and stores are variables of their own, because
+// naga's SPIR-V needs them to be.
+
+enable f16;
+enable wgpu_cooperative_matrix;
 
 const TILE: u32 = 16u;
 const ROWS: u32 = 8u * TILE;
 const COLUMNS: u32 = 8u * TILE;
 const THREADS: u32 = 256u;
 const SUBGROUP: u32 = 32u;
-// Components unpacked at a time: one word of signs, one quad of the fine code.
+// Components unpacked at a time: one word of a 1-bit code, one quad of a 4-bit code.
 const CHUNK: u32 = 32u;
 // vec4<f16> from one row to the next in workgroup memory: CHUNK / 4 and two against bank conflicts.
 const LINE: u32 = 10u;
 
-// Tile after tile of COLUMNS probes; in a tile, chunk after chunk; in a chunk, the components of
-// each probe in the order in which `unpack` lays them out.
+// Tile after tile of COLUMNS probes; in a tile, chunk after chunk; in a chunk, the components of each probe in
+// the order in which `unpack` writes them.
 @group(1) @binding(2) var<storage, read> probes: array<vec4<f16>>;
 
 var<workgroup> row_tile: array<vec4<f16>, ROWS * LINE>;
 var<workgroup> probe_tile: array<vec4<f16>, COLUMNS * LINE>;
 var<workgroup> sums: array<f32, 8u * TILE * TILE>;
-var<workgroup> row_terms: array<vec4<f32>, ROWS>;
+var<workgroup> row_angles: array<vec4<f32>, ROWS>;
 // Four bits as four numbers, and a byte as its two halves.
 var<workgroup> fours: array<vec4<f16>, 16>;
 var<workgroup> pairs: array<vec2<f16>, 256>;
@@ -40,7 +42,7 @@ fn two_bytes(word: u32, at: u32) -> vec4<f16> {
 fn unpack(slot: u32, row: u32, chunk: u32, half_of: u32) {
     let to = row * LINE + 4u * half_of;
     let row_at = (slot >> 6u) * slice.quads * 64u + (slot & 63u);
-    if FINE {
+    if FOUR_BIT {
         let code = codes[row_at + chunk * 64u];
         let first = select(code.x, code.z, half_of == 1u);
         let second = select(code.y, code.w, half_of == 1u);
@@ -58,15 +60,15 @@ fn unpack(slot: u32, row: u32, chunk: u32, half_of: u32) {
     }
 }
 
-// Judges the sums of one tile, which its subgroup has stored.
-fn judge_tile(tile: u32, row_first: u32, column_first: u32, subgroup: u32, lane: u32) {
+// Reports the pairs of one tile, whose sums its subgroup has stored.
+fn report_tile(tile: u32, row_first: u32, column_first: u32, subgroup: u32, lane: u32) {
     for (var nth = lane; nth < TILE * TILE; nth += SUBGROUP) {
         let row = row_first + nth / TILE;
         let slot = tile + row;
-        if slot < slice.slot_end && is_live(slot) {
-            let of_row = row_terms[row];
+        if slot < slice.slot_end {
+            let of_row = row_angles[row];
             let dot = i32(sums[subgroup * TILE * TILE + nth]);
-            judge(column_first + nth % TILE, slot, Row(of_row.x, of_row.y, of_row.z), dot);
+            report(column_first + nth % TILE, slot, Row(of_row.x, of_row.y, of_row.z), dot);
         }
     }
 }
@@ -86,15 +88,15 @@ fn scan_coop(
     let lane = me % SUBGROUP;
     let row_first = (subgroup % 4u) * 2u * TILE;
     let column_first = (subgroup / 4u) * 4u * TILE;
-    let chunks = slice.fine_quads;
+    let chunks = slice.four_bit_quads;
 
     if me < 16u {
         fours[me] = vec4<f16>(f16(me & 1u), f16((me >> 1u) & 1u), f16((me >> 2u) & 1u), f16(me >> 3u));
     }
     pairs[me] = vec2<f16>(f16(me & 15u), f16(me >> 4u));
     if me < ROWS {
-        let row = row_of(tile + me, FINE, slice.parts_off);
-        row_terms[me] = vec4<f32>(row.along, row.across, row.norm, 0.0);
+        let row = row_of(tile + me, FOUR_BIT, slice.loss_parts);
+        row_angles[me] = vec4<f32>(row.along, row.across, row.norm, 0.0);
     }
     workgroupBarrier();
 
@@ -147,33 +149,33 @@ fn scan_coop(
     let sums_stride = TILE;
     coopStoreT(sum_00, &sums[sums_at], sums_stride);
     workgroupBarrier();
-    judge_tile(tile, row_first, probe_first, subgroup, lane);
+    report_tile(tile, row_first, probe_first, subgroup, lane);
     workgroupBarrier();
     coopStoreT(sum_01, &sums[sums_at], sums_stride);
     workgroupBarrier();
-    judge_tile(tile, row_first, probe_first + TILE, subgroup, lane);
+    report_tile(tile, row_first, probe_first + TILE, subgroup, lane);
     workgroupBarrier();
     coopStoreT(sum_02, &sums[sums_at], sums_stride);
     workgroupBarrier();
-    judge_tile(tile, row_first, probe_first + 2u * TILE, subgroup, lane);
+    report_tile(tile, row_first, probe_first + 2u * TILE, subgroup, lane);
     workgroupBarrier();
     coopStoreT(sum_03, &sums[sums_at], sums_stride);
     workgroupBarrier();
-    judge_tile(tile, row_first, probe_first + 3u * TILE, subgroup, lane);
+    report_tile(tile, row_first, probe_first + 3u * TILE, subgroup, lane);
     workgroupBarrier();
     coopStoreT(sum_10, &sums[sums_at], sums_stride);
     workgroupBarrier();
-    judge_tile(tile, row_first + TILE, probe_first, subgroup, lane);
+    report_tile(tile, row_first + TILE, probe_first, subgroup, lane);
     workgroupBarrier();
     coopStoreT(sum_11, &sums[sums_at], sums_stride);
     workgroupBarrier();
-    judge_tile(tile, row_first + TILE, probe_first + TILE, subgroup, lane);
+    report_tile(tile, row_first + TILE, probe_first + TILE, subgroup, lane);
     workgroupBarrier();
     coopStoreT(sum_12, &sums[sums_at], sums_stride);
     workgroupBarrier();
-    judge_tile(tile, row_first + TILE, probe_first + 2u * TILE, subgroup, lane);
+    report_tile(tile, row_first + TILE, probe_first + 2u * TILE, subgroup, lane);
     workgroupBarrier();
     coopStoreT(sum_13, &sums[sums_at], sums_stride);
     workgroupBarrier();
-    judge_tile(tile, row_first + TILE, probe_first + 3u * TILE, subgroup, lane);
+    report_tile(tile, row_first + TILE, probe_first + 3u * TILE, subgroup, lane);
 }

@@ -1,12 +1,12 @@
-// Scans codes for one to eight probes. Bound by memory: an invocation has a row, neighbours read
-// neighbouring words, every word is read once for all probes, and the probes come from uniform
-// memory, at the same place for all invocations. Twin: `src/engine/gpu/scan_few.rs`.
+// Scans codes for one to eight probes. Bound by memory: an invocation has a row, neighbours read neighbouring
+// words, every word is read once for all probes, and the probes come from uniform memory, at the same place
+// for all invocations. Twin: `Twin::scan` in `src/engine/gpu/twin.rs`.
 
 // Probes computed, padding included: 1, 2, 4 or 8.
 override PROBES: u32 = 8u;
 const THREADS: u32 = 256u;
 
-// Probe after probe, and in a probe quad after quad, what `spread` is multiplied with.
+// Probe after probe, and for each probe quad after quad, what the results of `spread` are multiplied with.
 @group(1) @binding(1) var<uniform> few: array<vec4<u32>, 1024>;
 
 @compute @workgroup_size(THREADS)
@@ -16,11 +16,11 @@ fn scan_few(
     @builtin(local_invocation_index) me: u32,
 ) {
     let slot = slice.slot_first + (group.y * groups.x + group.x) * THREADS + me;
-    if slot >= slice.slot_end || !is_live(slot) {
+    if slot >= slice.slot_end {
         return;
     }
     let quads = slice.quads;
-    let spreads = select(8u, 2u, FINE);
+    let spreads = select(8u, 2u, FOUR_BIT);
     let each = quads * spreads;
     let row_at = (slot >> 6u) * quads * 64u + (slot & 63u);
     var low = vec4<i32>();
@@ -46,19 +46,19 @@ fn scan_few(
             }
         }
     }
-    let row = row_of(slot, FINE, slice.parts_off);
-    judge(0u, slot, row, low.x);
+    let row = row_of(slot, FOUR_BIT, slice.loss_parts);
+    report(0u, slot, row, low.x);
     if PROBES > 1u {
-        judge(1u, slot, row, low.y);
+        report(1u, slot, row, low.y);
     }
     if PROBES > 2u {
-        judge(2u, slot, row, low.z);
-        judge(3u, slot, row, low.w);
+        report(2u, slot, row, low.z);
+        report(3u, slot, row, low.w);
     }
     if PROBES > 4u {
-        judge(4u, slot, row, high.x);
-        judge(5u, slot, row, high.y);
-        judge(6u, slot, row, high.z);
-        judge(7u, slot, row, high.w);
+        report(4u, slot, row, high.x);
+        report(5u, slot, row, high.y);
+        report(6u, slot, row, high.z);
+        report(7u, slot, row, high.w);
     }
 }

@@ -1,7 +1,7 @@
-// Scans codes for a batch of probes with packed dot products: bound by arithmetic, on every adapter.
-// A workgroup takes 64 rows and 32 probes; an invocation two rows and eight probes, so that a code
-// word is spread once for eight probes and a probe word read once for two rows.
-// Twin: `src/engine/gpu/scan_many.rs`.
+// Scans codes for a batch of probes with packed dot products: bound by arithmetic, on every adapter. A
+// workgroup takes 64 rows and 32 probes; an invocation two rows and eight probes, so that a word of a code is
+// spread once for eight probes and a word of a probe read once for two rows.
+// Twin: `Twin::scan` in `src/engine/gpu/twin.rs`.
 
 const ROWS: u32 = 64u;
 // Probes of a workgroup, a multiple of 8.
@@ -9,8 +9,8 @@ const COLUMNS: u32 = 32u;
 const HALF: u32 = 32u;
 const THREADS: u32 = 128u;
 
-// Tile after tile of COLUMNS probes; in a tile, quad after quad; in a quad, spread after spread,
-// those of all probes.
+// Tile after tile of COLUMNS probes; in a tile, quad after quad; in a quad, spread after spread, the words of
+// all probes.
 @group(1) @binding(2) var<storage, read> probes: array<vec4<u32>>;
 
 var<workgroup> shared_probes: array<vec4<u32>, 256>;
@@ -25,19 +25,19 @@ fn four(bytes: vec4<u32>, at: u32) -> vec4<i32> {
     );
 }
 
-fn judge_eight(probe: u32, slot: u32, low: vec4<i32>, high: vec4<i32>) {
-    if slot >= slice.slot_end || !is_live(slot) {
+fn report_eight(probe: u32, slot: u32, low: vec4<i32>, high: vec4<i32>) {
+    if slot >= slice.slot_end {
         return;
     }
-    let row = row_of(slot, FINE, slice.parts_off);
-    judge(probe, slot, row, low.x);
-    judge(probe + 1u, slot, row, low.y);
-    judge(probe + 2u, slot, row, low.z);
-    judge(probe + 3u, slot, row, low.w);
-    judge(probe + 4u, slot, row, high.x);
-    judge(probe + 5u, slot, row, high.y);
-    judge(probe + 6u, slot, row, high.z);
-    judge(probe + 7u, slot, row, high.w);
+    let row = row_of(slot, FOUR_BIT, slice.loss_parts);
+    report(probe, slot, row, low.x);
+    report(probe + 1u, slot, row, low.y);
+    report(probe + 2u, slot, row, low.z);
+    report(probe + 3u, slot, row, low.w);
+    report(probe + 4u, slot, row, high.x);
+    report(probe + 5u, slot, row, high.y);
+    report(probe + 6u, slot, row, high.z);
+    report(probe + 7u, slot, row, high.w);
 }
 
 @compute @workgroup_size(THREADS)
@@ -52,7 +52,7 @@ fn scan_many(
         return;
     }
     let quads = slice.quads;
-    let spreads = select(8u, 2u, FINE);
+    let spreads = select(8u, 2u, FOUR_BIT);
     let tile_words = spreads * COLUMNS;
     let first = 8u * (me / HALF);
     let row_at = (tile >> 6u) * quads * 64u + me % HALF;
@@ -80,6 +80,6 @@ fn scan_many(
         workgroupBarrier();
     }
     let probe = group.x * COLUMNS + first;
-    judge_eight(probe, tile + me % HALF, upper_low, upper_high);
-    judge_eight(probe, tile + me % HALF + HALF, lower_low, lower_high);
+    report_eight(probe, tile + me % HALF, upper_low, upper_high);
+    report_eight(probe, tile + me % HALF + HALF, lower_low, lower_high);
 }

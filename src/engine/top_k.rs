@@ -98,7 +98,6 @@ impl TopK {
 
     /// Raises the threshold by the numbers of live rows that have not been offered to any list, and that
     /// may be offered later: they are forgotten again.
-    #[expect(dead_code, reason = "for the GPU engine, which looks at a sample of rows first")]
     pub(super) fn scout(&self, numbers: impl Iterator<Item = f32>) {
         let mut best = self.best.lock().clone();
         for number in numbers {

@@ -1,5 +1,7 @@
 //! What is set up for the whole process before it has a second thread.
 
+#[cfg(test)]
+pub(crate) mod allocations;
 pub mod supervisor;
 pub mod zeroing_alloc;
 

@@ -8,7 +8,6 @@ use crate::engine::Engine;
 use crate::engine::cpu::CpuEngine;
 use crate::engine::failover::Failover;
 use crate::engine::gpu::{AdapterChoice, GpuEngine, GpuOptions};
-use crate::process::supervisor::Supervisor;
 
 /// Which engine searches.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -39,10 +38,9 @@ pub enum EngineKind {
 pub(super) type Engines = (Arc<dyn Engine>, Option<Arc<Failover>>);
 
 /// The engine that is configured. A GPU's compiled kernels are kept in `folder`.
-pub(super) fn build(config: &EngineConfig, folder: &Path, supervisor: &Supervisor) -> Result<Engines, ServerError> {
+pub(super) fn build(config: &EngineConfig, folder: &Path) -> Result<Engines, ServerError> {
     let cpu: Arc<dyn Engine> = Arc::new(CpuEngine::new(config.threads)?);
-    let options =
-        GpuOptions { matrices: config.matrices, kernels_in: Some(folder.to_owned()), supervisor: supervisor.clone() };
+    let options = GpuOptions { matrices: config.matrices, kernels_in: Some(folder.to_owned()) };
     let gpu = match &config.kind {
         EngineKind::Cpu => None,
         EngineKind::Auto => match GpuEngine::with_options(AdapterChoice::RealGpu, options) {

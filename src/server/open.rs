@@ -200,7 +200,7 @@ pub(super) fn open_taken(
     config: &Config,
     supervisor: &Supervisor,
     take: fn(&Path) -> Result<DataFolder, FolderError>,
-    engine: impl FnOnce(&EngineConfig, &Path, &Supervisor) -> Result<Engines, ServerError>,
+    engine: impl FnOnce(&EngineConfig, &Path) -> Result<Engines, ServerError>,
     meddle: impl FnOnce(&Arc<SqliteRegistry>),
 ) -> Result<Opened, ServerError> {
     let vault = Vault::new(MasterKey::load(&key_source(config.key_file.as_deref()))?);
@@ -215,7 +215,7 @@ pub(super) fn open_taken(
         let storage: Arc<dyn Storage> = Arc::new(Files);
         gallery::claim(&registry, &storage, &folder.index(), &GalleryIdentity { dim, key_id: vault.key_id() })?;
     }
-    let engines = engine(&config.engine, folder.path(), supervisor)?;
+    let engines = engine(&config.engine, folder.path())?;
     let (engine, digester) = (engines.0.describe(), vault.request_digester());
     let registry = Arc::new(registry);
     meddle(&registry);

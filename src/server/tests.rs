@@ -111,7 +111,7 @@ impl Running {
                 let open = move |config: &Config, supervisor: &Supervisor| {
                     let mut registry = None;
                     let meddle = |opened: &Arc<SqliteRegistry>| registry = Some(Arc::clone(opened));
-                    let opened = open_taken(config, supervisor, DataFolder::take, |_, _, _| Ok(engines), meddle)?;
+                    let opened = open_taken(config, supervisor, DataFolder::take, |_, _| Ok(engines), meddle)?;
                     let _ = opened_in.send((Arc::clone(&opened.service), registry));
                     Ok(opened)
                 };

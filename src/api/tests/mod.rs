@@ -4,7 +4,6 @@
 //! `THENAR_FUZZ_SECONDS` sets how long each of these tests runs (2 s unless set), `THENAR_FUZZ_SEED` the seed
 //! of its first case. A failure prints the seed that repeats it.
 
-mod allocations;
 mod conversion;
 mod corpus;
 mod mutator;

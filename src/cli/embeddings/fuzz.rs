@@ -4,8 +4,6 @@
 //! Starts from `tests/corpus/npy`. Runs for two seconds, or for `THENAR_FUZZ_SECONDS`, from the seed
 //! `THENAR_FUZZ_SEED` if there is one; a failure prints the seed and leaves the file in the message.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
@@ -13,45 +11,15 @@ use rand::{Rng as _, RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
+use crate::process::allocations::most_bytes;
 
-/// Bytes that opening a file may allocate, all in all.
+/// Bytes that opening a file may hold at a time.
 const OPEN_BYTES_MAX: usize = 256 << 10;
-/// Bytes that reading the first rows may allocate, all in all: the buffer, the rows and paths.
+/// Bytes that reading a row may hold at a time: the buffer, the row and paths.
 const READ_BYTES_MAX: usize = BUFFER_BYTES + (64 << 10);
 /// Numbers that a mutation writes into a header.
 const NUMBERS: [&str; 10] =
     ["0", "-1", "1", "32", "33", "2048", "4294967296", "9223372036854775807", "18446744073709551615", "1e9"];
-
-thread_local! {
-    static ALLOCATED: Cell<usize> = const { Cell::new(0) };
-}
-
-/// The system's allocator, which counts what each thread allocates.
-struct Counting;
-
-// SAFETY: every call is passed on to `System` as it is; counting touches a thread-local number alone.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALLOCATED.set(ALLOCATED.get().wrapping_add(layout.size()));
-        // SAFETY: the caller's promises are `System`'s.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        // SAFETY: the caller's promises are `System`'s.
-        unsafe { System.dealloc(block, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
-
-/// What `work` returns, and the bytes that it allocates.
-fn measured<T>(work: impl FnOnce() -> T) -> (T, usize) {
-    let before = ALLOCATED.get();
-    let result = work();
-    (result, ALLOCATED.get().wrapping_sub(before))
-}
 
 fn corpus() -> Vec<Vec<u8>> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus/npy");
@@ -88,7 +56,7 @@ fn mutate(bytes: &mut Vec<u8>, corpus: &[Vec<u8>], random: &mut ChaCha8Rng) {
 /// Opens the file and reads its first and last row.
 fn check(path: &Path) {
     let name = path.to_str().unwrap();
-    let (opened, bytes) = measured(|| EmbeddingsFile::open(path));
+    let (opened, bytes) = most_bytes(|| EmbeddingsFile::open(path));
     assert!(bytes <= OPEN_BYTES_MAX, "opening allocated {bytes} bytes");
     let file = match opened {
         Ok(file) => file,
@@ -101,7 +69,7 @@ fn check(path: &Path) {
     };
     assert!(file.rows() * file.dim() as u64 <= std::fs::metadata(path).unwrap().len(), "rows that are not there");
     for row in [0, file.rows().saturating_sub(1)] {
-        let (values, bytes) = measured(|| file.rows_from(row).and_then(|mut rows| rows.read()));
+        let (values, bytes) = most_bytes(|| file.rows_from(row).and_then(|mut rows| rows.read()));
         assert!(bytes <= READ_BYTES_MAX, "reading allocated {bytes} bytes");
         assert_eq!(values.is_ok(), file.rows() > 0);
         values.iter().for_each(|values| drop(problem(values)));

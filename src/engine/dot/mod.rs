@@ -31,7 +31,6 @@ impl Dot {
     pub(super) const PORTABLE: Self = Self(portable::dot);
 
     /// The kernel of `path`, which this processor has (see [`crate::simd`]).
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the GPU engine, which compares rows on the host"))]
     pub(super) fn of(path: Simd) -> Self {
         match path {
             #[cfg(target_arch = "x86_64")]

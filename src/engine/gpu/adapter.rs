@@ -2,15 +2,14 @@
 //!
 //! Knows wgpu's instances and adapters. Does not know kernels, galleries or devices in use.
 
-use super::kernels::Side;
 use crate::engine::EngineError;
 
-/// What the kernel with cooperative matrices asks of a device.
+/// Features that the kernel with cooperative matrices needs.
 pub(super) const MATRIX_FEATURES: wgpu::Features =
     wgpu::Features::SHADER_F16.union(wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX);
-/// Workgroup memory it takes at most.
+/// Most workgroup memory that it takes.
 pub(super) const MATRIX_SHARED_BYTES: u32 = 32 << 10;
-/// Invocations of a subgroup it counts on.
+/// Invocations of a subgroup that it relies on.
 const MATRIX_SUBGROUP: u32 = 32;
 
 /// Which adapter an engine should take.
@@ -36,7 +35,7 @@ pub struct AdapterSummary {
     pub driver: String,
     /// `discrete`, `integrated`, `virtual`, `cpu` or `other`.
     pub device_type: &'static str,
-    /// Whether it is a program that runs on the CPU.
+    /// Whether it runs on the CPU.
     pub software: bool,
 }
 
@@ -64,7 +63,7 @@ impl AdapterSummary {
     }
 }
 
-/// Every adapter the machine offers, best first. Empty where no driver is installed.
+/// Every adapter the machine offers, best first. Empty if no driver is installed.
 #[must_use]
 pub fn available_adapters() -> Vec<AdapterSummary> {
     enumerate().iter().map(|adapter| AdapterSummary::of(&adapter.get_info())).collect()
@@ -100,31 +99,24 @@ pub(super) fn choose(choice: &AdapterChoice) -> Result<wgpu::Adapter, EngineErro
     }
 }
 
-/// The cooperative matrices of an adapter that the kernel can use: of f16 with sums in f32, the larger
-/// ones first, in subgroups of exactly 32.
-pub(super) fn matrices(adapter: &wgpu::Adapter) -> Option<Side> {
+/// Whether the adapter has the cooperative matrices that the kernel uses: 16 by 16 of f16 with sums in f32, in
+/// subgroups of exactly 32.
+pub(super) fn has_matrices(adapter: &wgpu::Adapter) -> bool {
     let info = adapter.get_info();
-    if !adapter.features().contains(MATRIX_FEATURES)
-        || adapter.limits().max_compute_workgroup_storage_size < MATRIX_SHARED_BYTES
-        || (info.subgroup_min_size, info.subgroup_max_size) != (MATRIX_SUBGROUP, MATRIX_SUBGROUP)
-    {
-        return None;
-    }
-    let offered = adapter.cooperative_matrix_properties();
-    [(Side::Sixteen, 16), (Side::Eight, 8)].into_iter().find_map(|(side, length)| {
-        let fits = |p: &wgpu::CooperativeMatrixProperties| {
-            (p.m_size, p.n_size, p.k_size) == (length, length, length)
+    adapter.features().contains(MATRIX_FEATURES)
+        && adapter.limits().max_compute_workgroup_storage_size >= MATRIX_SHARED_BYTES
+        && (info.subgroup_min_size, info.subgroup_max_size) == (MATRIX_SUBGROUP, MATRIX_SUBGROUP)
+        && adapter.cooperative_matrix_properties().iter().any(|p| {
+            (p.m_size, p.n_size, p.k_size) == (16, 16, 16)
                 && p.ab_type == wgpu::CooperativeScalarType::F16
                 && p.cr_type == wgpu::CooperativeScalarType::F32
                 && !p.saturating_accumulation
-        };
-        offered.iter().any(fits).then_some(side)
-    })
+        })
 }
 
 fn enumerate() -> Vec<wgpu::Adapter> {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
-        // Validation layers only where an engineer asks for them by environment.
+        // Validation layers only if an engineer asks for them in the environment.
         flags: wgpu::InstanceFlags::empty().with_env(),
         // A gallery that nearly fills the device must fail as an error, not as a lost device.
         memory_budget_thresholds: wgpu::MemoryBudgetThresholds {

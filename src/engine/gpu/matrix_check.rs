@@ -1,26 +1,24 @@
 //! Do cooperative matrices compute what packed dot products compute, on a whole gallery?
 //!
-//! The start-up test scans 512 slots once. This scans all resident slots with both kernels, as often as
-//! it is asked to, and compares every pair that they report. Bars ask for whole sums, so a sum that is
-//! off by one is seen at its bar, and rounding decides nothing. For checks; searches never come here.
+//! The self-test at start scans 512 slots once. This scans all resident slots with both kernels, as often as
+//! it is asked to, and compares every pair that they report. Bounds ask for whole sums, so that a sum that
+//! is off by one shows, and rounding decides nothing. For checks; searches never come here.
 
-use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
 
 use rayon::prelude::*;
 use thenar_index::codes::BLOCK_ROWS;
 
-use super::bindings::{Bar, Entry, PROBES_MAX};
-use super::card::CardCodes;
-use super::device::Report;
-use super::kernels::FEW_PROBES;
-use super::level::Level;
-use super::owner::Facts;
-use super::probe::Quantised;
+use super::device::batch::Report;
+use super::device::bindings::{DeviceBound, Entry, PROBES_MAX};
+use super::device::kernels::FEW_PROBES;
+use super::device::layout::Level;
+use super::executor::BatchExecutor;
 use super::resident::Resident;
-use super::selftest::Trial;
-use super::sifting::{Machine as _, Order};
-use super::{Batches, GpuEngine};
+use super::schedule::{Executor as _, Scan};
+use super::twin::Twin;
+use super::{GpuEngine, limits};
+use crate::engine::quantised_probe::QuantisedProbe;
 use crate::engine::{EngineError, GalleryView};
 
 /// What one comparison of two kernels came to.
@@ -30,25 +28,25 @@ pub struct MatrixCheck {
     pub kernels: &'static str,
     /// Pairs of a probe and a row, counted once per level.
     pub pairs: u64,
-    /// How many of them reached their bar.
+    /// How many of them reached their bound.
     pub passed: u64,
-    /// How many of those were compared one by one. Of the others, the counts per probe were.
+    /// How many of those were compared one by one. Of the others, the counts per probe were compared.
     pub listed: u64,
-    /// The first difference, for people; none where both agree.
+    /// The first difference, for people; none if both agree.
     pub wrong: Option<String>,
-    /// Time on the device of the kernel under test and of the plain one, where the adapter can tell.
+    /// Time on the device of the kernel under test and of the plain one, if the adapter can tell.
     pub device_times: Option<[Duration; 2]>,
 }
 
 impl GpuEngine {
     /// Scans every resident row of `view` with the kernels for large batches and with plain ones, at
     /// both levels, and compares what they report. `deviations`: how far above the mean of a probe's
-    /// sums its bar lies, in standard deviations. Pairs are listed where they fit the device's list, from
+    /// sums its bound lies, in standard deviations. Pairs are listed if they fit the device's list, from
     /// about 3 up at a million rows. Without matrices, the packed kernel for large batches is compared
     /// with the one for small batches. `probes`: 1 to 256, row-major, `[count, dim]`.
     ///
     /// # Errors
-    /// [`EngineError`] where the device fails, or does not hold the view.
+    /// [`EngineError`] where the device fails or does not hold the view.
     pub fn check_matrices(
         &self,
         view: &GalleryView<'_>,
@@ -56,25 +54,20 @@ impl GpuEngine {
         deviations: f64,
     ) -> Result<MatrixCheck, EngineError> {
         let resident = self.resident.read();
-        if resident.generation != self.generation() || !resident.covers(view) {
+        if !self.device.is_open(resident.generation) || !resident.covers(view) {
             return Err(EngineError::Rebuilding);
         }
         let dim = view.dim;
-        let quantised: Vec<Quantised> = probes.chunks_exact(dim).map(Quantised::new).collect();
+        let quantised: Vec<QuantisedProbe> = probes.chunks_exact(dim).map(QuantisedProbe::new).collect();
         assert!((1..=PROBES_MAX).contains(&quantised.len()), "a batch of probes");
-        let facts = self.standing.facts.lock().clone();
-        let plain_facts = Facts { coop: None, ..facts.clone() };
-        let (kernels, plain_probes) = match facts.coop {
-            Some(_) => ("matrices against packed dot products", PROBES_MAX),
-            None => ("packed dot products in tiles against one row an invocation", FEW_PROBES),
+        let matrices = self.device.info().matrices;
+        let (kernels, plain_probes) = if matrices {
+            ("matrices against packed dot products", PROBES_MAX)
+        } else {
+            ("packed dot products in tiles against one row per invocation", FEW_PROBES)
         };
-        let sample = view.segments.iter().find(|block| block.coded(dim) >= BLOCK_ROWS);
-        let sample = sample.map(|block| Trial {
-            dim,
-            slab: 0,
-            codes: CardCodes::new(&block.codes.blocks(dim, 0, 1), dim),
-            live: vec![u64::MAX],
-        });
+        let sample = view.segments.iter().find(|segment| segment.coded(dim) >= BLOCK_ROWS);
+        let sample = sample.map(|segment| Twin::new(&segment.codes.blocks(dim, 0, 1), dim, 0));
         let mut check = MatrixCheck {
             kernels,
             pairs: 0,
@@ -85,13 +78,13 @@ impl GpuEngine {
         };
         let Some(sample) = sample else { return Ok(check) };
         for level in Level::ALL {
-            let bars: Vec<Bar> =
-                quantised.par_iter().map(|probe| whole_bar(&sample, level, probe, deviations)).collect();
-            let tested = self.scanned(&resident, &facts, level, &quantised, &bars, PROBES_MAX)?;
-            let plain = self.scanned(&resident, &plain_facts, level, &quantised, &bars, plain_probes)?;
+            let bounds: Vec<DeviceBound> =
+                quantised.par_iter().map(|probe| whole_bound(&sample, level, dim, probe, deviations)).collect();
+            let tested = self.scanned(&resident, matrices, level, &quantised, &bounds, PROBES_MAX)?;
+            let plain = self.scanned(&resident, false, level, &quantised, &bounds, plain_probes)?;
             check.pairs += u64::from(resident.slots()) * quantised.len() as u64;
             check.passed += plain.stored;
-            if !plain.spilled {
+            if !plain.overflowed {
                 check.listed += plain.stored;
             }
             check.device_times = match (check.device_times, tested.device_time, plain.device_time) {
@@ -99,82 +92,80 @@ impl GpuEngine {
                 _ => None,
             };
             if let Some(wrong) = difference(&tested, &plain) {
-                check.wrong = Some(format!("{level:?} codes, bars at {deviations} deviations: {wrong}"));
+                check.wrong = Some(format!("{level:?} codes, bounds at {deviations} deviations: {wrong}"));
                 break;
             }
         }
         Ok(check)
     }
 
-    /// What all slots hold at or above the bars, `together` probes at a time, entries in order.
+    /// The pairs of all slots that reach the bounds, `together` probes at a time, entries in order.
     fn scanned(
         &self,
         resident: &Resident,
-        facts: &Facts,
+        matrices: bool,
         level: Level,
-        quantised: &[Quantised],
-        bars: &[Bar],
+        quantised: &[QuantisedProbe],
+        bounds: &[DeviceBound],
         together: usize,
     ) -> Result<Report, EngineError> {
         let mut whole = Report { device_time: Some(Duration::ZERO), ..Report::default() };
+        let limits = limits(&self.device.info(), resident.dim);
         for first in (0..quantised.len()).step_by(together) {
             let probes = first..quantised.len().min(first + together);
-            let mut machine = Batches {
-                engine: self,
-                resident,
-                facts,
-                first: 0,
-                quantised,
-                packed: HashMap::new(),
-                under_way: VecDeque::new(),
-            };
-            machine.submit(&Order {
-                level,
-                numbers: probes.clone().collect(),
-                bars: bars[probes].to_vec(),
-                parts_off: 0,
-                look: None,
-                slots: 0..resident.slots(),
-            })?;
-            let report = machine.collect()?;
             let base = u32::try_from(first).expect("a batch is small");
-            whole.entries.extend(report.entries.iter().map(|entry| Entry { probe: base + entry.probe, ..*entry }));
-            whole.counts.extend(report.counts);
-            whole.stored += report.stored;
-            whole.spilled |= report.spilled;
-            whole.device_time = whole.device_time.zip(report.device_time).map(|(sum, time)| sum + time);
+            let mut executor = BatchExecutor::new(&self.device, resident, matrices, 0, quantised);
+            let mut counts = vec![0; probes.len()];
+            let step = limits.slice_slots(probes.len(), 0.0);
+            for slot_first in (0..resident.slots()).step_by(step as usize) {
+                executor.submit(&Scan {
+                    level,
+                    probes: probes.clone().collect(),
+                    bounds: bounds[probes.clone()].to_vec(),
+                    loss_parts: 0,
+                    refine_bounds: None,
+                    slots: slot_first..resident.slots().min(slot_first.saturating_add(step)),
+                })?;
+                let report = executor.collect()?;
+                whole.entries.extend(report.entries.iter().map(|entry| Entry { probe: base + entry.probe, ..*entry }));
+                counts.iter_mut().zip(&report.counts).for_each(|(sum, count)| *sum += count);
+                whole.stored += report.stored;
+                whole.overflowed |= report.overflowed;
+                whole.device_time = whole.device_time.zip(report.device_time).map(|(sum, time)| sum + time);
+            }
+            whole.counts.extend(counts);
         }
         whole.entries.par_sort_unstable();
         Ok(whole)
     }
 }
 
-/// A bar on the integer sum alone: that many standard deviations above the mean of the sample's sums.
-fn whole_bar(sample: &Trial, level: Level, probe: &Quantised, deviations: f64) -> Bar {
-    let sums: Vec<f64> = (0..BLOCK_ROWS).map(|slot| f64::from(sample.sum(slot, level, probe))).collect();
+/// A bound on the integer sum alone: that many standard deviations above the mean of the sample's sums.
+fn whole_bound(sample: &Twin, level: Level, dim: usize, probe: &QuantisedProbe, deviations: f64) -> DeviceBound {
+    let sums: Vec<f64> = (0..BLOCK_ROWS as u32).map(|slot| f64::from(sample.sum(slot, level, probe))).collect();
     let mean = sums.iter().sum::<f64>() / sums.len() as f64;
     let square = sums.iter().map(|sum| (sum - mean).powi(2)).sum::<f64>() / sums.len() as f64;
     let least = (mean + deviations * square.sqrt()).round() as i32;
-    // No code is longer than this, so what is taken off the bar is at most a half, and more than none.
-    let longest = 15.0 * (sample.dim as f32).sqrt();
-    Bar { scale: 1.0, along: 0.0, across: 0.0, rest: 0.5 / longest, base: probe.base(level) - least, quota: u32::MAX }
+    // No code is longer than this, so what is taken off the bound is at most a half, and more than none.
+    let slack = 0.5 / (15.0 * (dim as f32).sqrt());
+    DeviceBound { scale: 1.0, along: 0.0, across: 0.0, slack, base: level.base(probe) - least, quota: u32::MAX }
 }
 
-/// The first difference between two reports on the same slots, probes and bars.
+/// The first difference between two reports on the same slots, probes and bounds.
 fn difference(tested: &Report, plain: &Report) -> Option<String> {
     if let Some(probe) = (0..plain.counts.len()).find(|&probe| tested.counts.get(probe) != plain.counts.get(probe)) {
         let found = tested.counts.get(probe).copied().unwrap_or(0);
-        return Some(format!("probe {probe}: {found} rows where there are {}", plain.counts[probe]));
+        return Some(format!("probe {probe}: {found} rows instead of {}", plain.counts[probe]));
     }
-    if tested.spilled || plain.spilled {
+    if tested.overflowed || plain.overflowed {
         return None;
     }
     let mut pairs = tested.entries.iter().zip(&plain.entries);
     if let Some((found, wanted)) = pairs.find(|(found, wanted)| found != wanted) {
-        return Some(format!("the first pair that differs: {found:?} where there is {wanted:?}"));
+        return Some(format!("the first pair that differs: {found:?} instead of {wanted:?}"));
     }
     (tested.entries.len() != plain.entries.len())
-        .then(|| format!("{} pairs where there are {}", tested.entries.len(), plain.entries.len()))
+        .then(|| format!("{} pairs instead of {}", tested.entries.len(), plain.entries.len()))
 }
 
 #[cfg(test)]
@@ -184,11 +175,11 @@ mod tests {
     #[test]
     fn reports_that_differ_in_a_pair_or_a_count_are_told_apart() {
         let entry = |probe, slot| Entry { probe, slot };
-        let report = |entries: &[Entry], counts: [u32; 2], spilled| Report {
+        let report = |entries: &[Entry], counts: [u32; 2], overflowed| Report {
             entries: entries.to_vec(),
             stored: entries.len() as u64,
             counts: counts.to_vec(),
-            spilled,
+            overflowed,
             device_time: None,
         };
         let plain = report(&[entry(0, 3), entry(1, 7)], [1, 1], false);
@@ -198,6 +189,6 @@ mod tests {
         let fewer = report(&[entry(0, 3)], [1, 0], false);
         assert!(difference(&fewer, &plain).unwrap().contains("probe 1: 0 rows"));
         let counted_alone = report(&[], [1, 2], true);
-        assert!(difference(&counted_alone, &plain).unwrap().contains("2 rows where there are 1"));
+        assert!(difference(&counted_alone, &plain).unwrap().contains("2 rows instead of 1"));
     }
 }

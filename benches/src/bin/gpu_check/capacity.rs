@@ -1,4 +1,4 @@
-//! How many rows does the card hold, and how long does a search among them take?
+//! How many rows does the device hold, and how long does a search among them take?
 
 use std::time::Instant;
 
@@ -14,9 +14,7 @@ use crate::{Common, open};
 /// Arguments of `capacity`.
 #[derive(Args, Clone)]
 pub(crate) struct Arguments {
-    #[command(flatten)]
-    pub(crate) common: Common,
-    /// Rows, in millions, at which to stop at the latest.
+    /// Most rows, in millions.
     #[arg(long, default_value_t = 4000.0)]
     millions_max: f64,
     /// Least time to spend on a line of the table, in seconds.
@@ -27,18 +25,18 @@ pub(crate) struct Arguments {
 /// Seconds kept for the searches.
 const SEARCHING_SECONDS: f64 = 90.0;
 
-pub(crate) fn run(arguments: &Arguments, report: &mut Report) -> anyhow::Result<()> {
-    let Arguments { common, mut millions_max, mut seconds } = arguments.clone();
+pub(crate) fn run(common: &Common, arguments: &Arguments, report: &mut Report) -> anyhow::Result<()> {
+    let Arguments { mut millions_max, mut seconds } = arguments.clone();
     let mut rows = SEGMENT_ROWS;
     if common.smoke {
         (rows, millions_max, seconds) = (4096, 0.02, 0.0);
     }
-    let engine = open(&common, report)?;
+    let engine = open(common, report)?;
     let gallery = gallery(rows, common.dim, common.seed, report);
     let segments = segments(&gallery, report);
     let segment = &segments[0];
     let probes = gallery.probes(256);
-    // Every row comes up once a copy.
+    // Every row is found once per copy.
     let asked = Asked { floor: 0.5, keep: 0, certificate: RANDOMISED, filter: None };
     engine.follow(&copies(segment, 1, common.dim))?;
     let once = time(&engine, &copies(segment, 1, common.dim), probes.values(0..1), &asked, 0.0)?.candidates;
@@ -48,7 +46,7 @@ pub(crate) fn run(arguments: &Arguments, report: &mut Report) -> anyhow::Result<
     let took = started.elapsed().as_secs_f64();
     let held_rows = f64::from(held) * rows as f64;
     report.figure("held", held_rows / 1e6, "million rows");
-    report.figure("on the card", engine.describe().device_bytes as f64 / 1e9, "GB");
+    report.figure("on the device", engine.describe().device_bytes as f64 / 1e9, "GB");
     report.figure("uploaded in", took, "s");
     let view = copies(segment, held, common.dim);
     engine.follow(&view)?;
@@ -78,7 +76,7 @@ fn copies<'a>(segment: &'a Segment<'_>, count: u32, dim: usize) -> GalleryView<'
     GalleryView { dim, segments: (0..count).map(|copy| segment.block(u64::from(copy) + 1, copy * rows)).collect() }
 }
 
-/// Adds copies until the card has no room or the time is up; how many there are then.
+/// Adds copies until the device has no room or the time is up. Returns how many there are then.
 fn fill(
     engine: &GpuEngine,
     segment: &Segment<'_>,
@@ -91,13 +89,13 @@ fn fill(
     let most = ((millions_max * 1e6 / rows as f64) as u32).clamp(1, u32::MAX / u32::try_from(rows)?);
     for count in 2..=most {
         if report.left().as_secs_f64() < SEARCHING_SECONDS {
-            report.note("filling ended", "for want of time");
+            report.note("filling ended", "no time was left");
             return Ok(count - 1);
         }
         match engine.follow(&copies(segment, count, dim)) {
             Ok(()) => {}
             Err(EngineError::OutOfDeviceMemory { .. }) => {
-                report.note("filling ended", "the card is full");
+                report.note("filling ended", "the device is full");
                 return Ok(count - 1);
             }
             Err(error) => return Err(error.into()),

@@ -1,7 +1,7 @@
 //! Cooperative matrices against the plain kernel, in processes of their own.
 //!
 //! A driver that crashes on them takes its process with it, and a race shows itself only now and then:
-//! so several processes, one after the other, compare both kernels again and again.
+//! so several processes, one after the other, compare both kernels repeatedly.
 
 use std::fs::File;
 use std::os::unix::process::ExitStatusExt as _;
@@ -22,8 +22,6 @@ use crate::segments::{Segment, ms, view};
 /// Arguments of `matrices`.
 #[derive(Args, Clone)]
 pub(crate) struct Arguments {
-    #[command(flatten)]
-    pub(crate) common: Common,
     /// Rows of the gallery.
     #[arg(long, default_value_t = 200_000)]
     n: usize,
@@ -41,19 +39,19 @@ pub(crate) struct Arguments {
     here: bool,
 }
 
-/// Where the bars of a round lie, in standard deviations above the mean of a probe's sums: half of all
-/// pairs pass the first, few enough to be compared one by one the last.
+/// Where the bounds of a round lie, in standard deviations above the mean of a probe's sums: half of all
+/// pairs reach the first, and few enough the last that they are compared one by one.
 const DEVIATIONS: [f64; 7] = [0.0, 3.0, 0.5, 2.5, 1.0, 3.5, 2.0];
 /// Rounds that a process does at least.
 const ROUNDS_MIN: usize = DEVIATIONS.len();
 
-pub(crate) fn run(arguments: &Arguments, report: &mut Report) -> anyhow::Result<()> {
+pub(crate) fn run(common: &Common, arguments: &Arguments, report: &mut Report) -> anyhow::Result<()> {
     let mut arguments = arguments.clone();
-    if arguments.common.smoke {
+    if common.smoke {
         (arguments.n, arguments.probes, arguments.processes, arguments.seconds) = (4096, 70, 2, 0.0);
     }
     if arguments.here {
-        return here(&arguments);
+        return here(common, &arguments);
     }
     println!("process    rounds       pairs     passed  one by one   plain ms  tested ms");
     for process in 1..=arguments.processes {
@@ -61,7 +59,7 @@ pub(crate) fn run(arguments: &Arguments, report: &mut Report) -> anyhow::Result<
             report.wrong(format!("no time was left for process {process}"));
             break;
         }
-        let ended = in_a_process(&arguments, report.left())?;
+        let ended = in_a_process(common, &arguments, report.left())?;
         let number = |name: &str| ended.last[name].as_f64().unwrap_or(f64::NAN);
         println!(
             "{process:7} {:9} {:11.3e} {:10.3e} {:11.3e} {:10.3} {:10.3}",
@@ -88,15 +86,15 @@ pub(crate) fn run(arguments: &Arguments, report: &mut Report) -> anyhow::Result<
 
 /// How a process ended.
 struct Ended {
-    /// None where it ended well.
+    /// None if it ended well.
     how: Option<String>,
-    /// What it said last.
+    /// The last line that it printed.
     last: Value,
 }
 
-fn in_a_process(arguments: &Arguments, patience: Duration) -> anyhow::Result<Ended> {
+fn in_a_process(common: &Common, arguments: &Arguments, patience: Duration) -> anyhow::Result<Ended> {
     let said = tempfile::NamedTempFile::new()?;
-    let Common { dim, adapter, seed, .. } = &arguments.common;
+    let Common { dim, adapter, seed, .. } = common;
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["matrices", "--here"]);
     let numbers = [
@@ -139,8 +137,8 @@ fn in_a_process(arguments: &Arguments, patience: Duration) -> anyhow::Result<End
 }
 
 /// Compares until the time is over, and prints what it came to so far after every round.
-fn here(arguments: &Arguments) -> anyhow::Result<()> {
-    let Common { dim, adapter, seed, .. } = arguments.common.clone();
+fn here(common: &Common, arguments: &Arguments) -> anyhow::Result<()> {
+    let Common { dim, adapter, seed, .. } = common.clone();
     let choice = adapter.map_or(AdapterChoice::Any, AdapterChoice::Named);
     let engine = GpuEngine::new(choice).context("no engine")?;
     let gallery = Gallery::new(GalleryKind::Standard, seed, arguments.n, dim);

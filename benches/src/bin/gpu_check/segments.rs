@@ -17,8 +17,8 @@ use crate::report::Report;
 pub(crate) const SEGMENT_ROWS: usize = 1 << 20;
 /// The default certificate of a server.
 pub(crate) const RANDOMISED: Certificate = Certificate::Randomised { miss_probability: 1e-12 };
-/// CandidateRows a probe may have.
-const CANDIDATE_ROWS_MAX: usize = 100_000;
+/// Candidates that a probe may have.
+const CANDIDATES_MAX: usize = 100_000;
 
 /// A segment of the gallery with what a view borrows.
 pub(crate) struct Segment<'a> {
@@ -80,7 +80,7 @@ pub(crate) fn view<'a>(segments: &'a [Segment<'_>], dim: usize, identity: u64) -
     GalleryView { dim, segments: blocks.collect() }
 }
 
-/// Uploads a view, and says how long it took and what it takes.
+/// Uploads a view, and reports how long that took and how many bytes it occupies.
 pub(crate) fn upload(engine: &GpuEngine, view: &GalleryView<'_>, report: &mut Report) -> Result<(), EngineError> {
     let before = engine.describe().device_bytes;
     let started = Instant::now();
@@ -88,7 +88,7 @@ pub(crate) fn upload(engine: &GpuEngine, view: &GalleryView<'_>, report: &mut Re
     report.figure("uploaded", started.elapsed().as_secs_f64(), "s");
     let rows: usize = view.segments.iter().map(|block| block.count(view.dim)).sum();
     let bytes = engine.describe().device_bytes.saturating_sub(before);
-    report.figure("on the card", bytes as f64 / rows.max(1) as f64, "bytes a row");
+    report.figure("on the device", bytes as f64 / rows.max(1) as f64, "bytes per row");
     Ok(())
 }
 
@@ -114,7 +114,7 @@ impl Asked<'_> {
             probes,
             floors: &vec![self.floor; count],
             keep: &vec![self.keep; count],
-            candidates_max: CANDIDATE_ROWS_MAX,
+            candidates_max: CANDIDATES_MAX,
             certificate: self.certificate,
             filters: &vec![self.filter; count],
             seeds: &vec![[1; 32]; count],
@@ -135,7 +135,7 @@ impl Asked<'_> {
 pub(crate) struct Timing {
     pub(crate) best: Duration,
     pub(crate) median: Duration,
-    /// The best on the device alone, where the adapter can tell.
+    /// The best on the device alone, if the adapter can tell.
     pub(crate) device: Option<Duration>,
     pub(crate) candidates: usize,
 }
@@ -183,7 +183,7 @@ pub(crate) fn empty_search(engine: &GpuEngine, dim: usize, seconds: f64, report:
     engine.follow(&view)?;
     for count in [1, 256] {
         let mut strangers = few.probes(count).values(0..count).to_vec();
-        // An antipode of a mate is like nobody.
+        // The opposite of a mate resembles nobody.
         strangers.iter_mut().for_each(|value| *value = -*value);
         let asked = Asked { floor: 0.9, keep: 0, certificate: RANDOMISED, filter: None };
         let timing = time(engine, &view, &strangers, &asked, seconds)?;

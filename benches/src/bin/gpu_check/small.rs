@@ -12,18 +12,16 @@ use thenar::engine::certificate::Certificate;
 use thenar_bench::truth;
 
 use crate::report::Report;
-use crate::segments::{Asked, RANDOMISED, empty_search, gallery, segments, upload, view};
-use crate::{Common, open};
+use crate::segments::{Asked, RANDOMISED, gallery, segments, upload, view};
+use crate::{Common, open_and_measure};
 
 /// Arguments of `small`.
 #[derive(Args, Clone)]
 pub(crate) struct Arguments {
-    #[command(flatten)]
-    pub(crate) common: Common,
     /// Rows of the gallery.
     #[arg(long, default_value_t = 200_000)]
     n: usize,
-    /// Probes, which are searched one by one in part, and in batches.
+    /// Probes. Some are searched one by one, all in batches.
     #[arg(long, default_value_t = 64)]
     probes: usize,
 }
@@ -31,15 +29,13 @@ pub(crate) struct Arguments {
 /// Rows widened at a time.
 const WIDENED_ROWS: usize = 64;
 
-pub(crate) fn run(arguments: &Arguments, report: &mut Report) -> anyhow::Result<()> {
-    let Arguments { common, mut n, mut probes } = arguments.clone();
+pub(crate) fn run(common: &Common, arguments: &Arguments, report: &mut Report) -> anyhow::Result<()> {
+    let Arguments { mut n, mut probes } = arguments.clone();
     if common.smoke {
         // The last four rows have no codes.
         (n, probes) = (4100, 60);
     }
-    let engine = open(&common, report)?;
-    report.figure("a copy on the card", engine.copy_rate()? / 1e9, "GB/s");
-    empty_search(&engine, common.dim, if common.smoke { 0.0 } else { 1.0 }, report)?;
+    let (engine, _) = open_and_measure(common, if common.smoke { 0.0 } else { 1.0 }, report)?;
     let gallery = gallery(n, common.dim, common.seed, report);
     let segments = segments(&gallery, report);
     let view = view(&segments, common.dim, 1);
@@ -84,7 +80,7 @@ pub(crate) fn run(arguments: &Arguments, report: &mut Report) -> anyhow::Result<
     }
     report.figure("answers checked", f64::from(u32::try_from(answers)?), "");
     if skipped > 0 {
-        report.figure("answers left out, no time", f64::from(u32::try_from(skipped)?), "");
+        report.figure("answers not checked, no time", f64::from(u32::try_from(skipped)?), "");
     }
     Ok(())
 }
@@ -99,7 +95,7 @@ struct Scores {
 impl Scores {
     fn new(rows: &[f16], dim: usize, probes: &[f32]) -> Self {
         let count = rows.len() / dim;
-        // So many probes share a widened row, and so few that every thread has some.
+        // As many probes share a widened row as leave some for every thread.
         let together = (probes.len() / dim).div_ceil(rayon::current_num_threads()).max(1);
         let mut scores = vec![0.0; probes.len() / dim * count];
         scores.par_chunks_mut(count * together).zip(probes.par_chunks(dim * together)).for_each(|(scores, probes)| {
@@ -118,8 +114,8 @@ impl Scores {
         Self { rows: count, scores }
     }
 
-    /// What is wrong with the candidates of a probe: they must hold every row that is wanted, once, and
-    /// none that the filter holds back.
+    /// What is wrong with the candidates of a probe: they must contain every row that is wanted, once, and none
+    /// that the filter rules out.
     fn fault(&self, probe: usize, candidates: &CandidateRows, asked: &Asked<'_>) -> Option<String> {
         let scores = &self.scores[probe * self.rows..(probe + 1) * self.rows];
         let allows = |row: u32| asked.filter.is_none_or(|filter| filter.contains(row));
@@ -141,7 +137,7 @@ impl Scores {
         let overflowed = candidates.overflowed[probe];
         (overflowed || kept != wanted || strays + repeats > 0).then(|| {
             format!(
-                "probe {probe}, {}, floor {}, keep {keep}, filter {}: {kept} of {wanted} rows, {strays} held back, \
+                "probe {probe}, {}, floor {}, keep {keep}, filter {}: {kept} of {wanted} rows, {strays} ruled out, \
                  {repeats} repeats, overflowed: {overflowed}",
                 asked.name(),
                 asked.floor,

@@ -1,4 +1,4 @@
-//! How long searches of ten million rows take, beside PyTorch on the same card and rows.
+//! How long searches of ten million rows take, beside PyTorch on the same device and rows.
 
 use std::time::Instant;
 
@@ -12,15 +12,13 @@ use thenar_bench::gallery::Probes;
 use thenar_bench::truth::Truth;
 
 use crate::report::Report;
-use crate::segments::{Asked, RANDOMISED, empty_search, gallery, ms, segments, time, upload, view};
+use crate::segments::{Asked, RANDOMISED, gallery, ms, segments, time, upload, view};
 use crate::torch::{self, Setup};
-use crate::{Common, open};
+use crate::{Common, open_and_measure};
 
 /// Arguments of `timings`.
 #[derive(Args, Clone)]
 pub(crate) struct Arguments {
-    #[command(flatten)]
-    pub(crate) common: Common,
     /// Rows of the gallery.
     #[arg(long, default_value_t = 10_000_000)]
     n: usize,
@@ -39,24 +37,20 @@ pub(crate) struct Arguments {
     /// Least time to spend on a line of the table, in seconds.
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
-    /// A Python with PyTorch to compare with: f16 products and `topk` on the same card.
+    /// A Python with PyTorch to compare with: f16 products and `topk` on the same device.
     #[arg(long, value_name = "PROGRAM")]
     torch: Option<String>,
 }
 
-pub(crate) fn run(arguments: &Arguments, report: &mut Report) -> anyhow::Result<()> {
+pub(crate) fn run(common: &Common, arguments: &Arguments, report: &mut Report) -> anyhow::Result<()> {
     let mut arguments = arguments.clone();
-    let common = arguments.common.clone();
     if common.smoke {
         (arguments.n, arguments.batches) = (8192, vec![1, 16, 256]);
         (arguments.check, arguments.seconds) = (16, 0.0);
     }
     let Arguments { n, floor, keep, seconds, check, .. } = arguments;
     let dim = common.dim;
-    let engine = open(&common, report)?;
-    let copied = engine.copy_rate()?;
-    report.figure("a copy on the card", copied / 1e9, "GB/s");
-    empty_search(&engine, dim, seconds, report)?;
+    let (engine, copied) = open_and_measure(common, seconds, report)?;
     let gallery = gallery(n, dim, common.seed, report);
     let segments = segments(&gallery, report);
     let view = view(&segments, dim, 1);
@@ -111,13 +105,13 @@ pub(crate) fn run(arguments: &Arguments, report: &mut Report) -> anyhow::Result<
             if batch == 1 && floor > 0.0 && filter.is_none() && certificate == RANDOMISED {
                 let bytes = n as f64 * (dim as f64 / 8.0 + 8.0);
                 let rate = bytes / line.device.unwrap_or(line.best).as_secs_f64();
-                report.figure("signs read by one probe", rate / 1e9, "GB/s");
+                report.figure("1-bit codes read by one probe", rate / 1e9, "GB/s");
                 report.figure("of a copy's rate", 100.0 * rate / copied, "%");
             }
         }
     }
     let Some(python) = &arguments.torch else { return Ok(()) };
-    // The card is PyTorch's alone.
+    // PyTorch has the device to itself.
     drop(engine);
     let setup =
         Setup { gallery: &gallery, probes: &probes, batches: &arguments.batches, k: keep as usize, seconds, check };

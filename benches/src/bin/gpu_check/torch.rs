@@ -1,4 +1,4 @@
-//! PyTorch on the same card, rows and probes: products in f16 and `topk`.
+//! PyTorch on the same device, rows and probes: products in f16 and `topk`.
 //!
 //! `benches/python/torch_topk.py` travels inside this program, so that nothing but it is needed.
 
@@ -41,7 +41,7 @@ struct Line {
     median_ms: f64,
 }
 
-/// Lets PyTorch search, and files its times and how many of the best rows it finds.
+/// Lets PyTorch search, and reports its times and how many of the best rows it finds.
 pub(crate) fn compare(python: &str, setup: &Setup<'_>, truth: &Truth, report: &mut Report) -> anyhow::Result<()> {
     let files = tempfile::Builder::new().prefix("thenar-bench").tempdir()?;
     let (rows, probes) = (files.path().join("rows.f16"), files.path().join("probes.f32"));

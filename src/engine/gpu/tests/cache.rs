@@ -1,4 +1,4 @@
-//! Compiled kernels are kept for the next start, and a bad file costs time alone.
+//! Compiled kernels are kept for the next start, and a bad file only costs time.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ fn kernels_are_kept_in_a_file_of_ones_own_and_a_damaged_or_foreign_one_is_writte
     let asked = Asked::alike(values[..dim].to_vec(), dim, 0.5, 0, 200);
     let files = || -> Vec<PathBuf> { std::fs::read_dir(folder.path()).unwrap().map(|f| f.unwrap().path()).collect() };
     let start = |what: &str| {
-        let engine = engine_with(Sizes { cache: Some(folder.path().to_owned()), ..Sizes::default() })?;
+        let engine = engine_with(DeviceOptions { cache: Some(folder.path().to_owned()), ..DeviceOptions::default() })?;
         engine.follow(&gallery.view()).unwrap();
         hold(&engine, &gallery, &asked, what);
         let files = files();
@@ -44,7 +44,7 @@ fn kernels_are_kept_in_a_file_of_ones_own_and_a_damaged_or_foreign_one_is_writte
         assert_eq!(mode(), 0o600);
     }
 
-    // Whoever else may write it could have put anything there.
+    // Others who may write it could have put anything there.
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o666)).unwrap();
     start("open to all");
     assert_eq!(mode(), 0o600);

@@ -1,10 +1,10 @@
-//! A probe with a filter finds what the filter allows, and pays for no more.
+//! A probe with a filter finds what the filter allows, and costs no more than without.
 
 use roaring::RoaringBitmap;
 
 use super::*;
 
-/// Rows of a gallery that a filter of one in `of` lets through.
+/// Rows of a gallery that a filter of one in `of` allows.
 fn every(gallery: &Gallery, of: usize) -> RoaringBitmap {
     gallery.scores(&vec![0.0; gallery.dim]).iter().map(|(row, _)| *row).step_by(of).collect()
 }
@@ -52,14 +52,14 @@ fn narrow_and_wide_filters_keep_the_best_of_what_they_allow_beside_probes_withou
             assert!(found.iter().all(|row| is_allowed(*row)), "{what}: a row that is not allowed");
             let wanted: Vec<u32> = scores.iter().filter(|(_, score)| *score >= line).map(|(row, _)| *row).collect();
             assert!(wanted.iter().all(|row| found.contains(row)), "{what}: a row is missing");
-            let near = scores.iter().filter(|(_, score)| *score >= line - SILLY).count();
+            let near = scores.iter().filter(|(_, score)| *score >= line - FAR).count();
             assert!(found.len() <= near, "{what}: {} rows where {near} are near the line", found.len());
         }
     }
 }
 
 #[test]
-fn a_narrow_filter_asks_nothing_of_the_device() {
+fn a_narrow_filter_needs_no_device() {
     let Some(engine) = shared_engine() else { return };
     let (dim, seed) = (64, 2);
     let mut rng = rng(seed);

@@ -18,27 +18,20 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 use rand_distr::{Distribution, StandardNormal};
 
-use super::device::{Run, Sizes};
-use super::kernels::SLOT_STEP;
+use super::device::DeviceOptions;
 use super::{AdapterChoice, GpuEngine};
 use thenar_index::codes::OwnedCodes;
 
 use crate::engine::certificate::Certificate;
 use crate::engine::{CandidateRequest, CandidateRows, Engine, EngineError, GalleryView, SegmentView};
-use crate::process::supervisor::Supervisor;
 
-/// How far below the line a candidate may lie without being called silly: several times the slack
-/// of comparing in f32 at the largest dimension tested.
-const SILLY: f64 = 5e-4;
+/// How far below what is wanted a candidate may lie: several times the slack of comparing in f32 at the largest
+/// dimension tested.
+const FAR: f64 = 5e-4;
 
 /// An engine, or a reported skip.
-fn engine_with(sizes: Sizes) -> Option<GpuEngine> {
-    engine_watched(sizes, &Supervisor::default())
-}
-
-/// The same, with its thread watched.
-fn engine_watched(sizes: Sizes, supervisor: &Supervisor) -> Option<GpuEngine> {
-    match GpuEngine::with_sizes(AdapterChoice::Any, sizes, supervisor) {
+fn engine_with(options: DeviceOptions) -> Option<GpuEngine> {
+    match GpuEngine::open(AdapterChoice::Any, options) {
         Ok(engine) => Some(engine),
         Err(EngineError::NoAdapter { reason }) => {
             assert!(std::env::var("THENAR_REQUIRE_GPU").as_deref() != Ok("1"), "a GPU adapter is required: {reason}");
@@ -49,11 +42,11 @@ fn engine_watched(sizes: Sizes, supervisor: &Supervisor) -> Option<GpuEngine> {
     }
 }
 
-/// An engine of the usual sizes, shared by the tests that do not break it. Sifts of different
-/// views exclude each other through the lock.
+/// An engine of the usual sizes, shared by the tests that do not break it. Searches of different
+/// views exclude each other by the lock.
 fn shared_engine() -> Option<parking_lot::MutexGuard<'static, GpuEngine>> {
     static SHARED: OnceLock<Option<parking_lot::Mutex<GpuEngine>>> = OnceLock::new();
-    let shared = SHARED.get_or_init(|| engine_with(Sizes::default()).map(parking_lot::Mutex::new));
+    let shared = SHARED.get_or_init(|| engine_with(DeviceOptions::default()).map(parking_lot::Mutex::new));
     if shared.is_none() {
         println!("skipped: no adapter");
     }
@@ -66,28 +59,7 @@ fn fresh_identity() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-#[test]
-fn portions_cover_every_slot_once_and_begin_at_steps() {
-    let runs: Vec<Run> = [(0, 0, 1700), (1, 512, 513), (2, 1024, 9000)]
-        .map(|(slab, slot_first, slot_end)| Run { slab, slot_first, slot_end, slot_base: 0 })
-        .to_vec();
-    for slots_max in [0, 1, 512, 1000, 1024, 5000, u64::MAX] {
-        let portions = super::portions(&runs, slots_max);
-        let mut joined: Vec<Run> = Vec::new();
-        for run in portions.iter().flatten() {
-            assert!(run.slot_first % SLOT_STEP == 0 && run.slot_first < run.slot_end, "{slots_max}: {run:?}");
-            match joined.last_mut() {
-                Some(last) if last.slab == run.slab && last.slot_end == run.slot_first => last.slot_end = run.slot_end,
-                _ => joined.push(*run),
-            }
-        }
-        assert_eq!(joined, runs, "{slots_max}");
-        let most = portions.iter().map(|portion| portion.iter().map(|r| u64::from(r.slot_end - r.slot_first)).sum());
-        assert!(most.max().unwrap_or(0_u64) <= slots_max.max(512), "{slots_max}");
-    }
-}
-
-struct Block {
+struct Segment {
     identity: u64,
     first_row: u32,
     rows: Vec<f16>,
@@ -95,12 +67,12 @@ struct Block {
     codes: OwnedCodes,
 }
 
-impl Block {
+impl Segment {
     fn new(first_row: u32, rows: &[f16], dim: usize) -> Self {
-        let mut block =
+        let mut segment =
             Self { identity: 0, first_row, rows: Vec::new(), live: Vec::new(), codes: OwnedCodes::zeroed(dim, 0) };
-        block.replace(rows, dim);
-        block
+        segment.replace(rows, dim);
+        segment
     }
 
     /// Other rows, all live, under another identity.
@@ -127,16 +99,16 @@ impl Block {
 
 struct Gallery {
     dim: usize,
-    blocks: Vec<Block>,
+    segments: Vec<Segment>,
 }
 
 impl Gallery {
-    /// `rows` cut into blocks of these lengths, with gaps between, all live.
+    /// `rows` cut into segments of these lengths, with gaps between, all live.
     fn new(dim: usize, rows: &[f16], lengths: &[usize]) -> Self {
-        let mut gallery = Self { dim, blocks: Vec::new() };
+        let mut gallery = Self { dim, segments: Vec::new() };
         let (mut first_row, mut at) = (3, 0);
         for &length in lengths {
-            gallery.blocks.push(Block::new(first_row, &rows[at * dim..(at + length) * dim], dim));
+            gallery.segments.push(Segment::new(first_row, &rows[at * dim..(at + length) * dim], dim));
             at += length;
             first_row += u32::try_from(length).unwrap() + 77;
         }
@@ -145,28 +117,28 @@ impl Gallery {
     }
 
     fn view(&self) -> GalleryView<'_> {
-        let blocks = self.blocks.iter().map(|block| SegmentView {
-            identity: block.identity,
-            first_row: block.first_row,
-            rows: &block.rows,
-            live: &block.live,
-            codes: block.codes.as_codes(),
+        let segments = self.segments.iter().map(|segment| SegmentView {
+            identity: segment.identity,
+            first_row: segment.first_row,
+            rows: &segment.rows,
+            live: &segment.live,
+            codes: segment.codes.as_codes(),
         });
-        GalleryView { dim: self.dim, segments: blocks.collect() }
+        GalleryView { dim: self.dim, segments: segments.collect() }
     }
 
-    fn kill(&mut self, block: usize, offset: usize) {
-        self.blocks[block].live[offset / 64] &= !(1 << (offset % 64));
+    fn kill(&mut self, segment: usize, offset: usize) {
+        self.segments[segment].live[offset / 64] &= !(1 << (offset % 64));
     }
 
     /// Row numbers and exact scores of the live rows.
     fn scores(&self, probe: &[f32]) -> Vec<(u32, f64)> {
         let mut scores = Vec::new();
-        for block in &self.view().segments {
-            for (offset, row) in block.rows.chunks_exact(self.dim).enumerate() {
-                if block.is_live(offset) {
+        for segment in &self.view().segments {
+            for (offset, row) in segment.rows.chunks_exact(self.dim).enumerate() {
+                if segment.is_live(offset) {
                     let factors = row.iter().zip(probe).map(|(x, q)| f64::from(x.to_f32()) * f64::from(*q));
-                    scores.push((block.first_row + u32::try_from(offset).unwrap(), factors.sum()));
+                    scores.push((segment.first_row + u32::try_from(offset).unwrap(), factors.sum()));
                 }
             }
         }
@@ -199,25 +171,25 @@ impl Asked {
     }
 }
 
-/// The certificates under which every test sifts. At the default no test that is ever run misses.
+/// The certificates under which every test searches. At the default no test that is ever run misses.
 const CERTIFICATES: [Certificate; 2] =
     [Certificate::Randomised { miss_probability: 1e-12 }, Certificate::Deterministic];
 
-/// Sifts under both certificates and holds the candidates against brute force: none missing, none dead,
-/// none silly, and overflow exactly where there are too many.
+/// Searches under both certificates and compares the candidates with brute force: none missing, none dead, none
+/// far below, and overflow exactly if there are too many.
 fn hold(engine: &GpuEngine, gallery: &Gallery, asked: &Asked, what: &str) -> CandidateRows {
     let mut candidates = CandidateRows::default();
     for certificate in CERTIFICATES {
         let request = CandidateRequest { certificate, ..asked.request() };
         let what = format!("{what}, {certificate:?}");
         engine.find_candidates(&gallery.view(), &request, &mut candidates).unwrap_or_else(|e| panic!("{what}: {e}"));
-        hold_survivors(&candidates, gallery, asked, &what);
+        hold_candidates(&candidates, gallery, asked, &what);
         assert!(candidates.certificate.miss_probability() <= certificate.miss_probability(), "{what}");
     }
     candidates
 }
 
-fn hold_survivors(candidates: &CandidateRows, gallery: &Gallery, asked: &Asked, what: &str) {
+fn hold_candidates(candidates: &CandidateRows, gallery: &Gallery, asked: &Asked, what: &str) {
     assert_eq!(candidates.rows.len(), asked.floors.len(), "{what}");
     for (number, probe) in asked.probes.chunks_exact(gallery.dim).enumerate() {
         let scores = gallery.scores(probe);
@@ -231,7 +203,7 @@ fn hold_survivors(candidates: &CandidateRows, gallery: &Gallery, asked: &Asked, 
         let at_least = |line: f64| -> BTreeSet<u32> {
             scores.iter().filter(|(_, score)| *score >= line).map(|&(row, _)| row).collect()
         };
-        let (must, may) = (at_least(line), at_least(line - SILLY));
+        let (must, may) = (at_least(line), at_least(line - FAR));
         let rows: BTreeSet<u32> = candidates.rows[number].iter().copied().collect();
         if candidates.overflowed[number] {
             assert!(may.len() > asked.candidates_max, "{what}: probe {number} overflowed with {} rows", may.len());
@@ -243,8 +215,8 @@ fn hold_survivors(candidates: &CandidateRows, gallery: &Gallery, asked: &Asked, 
         assert!(held >= asked.floors[number] && f64::from(held) <= line, "{what}: probe {number} held to {held}");
         let missing: Vec<_> = must.difference(&rows).collect();
         assert!(missing.is_empty(), "{what}: probe {number} misses {missing:?}");
-        let silly: Vec<_> = rows.difference(&may).take(5).collect();
-        assert!(silly.is_empty(), "{what}: probe {number} has dead or far rows {silly:?}");
+        let far: Vec<_> = rows.difference(&may).take(5).collect();
+        assert!(far.is_empty(), "{what}: probe {number} has dead or far rows {far:?}");
         assert!(rows.len() <= asked.candidates_max, "{what}: probe {number} has {} rows", rows.len());
     }
 }
@@ -253,7 +225,7 @@ fn rng(seed: u64) -> ChaCha8Rng {
     ChaCha8Rng::seed_from_u64(seed)
 }
 
-/// Unit vectors, by the recipe of the standard benchmark gallery. Shape: `[count, dim]`.
+/// Unit vectors as in the standard benchmark gallery. Shape: `[count, dim]`.
 fn unit_vectors(count: usize, dim: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
     let mut values = Vec::with_capacity(count * dim);
     for _ in 0..count {
@@ -277,7 +249,7 @@ fn to_rows(values: &[f32]) -> Vec<f16> {
     values.iter().map(|&v| f16::from_f32(v)).collect()
 }
 
-/// Probes of which every other is near a row of `values` (genuine scores about 0.76).
+/// Probes; every other one is near a row of `values` (genuine scores about 0.76).
 fn probes_near(values: &[f32], count: usize, dim: usize, rng: &mut ChaCha8Rng) -> Vec<f32> {
     let mut probes = unit_vectors(count, dim, rng);
     let rows = values.len() / dim;

@@ -1,5 +1,5 @@
-//! The schedule on a machine that is only the twins: numbers off by up to the slack, pairs in any
-//! order, little room.
+//! The schedule over an executor that is only the twin: numbers off by up to the slack, pairs in any order,
+//! little room.
 
 use half::f16;
 use rand::{RngExt, SeedableRng};
@@ -7,30 +7,26 @@ use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 use thenar_index::codes::OwnedCodes;
 
-use super::super::bindings::{Card, Slice};
-use super::super::card::CardCodes;
-use super::super::kernels::Kernel;
-use super::super::look::look;
-use super::super::probe;
-use super::super::scan_few::scan_few;
+use super::super::twin::Twin;
 use super::*;
+use crate::engine::dot::dot_slack;
 
 const DIM: usize = 128;
 const RANDOMISED: Certificate = Certificate::Randomised { miss_probability: 1e-12 };
 
-/// A gallery (row = slot + 1000), of which some are dead.
+/// A gallery (row = slot + 1000), of which some rows are dead. Its last slots are zeroed.
 struct Fake {
     rows: Vec<f16>,
-    card: CardCodes,
+    twin: Twin,
     live: Vec<u64>,
     entries_max: u32,
 }
 
-/// The twins, with little room, and what they were asked.
-struct Twins<'a> {
+/// The twin, with little room, and what it was asked.
+struct TwinExecutor<'a> {
     fake: &'a Fake,
-    probes: &'a [Quantised],
-    orders: Vec<(Level, Range<u32>, usize)>,
+    probes: &'a [QuantisedProbe],
+    scans: Vec<(Level, Range<u32>, usize)>,
     done: VecDeque<Report>,
     rng: ChaCha8Rng,
 }
@@ -40,12 +36,12 @@ impl Fake {
         let slots = rows.len().next_multiple_of(SLOT_STEP as usize);
         let mut flat: Vec<f16> = rows.iter().flatten().map(|v| f16::from_f32(*v)).collect();
         flat.resize(slots * DIM, f16::ZERO);
-        let card = CardCodes::new(&OwnedCodes::of(&flat, DIM).as_codes(), DIM);
+        let twin = Twin::new(&OwnedCodes::of(&flat, DIM).as_codes(), DIM, 0);
         let mut live = vec![0_u64; slots / 64];
         for slot in 0..rows.len() {
             live[slot / 64] |= u64::from(!rng.random_bool(dead)) << (slot % 64);
         }
-        Self { rows: flat, card, live, entries_max }
+        Self { rows: flat, twin, live, entries_max }
     }
 
     fn slots(&self) -> u32 {
@@ -62,87 +58,65 @@ impl Fake {
     }
 }
 
-impl Machine for Twins<'_> {
+impl Executor for TwinExecutor<'_> {
     /// As the kernels do: counts all, stores within the quota and the room, in a random order.
-    fn submit(&mut self, order: &Order) -> Result<(), EngineError> {
-        assert!(order.slots.start.is_multiple_of(SLOT_STEP) && self.done.len() < FLYING_MAX);
-        self.orders.push((order.level, order.slots.clone(), order.numbers.len()));
-        let mut report = Report { counts: vec![0; order.numbers.len()], ..Report::default() };
-        for (numbers, bars) in (0..).map(|nth| 8 * nth).zip(order.bars.chunks(8)) {
-            let probes: Vec<&Quantised> =
-                order.numbers[numbers..numbers + bars.len()].iter().map(|number| &self.probes[*number]).collect();
-            let kernel = Kernel::for_batch(bars.len(), None);
-            let mut bars = bars.to_vec();
-            bars.resize(kernel.padded(bars.len()), Bar::CLOSED);
-            let slice = Slice {
-                quads: order.level.quads(DIM) as u32,
-                slot_first: order.slots.start,
-                slot_end: order.slots.end,
-                parts_off: order.parts_off,
-                fine_quads: Level::FourBit.quads(DIM) as u32,
-                sign_norm: (DIM as f32).sqrt(),
-                ..bytemuck::Zeroable::zeroed()
-            };
-            let codes = if order.level == Level::OneBit { &self.fake.card.one_bit } else { &self.fake.card.four_bit };
-            let card = Card { codes, factors: &self.fake.card.factors, live: &self.fake.live, slice, bars: &bars };
-            let mut entries = scan_few(&card, order.level, &probe::pack(kernel, order.level, &probes, DIM));
-            for i in (1..entries.len()).rev() {
-                entries.swap(i, self.rng.random_range(0..=i));
-            }
-            entries.retain(|entry| {
-                let count = &mut report.counts[numbers + entry.probe as usize];
-                *count += 1;
-                *count <= bars[entry.probe as usize].quota
-            });
-            let room = u64::from(self.fake.entries_max).saturating_sub(report.stored) as usize;
-            report.stored += entries.len() as u64;
-            entries.truncate(room);
-            if let Some(bars) = &order.look {
-                let bars = &bars[numbers..][..probes.len()];
-                let card =
-                    Card { codes: &self.fake.card.four_bit, factors: &self.fake.card.factors, live: &[], slice, bars };
-                entries = look(&card, &probe::look(Level::FourBit, &probes, DIM), &entries);
-            }
-            let number = |entry: Entry| Entry { probe: entry.probe + numbers as u32, ..entry };
-            report.entries.extend(entries.into_iter().map(number));
+    fn submit(&mut self, scan: &Scan) -> Result<(), EngineError> {
+        assert!(scan.slots.start.is_multiple_of(SLOT_STEP) && self.done.len() < IN_FLIGHT_MAX);
+        self.scans.push((scan.level, scan.slots.clone(), scan.probes.len()));
+        let mut report = Report { counts: vec![0; scan.probes.len()], ..Report::default() };
+        let probes: Vec<&QuantisedProbe> = scan.probes.iter().map(|number| &self.probes[*number]).collect();
+        let twin = &self.fake.twin;
+        let mut entries = twin.scan(scan.slots.clone(), scan.level, &probes, &scan.bounds, scan.loss_parts);
+        for i in (1..entries.len()).rev() {
+            entries.swap(i, self.rng.random_range(0..=i));
         }
-        report.spilled = report.stored > self.fake.entries_max.into();
+        entries.retain(|entry| {
+            let count = &mut report.counts[entry.probe as usize];
+            *count += 1;
+            *count <= scan.bounds[entry.probe as usize].quota
+        });
+        report.stored = entries.len() as u64;
+        report.overflowed = report.stored > self.fake.entries_max.into();
+        entries.truncate(self.fake.entries_max as usize);
+        report.entries = match &scan.refine_bounds {
+            Some(bounds) => twin.refine(&entries, &probes, bounds),
+            None => entries,
+        };
         self.done.push_back(report);
         Ok(())
     }
 
     fn collect(&mut self) -> Result<Report, EngineError> {
-        Ok(self.done.pop_front().expect("an order is under way"))
+        Ok(self.done.pop_front().expect("a scan is in flight"))
     }
 }
 
-/// What a sift of a fake gallery left, and what was ordered.
-type Sifted = (CandidateRows, Vec<(Level, Range<u32>, usize)>);
+/// What a search of a fake gallery found, and what was scanned for it.
+type Searched = (CandidateRows, Vec<(Level, Range<u32>, usize)>);
 
-fn sift_fake(fake: &Fake, probes: &[Vec<f32>], request: &CandidateRequest<'_>, seed: u64) -> Sifted {
-    let quantised: Vec<Quantised> = probes.iter().map(|probe| Quantised::new(probe)).collect();
+fn search_fake(fake: &Fake, probes: &[Vec<f32>], request: &CandidateRequest<'_>, seed: u64) -> Searched {
+    let quantised: Vec<QuantisedProbe> = probes.iter().map(|probe| QuantisedProbe::new(probe)).collect();
     let compare = |probe: usize, slot: u32| {
         // Anything within the slack of the exact score, but always the same.
         let noise = f64::from(slot.wrapping_mul(0x9e37_79b9) ^ seed as u32) / f64::from(u32::MAX) * 1.998 - 0.999;
         let score = fake.score(slot, &probes[probe]) + noise * f64::from(dot_slack(DIM));
         fake.is_live(slot).then_some((score as f32, slot + 1000))
     };
-    let field = Field {
+    let context = Context {
         slots: fake.slots(),
-        dim: DIM,
-        entries_max: fake.entries_max,
+        limits: Limits { dim: DIM, entries_max: fake.entries_max, products_max: 1 << 33 },
         compare: &compare,
         without_codes: &|_| Vec::new(),
     };
     let rng = ChaCha8Rng::seed_from_u64(seed);
-    let mut machine = Twins { fake, probes: &quantised, orders: Vec::new(), done: VecDeque::new(), rng };
+    let mut executor = TwinExecutor { fake, probes: &quantised, scans: Vec::new(), done: VecDeque::new(), rng };
     let mut candidates = CandidateRows::default();
     candidates.reset(probes.len());
-    find_candidates(&field, request, 0..probes.len(), &quantised, &mut machine, &mut candidates).unwrap();
-    (candidates, machine.orders)
+    find_candidates(&context, request, 0..probes.len(), &quantised, &mut executor, &mut candidates).unwrap();
+    (candidates, executor.scans)
 }
 
-/// Rows that must survive: at the floor or above, and not below the `keep`-th best.
+/// Rows that must be candidates: at the floor or above, and not below the `keep`-th best.
 fn wanted(fake: &Fake, probe: &[f32], floor: f32, keep: u32) -> Vec<u32> {
     let slots = (0..fake.slots()).filter(|slot| fake.is_live(*slot));
     let scores: Vec<(u32, f64)> = slots.map(|slot| (slot + 1000, fake.score(slot, probe))).collect();
@@ -200,8 +174,8 @@ fn no_order_of_rows_no_error_within_the_slack_and_no_lack_of_room_loses_a_row() 
             certificate: if seed % 2 == 0 { RANDOMISED } else { Certificate::Deterministic },
             ..CandidateRequest::default()
         };
-        let (candidates, orders) = sift_fake(&fake, &probes, &request, seed);
-        orders.iter().for_each(|(level, ..)| levels[level.index()] += 1);
+        let (candidates, scans) = search_fake(&fake, &probes, &request, seed);
+        scans.iter().for_each(|(level, ..)| levels[level.index()] += 1);
         assert!(candidates.certificate.miss_probability() <= request.certificate.miss_probability());
         for (((rows, overflowed), held), probe) in
             candidates.rows.iter().zip(&candidates.overflowed).zip(&candidates.floors).zip(&probes)
@@ -216,18 +190,18 @@ fn no_order_of_rows_no_error_within_the_slack_and_no_lack_of_room_loses_a_row() 
                 let missing = wanted.iter().find(|row| rows.binary_search(row).is_err());
                 assert_eq!(missing, None, "seed {seed}: missing row");
                 assert!(rows.len() <= wanted.len() + wanted.len() / 50 + 20, "seed {seed}: {} rows", rows.len());
-                // The floor told is kept, and is not above what it has to be.
-                let told = self::wanted(&fake, probe, *held, 0);
-                assert!(told.iter().all(|row| rows.binary_search(row).is_ok()), "seed {seed}: not held to {held}");
-                assert!(*held >= floor && wanted.iter().all(|row| told.contains(row)), "seed {seed}: {held}");
+                // The floor stated is kept, and is not above what it has to be.
+                let stated = self::wanted(&fake, probe, *held, 0);
+                assert!(stated.iter().all(|row| rows.binary_search(row).is_ok()), "seed {seed}: not held to {held}");
+                assert!(*held >= floor && wanted.iter().all(|row| stated.contains(row)), "seed {seed}: {held}");
             }
         }
     }
-    assert!(levels.iter().all(|orders| *orders > 8), "orders by level: {levels:?}");
+    assert!(levels.iter().all(|scans| *scans > 8), "scans by level: {levels:?}");
 }
 
 #[test]
-fn what_does_not_fit_is_done_again_as_fine_codes_and_then_in_smaller_slices() {
+fn what_does_not_fit_is_scanned_again_by_4_bit_codes_and_then_in_smaller_slices() {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let probe = unit(&mut rng);
     // All rows near the probe: every level passes them all.
@@ -241,11 +215,11 @@ fn what_does_not_fit_is_done_again_as_fine_codes_and_then_in_smaller_slices() {
         certificate: RANDOMISED,
         ..CandidateRequest::default()
     };
-    let (candidates, orders) = sift_fake(&fake, std::slice::from_ref(&probe), &request, 1);
+    let (candidates, scans) = search_fake(&fake, std::slice::from_ref(&probe), &request, 1);
     assert_eq!((candidates.overflowed[0], candidates.rows[0].len()), (false, 4096));
-    assert_eq!(orders[0], (Level::OneBit, 0..4096, 1));
-    assert_eq!(orders[1], (Level::FourBit, 0..4096, 1));
-    let rest = &orders[2..];
+    assert_eq!(scans[0], (Level::OneBit, 0..4096, 1));
+    assert_eq!(scans[1], (Level::FourBit, 0..4096, 1));
+    let rest = &scans[2..];
     assert!(
         rest.iter().all(|(level, slots, _)| *level == Level::FourBit && slots.end - slots.start <= 1024),
         "{rest:?}"
@@ -254,7 +228,7 @@ fn what_does_not_fit_is_done_again_as_fine_codes_and_then_in_smaller_slices() {
 }
 
 #[test]
-fn rows_tied_with_the_last_of_the_best_survive_whatever_their_numbers_within_the_slack() {
+fn rows_tied_with_the_last_of_the_best_are_candidates_whatever_their_numbers_within_the_slack() {
     let mut rng = ChaCha8Rng::seed_from_u64(5);
     let probe = unit(&mut rng);
     let twin = near(&mut rng, &probe, 0.5);
@@ -271,7 +245,7 @@ fn rows_tied_with_the_last_of_the_best_survive_whatever_their_numbers_within_the
                 certificate,
                 ..CandidateRequest::default()
             };
-            let (candidates, _) = sift_fake(&fake, std::slice::from_ref(&probe), &request, 5);
+            let (candidates, _) = search_fake(&fake, std::slice::from_ref(&probe), &request, 5);
             let ties = (0..count as u32).filter(|slot| fake.score(*slot, &probe) > 0.8).count();
             assert!((50..=60).contains(&ties), "{ties}");
             assert_eq!(
@@ -300,14 +274,14 @@ fn a_low_floor_is_found_by_a_sample_and_a_scout() {
         certificate: RANDOMISED,
         ..CandidateRequest::default()
     };
-    let (candidates, orders) = sift_fake(&fake, std::slice::from_ref(&probe), &request, 2);
+    let (candidates, scans) = search_fake(&fake, std::slice::from_ref(&probe), &request, 2);
     assert!((10..14).contains(&candidates.rows[0].len()), "{}", candidates.rows[0].len());
-    assert!(orders.len() <= 4, "{orders:?}");
-    assert!(orders[0].1.end <= fake.slots() / 8, "{orders:?}");
+    assert!(scans.len() <= 4, "{scans:?}");
+    assert!(scans[0].1.end <= fake.slots() / 8, "{scans:?}");
 }
 
 #[test]
-fn a_gallery_of_equals_overflows_at_a_bounded_price() {
+fn a_gallery_of_equals_overflows_at_a_bounded_cost() {
     let mut rng = ChaCha8Rng::seed_from_u64(3);
     let row = unit(&mut rng);
     let fake = Fake::new(&vec![row; 100_000], 1 << 14, &mut rng, 0.0);
@@ -320,9 +294,9 @@ fn a_gallery_of_equals_overflows_at_a_bounded_price() {
         certificate: RANDOMISED,
         ..CandidateRequest::default()
     };
-    let (candidates, orders) = sift_fake(&fake, std::slice::from_ref(&probe), &request, 3);
+    let (candidates, scans) = search_fake(&fake, std::slice::from_ref(&probe), &request, 3);
     assert_eq!(candidates.overflowed, [true]);
-    let slots: u32 = orders.iter().map(|(_, slots, _)| slots.end - slots.start).sum();
+    let slots: u32 = scans.iter().map(|(_, slots, _)| slots.end - slots.start).sum();
     assert!(slots < 4 * fake.slots(), "{slots} slots were scanned");
 }
 
@@ -343,7 +317,7 @@ fn rows_at_the_front_that_nobody_wants_do_not_make_a_probe_overflow() {
         certificate: Certificate::Deterministic,
         ..CandidateRequest::default()
     };
-    let (candidates, _) = sift_fake(&fake, &probes, &request, 4);
+    let (candidates, _) = search_fake(&fake, &probes, &request, 4);
     assert_eq!(candidates.overflowed, [false, false]);
     assert_eq!(candidates.certificate, Certificate::Deterministic);
 }

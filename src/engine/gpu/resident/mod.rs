@@ -1,50 +1,45 @@
 //! Where on the device do the codes of each row lie?
 //!
-//! A table of blocks, the extents of slots they occupy in the slabs, and a copy of the live bits
-//! the device holds. Rows without codes, the last few of a block, are not in it. Pure bookkeeping:
-//! sends nothing, knows no wgpu.
+//! A table of segments and of the extents of slots that they occupy in the slabs. Rows without codes, the last
+//! few of a segment, are not in it. Pure bookkeeping: sends nothing, does not know wgpu or which rows are live.
 //!
-//! Invariants: extents begin at multiples of 64 in their slab and in their block, so live words
-//! map one to one; all extents of a block but the last are full; free slots are zero and not live.
+//! Invariants: extents begin at multiples of 64 in their slab and in their segment, so that blocks of
+//! codes stay whole; all extents of a segment but the last are full; free slots are zero.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use parking_lot::Mutex;
+use thenar_index::codes::BLOCK_ROWS;
 
-use super::card::row_bytes;
-use super::device::{LivePiece, Run};
-use super::kernels::SLOT_STEP;
+use super::device::batch::Run;
+use super::device::kernels::SLOT_STEP;
+use super::device::layout::row_bytes;
 use crate::engine::{GalleryView, SegmentView};
 
-/// Slots are given out in multiples of this: one live word, and one block of codes.
-const GRAIN: u32 = 64;
+/// Slots are allocated in multiples of this: one block of codes.
+const BLOCK: u32 = BLOCK_ROWS as u32;
 /// Fewest slots of a new slab, so that a small gallery can grow.
 const SLAB_SLOTS_MIN: u32 = 4096;
-/// Changed live words less than this apart are written as one piece.
-const PIECE_GAP: usize = 32;
-/// Live words compared before one branch.
-const COMPARE_WORDS: usize = 32;
 
-/// Consecutive slots that hold consecutive rows of a block.
+/// Consecutive slots that hold consecutive rows of a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Extent {
     /// Index of the slab.
     pub slab: usize,
     /// First slot in the slab.
     pub slot: u32,
-    /// First row in the block.
+    /// First row in the segment.
     pub offset: u32,
     /// Slots.
     pub room: u32,
 }
 
-/// Rows of a block whose codes are to be uploaded to consecutive slots.
+/// Rows of a segment whose codes are to be uploaded to consecutive slots.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Placement {
-    /// Index of the block in the view.
-    pub block: usize,
-    /// Rows of the block.
+    /// Index of the segment in the view.
+    pub segment: usize,
+    /// Rows of the segment.
     pub rows: Range<u32>,
     /// Index of the slab.
     pub slab: usize,
@@ -55,9 +50,9 @@ pub(super) struct Placement {
 /// A slab must be added before everything fits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SlabWanted {
-    /// Slots that would be good to have.
+    /// Slots that would leave room to grow.
     pub slots: u32,
-    /// Slots without which the next block does not fit.
+    /// Fewest slots with which everything fits.
     pub slots_least: u32,
 }
 
@@ -77,19 +72,19 @@ impl SlabSpace {
 }
 
 #[derive(Debug, Default)]
-struct ResidentBlock {
+struct ResidentSegment {
     identity: u64,
     count: u32,
     extents: Vec<Extent>,
 }
 
-impl ResidentBlock {
+impl ResidentSegment {
     fn room(&self) -> u32 {
         self.extents.last().map_or(0, |last| last.offset + last.room)
     }
 }
 
-/// Slots of all slabs, and the block they belong to.
+/// Slots of all slabs, and the segment they belong to.
 #[derive(Debug, Clone, Copy)]
 struct Placed {
     slot_first: u32,
@@ -101,16 +96,13 @@ struct Placed {
 /// See the module's page.
 #[derive(Debug, Default)]
 pub(super) struct Resident {
-    /// The device generation this table describes; 0 is none.
+    /// The generation of the device that this table describes; 0 is none.
     pub generation: u64,
     /// Components of a row.
     pub dim: usize,
     slabs: Vec<SlabSpace>,
-    blocks: BTreeMap<u32, ResidentBlock>,
+    segments: BTreeMap<u32, ResidentSegment>,
     placed: Vec<Placed>,
-    /// By slab: the live words on the device. Whoever changes them sends the same change to the
-    /// device before letting the lock go, so that both change in one order.
-    pub live: Mutex<Vec<Vec<u64>>>,
 }
 
 impl Resident {
@@ -125,54 +117,53 @@ impl Resident {
     }
 
     /// Number of slabs.
-    #[cfg(test)]
     pub(super) fn slab_count(&self) -> usize {
         self.slabs.len()
     }
 
-    /// Takes note of a slab that was added to the device.
+    /// Adds the slots of a slab that was added to the device.
     pub(super) fn add_slab(&mut self, slots: u32) {
         let base = self.slots();
         self.slabs.push(SlabSpace { base, slots, free: std::iter::once(0..slots).collect() });
-        self.live.get_mut().push(vec![0; slots as usize / 64]);
     }
 
-    /// Whether the codes of every row of `view` that has some lie on the device.
+    /// Whether every code of `view` lies on the device.
     pub(super) fn covers(&self, view: &GalleryView<'_>) -> bool {
         self.dim == view.dim
-            && view.segments.iter().all(|block| {
-                let count = block.coded(view.dim);
+            && view.segments.iter().all(|segment| {
+                let count = segment.coded(view.dim);
                 count == 0
                     || self
-                        .blocks
-                        .get(&block.first_row)
-                        .is_some_and(|held| held.identity == block.identity && held.count as usize >= count)
+                        .segments
+                        .get(&segment.first_row)
+                        .is_some_and(|held| held.identity == segment.identity && held.count as usize >= count)
             })
     }
 
-    /// Bytes of codes that `view` has and the device has not.
+    /// Bytes of codes that `view` has and the device does not have.
     pub(super) fn missing_bytes(&self, view: &GalleryView<'_>) -> u64 {
         let rows: u64 = view
             .segments
             .iter()
-            .map(|block| {
-                let held = self.blocks.get(&block.first_row).filter(|held| held.identity == block.identity);
+            .map(|segment| {
+                let held = self.segments.get(&segment.first_row).filter(|held| held.identity == segment.identity);
                 let held = held.map_or(0, |held| held.count as usize);
-                block.coded(view.dim).saturating_sub(held) as u64
+                segment.coded(view.dim).saturating_sub(held) as u64
             })
             .sum();
         rows * row_bytes(view.dim) as u64
     }
 
-    /// Drops the blocks that `view` does not have, or has under another identity. The slots they
-    /// occupied: the device must zero them and their live bits before it does anything else.
+    /// Drops the segments that `view` does not have, or has under another identity. Returns the slots that they
+    /// occupied, which the device must zero before it does anything else.
     pub(super) fn drop_stale(&mut self, view: &GalleryView<'_>) -> Vec<Extent> {
-        let wanted: BTreeMap<u32, u64> = view.segments.iter().map(|block| (block.first_row, block.identity)).collect();
+        let wanted: BTreeMap<u32, u64> =
+            view.segments.iter().map(|segment| (segment.first_row, segment.identity)).collect();
         let mut freed = Vec::new();
-        self.blocks.retain(|first_row, block| {
-            let keep = wanted.get(first_row) == Some(&block.identity);
+        self.segments.retain(|first_row, segment| {
+            let keep = wanted.get(first_row) == Some(&segment.identity);
             if !keep {
-                freed.append(&mut block.extents);
+                freed.append(&mut segment.extents);
             }
             keep
         });
@@ -183,27 +174,27 @@ impl Resident {
         freed
     }
 
-    /// Finds room for the codes that `view` has and the device has not. On success the table says
-    /// they are there, and the caller must upload them; on failure nothing changed.
+    /// Finds room for the codes that `view` has and the device does not have. On success the table says that they
+    /// are there, and the caller must upload them. On failure nothing has changed.
     pub(super) fn place(&mut self, view: &GalleryView<'_>) -> Result<Vec<Placement>, SlabWanted> {
         let mut added: Vec<(u32, Extent)> = Vec::new();
         let mut shortfall = 0_u64;
-        for block in &view.segments {
-            let count = u32_of(block.coded(view.dim));
-            let held = self.blocks.get(&block.first_row);
+        for segment in &view.segments {
+            let count = u32_of(segment.coded(view.dim));
+            let held = self.segments.get(&segment.first_row);
             let (held_room, growing) = held.map_or((0, false), |held| (held.room(), held.count > 0));
-            let mut needed = count.saturating_sub(held_room).next_multiple_of(GRAIN);
+            let mut needed = count.saturating_sub(held_room).next_multiple_of(BLOCK);
             if needed == 0 || count == 0 {
                 continue;
             }
-            // A block that grows will grow again: leave room, but only where there is some.
-            let mut spare = if growing { (held_room / 2).next_multiple_of(GRAIN) } else { 0 };
+            // A segment that has grown will grow again: leave room, if there is some.
+            let mut spare = if growing { (held_room / 2).next_multiple_of(BLOCK) } else { 0 };
             let mut offset = held_room;
             while needed > 0 {
                 let Some((slab, slot, room)) = self.take(needed, spare) else {
                     break;
                 };
-                added.push((block.first_row, Extent { slab, slot, offset, room }));
+                added.push((segment.first_row, Extent { slab, slot, offset, room }));
                 offset += room;
                 spare = 0;
                 needed = needed.saturating_sub(room);
@@ -219,12 +210,12 @@ impl Resident {
             return Err(SlabWanted { slots: least.max(grown).max(SLAB_SLOTS_MIN), slots_least: least });
         }
         for (first_row, extent) in added {
-            self.blocks.entry(first_row).or_default().extents.push(extent);
+            self.segments.entry(first_row).or_default().extents.push(extent);
         }
         let mut placements = Vec::new();
-        for (number, block) in view.segments.iter().enumerate() {
-            let count = u32_of(block.coded(view.dim));
-            let Some(held) = self.blocks.get_mut(&block.first_row) else {
+        for (number, segment) in view.segments.iter().enumerate() {
+            let count = u32_of(segment.coded(view.dim));
+            let Some(held) = self.segments.get_mut(&segment.first_row) else {
                 continue;
             };
             let new = held.count..count;
@@ -232,21 +223,21 @@ impl Resident {
                 let rows = new.start.max(extent.offset)..new.end.min(extent.offset + extent.room);
                 if rows.start < rows.end {
                     placements.push(Placement {
-                        block: number,
+                        segment: number,
                         slab: extent.slab,
                         slot: extent.slot + (rows.start - extent.offset),
                         rows,
                     });
                 }
             }
-            held.identity = block.identity;
+            held.identity = segment.identity;
             held.count = held.count.max(count);
         }
         self.index();
         Ok(placements)
     }
 
-    /// The runs of used slots within a range of all slots. `range.start`: a multiple of
+    /// The runs of used slots within a range of all slots, at most one per slab. `range.start`: a multiple of
     /// [`SLOT_STEP`].
     pub(super) fn runs(&self, range: &Range<u32>) -> Vec<Run> {
         let first = self.slabs.partition_point(|slab| slab.base + slab.slots <= range.start);
@@ -266,69 +257,19 @@ impl Resident {
 
     /// The slab and slot of a row, if its codes lie on the device.
     pub(super) fn slot_of(&self, row: u32) -> Option<(usize, u32)> {
-        let (first_row, block) = self.blocks.range(..=row).next_back()?;
+        let (first_row, segment) = self.segments.range(..=row).next_back()?;
         let offset = row - first_row;
-        if offset >= block.count {
+        if offset >= segment.count {
             return None;
         }
-        let extent = block.extents[block.extents.partition_point(|extent| extent.offset <= offset) - 1];
+        let extent = segment.extents[segment.extents.partition_point(|extent| extent.offset <= offset) - 1];
         Some((extent.slab, extent.slot + (offset - extent.offset)))
     }
 
     /// Turns slots into rows of `view`.
     pub(super) fn rows_of<'a>(&'a self, view: &'a GalleryView<'a>) -> RowsOf<'a> {
-        let by_first_row = view.segments.iter().map(|block| (block.first_row, block)).collect();
+        let by_first_row = view.segments.iter().map(|segment| (segment.first_row, segment)).collect();
         RowsOf { placed: &self.placed, by_first_row, dim: view.dim }
-    }
-
-    /// Sets the bits of all rows that are live in `view` in `live`, the words the device has, and says
-    /// what to write. No bit is cleared: a sift of an earlier view may be under way, in which the row is
-    /// live. Rows that are live in no view any more lose their bits when they are erased; until then what
-    /// is found of them is dropped on the host.
-    pub(super) fn refresh_live(&self, view: &GalleryView<'_>, live: &mut [Vec<u64>]) -> Vec<LivePiece> {
-        let mut pieces = Vec::new();
-        for block in &view.segments {
-            let Some(held) = self.blocks.get(&block.first_row) else {
-                continue;
-            };
-            let count = block.coded(view.dim);
-            for extent in &held.extents {
-                let first = extent.offset as usize / 64;
-                let rows = count.saturating_sub(extent.offset as usize).min(extent.room as usize);
-                let words = &block.live[first.min(block.live.len())..][..rows.div_ceil(64)];
-                let base = extent.slot as usize / 64;
-                let copy = &mut live[extent.slab][base..base + words.len()];
-                let mut changed: Option<Range<usize>> = None;
-                let chunks = words.chunks(COMPARE_WORDS).zip(copy.chunks_mut(COMPARE_WORDS));
-                for (chunk, (words, copy)) in chunks.enumerate() {
-                    // Nearly always nothing changed, and this is on the way of every search.
-                    let missing = words.iter().zip(copy.iter()).fold(0, |bits, (word, copy)| bits | (word & !copy));
-                    if missing == 0 {
-                        continue;
-                    }
-                    for (i, (word, copy)) in (chunk * COMPARE_WORDS..).zip(words.iter().zip(copy)) {
-                        let known = if rows - i * 64 < 64 { (1_u64 << (rows - i * 64)) - 1 } else { u64::MAX };
-                        let now = *copy | (word & known);
-                        if now == *copy {
-                            continue;
-                        }
-                        *copy = now;
-                        changed = match changed {
-                            Some(range) if i - range.end < PIECE_GAP => Some(range.start..i + 1),
-                            Some(range) => {
-                                pieces.push((extent.slab, base + range.start..base + range.end));
-                                Some(i..i + 1)
-                            }
-                            None => Some(i..i + 1),
-                        };
-                    }
-                }
-                if let Some(range) = changed {
-                    pieces.push((extent.slab, base + range.start..base + range.end));
-                }
-            }
-        }
-        pieces.into_iter().map(|(slab, words)| piece(live, slab, words)).collect()
     }
 
     fn take(&mut self, needed: u32, spare: u32) -> Option<(usize, u32, u32)> {
@@ -375,8 +316,8 @@ impl Resident {
 
     fn index(&mut self) {
         self.placed.clear();
-        for (&first_row, block) in &self.blocks {
-            for extent in &block.extents {
+        for (&first_row, segment) in &self.segments {
+            for extent in &segment.extents {
                 let slot_first = self.slabs[extent.slab].base + extent.slot;
                 self.placed.push(Placed {
                     slot_first,
@@ -390,11 +331,6 @@ impl Resident {
     }
 }
 
-/// The words of a slab as a piece to write.
-pub(super) fn piece(live: &[Vec<u64>], slab: usize, words: Range<usize>) -> LivePiece {
-    LivePiece { slab, word: u32_of(words.start), words: live[slab][words].to_vec() }
-}
-
 /// Turns slots into rows of a view; made by [`Resident::rows_of`].
 pub(super) struct RowsOf<'a> {
     placed: &'a [Placed],
@@ -403,14 +339,14 @@ pub(super) struct RowsOf<'a> {
 }
 
 impl RowsOf<'_> {
-    /// The row at a slot, if the view has its codes and it is live: the block of the view and the
-    /// row's place in it. A row whose codes are newer than the view is one of its rows without codes.
+    /// The row at a slot, if the view has its codes and it is live there: the segment of the view and the row's
+    /// place in it. A row whose codes are newer than the view is one of its rows without codes.
     pub(super) fn live_row(&self, slot: u32) -> Option<(&SegmentView<'_>, usize)> {
         let next = self.placed.partition_point(|placed| placed.slot_first <= slot);
         let placed = self.placed[..next].last().filter(|placed| slot < placed.slot_end)?;
-        let block = self.by_first_row.get(&placed.first_row)?;
+        let segment = self.by_first_row.get(&placed.first_row)?;
         let offset = (placed.offset + (slot - placed.slot_first)) as usize;
-        (offset < block.coded(self.dim) && block.is_live(offset)).then_some((*block, offset))
+        (offset < segment.coded(self.dim) && segment.is_live(offset)).then_some((*segment, offset))
     }
 }
 
@@ -419,5 +355,4 @@ fn u32_of(count: usize) -> u32 {
 }
 
 #[cfg(test)]
-#[path = "resident_tests.rs"]
 mod tests;

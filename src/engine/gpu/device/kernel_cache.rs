@@ -1,8 +1,8 @@
 //! Compiled kernels on disk, so that a restart need not compile them again.
 //!
-//! The driver makes and checks the bytes; a file that is missing, damaged or of another driver is
-//! passed over and written anew. Holds no template: kernels are the same for everyone. Failing to
-//! read or write it costs time alone, and is logged.
+//! The driver makes and checks the bytes; a file that is missing, damaged or of another driver is ignored and
+//! written again. Contains no template: kernels are the same for everyone. Failing to read or write it only
+//! costs time, and is logged.
 
 use std::fs;
 use std::io::Write as _;
@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 /// Largest file that is read: a few hundred times what the kernels take.
 const BYTES_MAX: u64 = 64 << 20;
 
-/// The compiled kernels of one device; of none where the backend keeps them itself.
+/// The compiled kernels of one device; none if the backend keeps them itself.
 pub(super) struct KernelCache {
     pipelines: Option<wgpu::PipelineCache>,
     file: PathBuf,
-    /// What the file had.
+    /// The contents of the file when it was opened.
     before: Vec<u8>,
 }
 
@@ -31,25 +31,25 @@ impl KernelCache {
         let before = read(&file).unwrap_or_default();
         let data = (!before.is_empty()).then_some(&*before);
         let descriptor = wgpu::PipelineCacheDescriptor { label: Some("kernels"), data, fallback: true };
-        // SAFETY: the file is one that `save` wrote, readable and writable by this user alone; wgpu
-        // checks its header, length, driver and hash, and falls back to an empty cache.
+        // SAFETY: `save` wrote the file, and only this user can read and write it; wgpu checks its header, length,
+        // driver and hash, and falls back to an empty cache.
         let pipelines = Some(unsafe { device.create_pipeline_cache(&descriptor) });
         Self { pipelines, file, before }
     }
 
-    /// What pipelines are made with.
+    /// The cache that pipelines are made with.
     pub(super) fn pipelines(&self) -> Option<&wgpu::PipelineCache> {
         self.pipelines.as_ref()
     }
 
-    /// Writes what was compiled, if the file has something else.
+    /// Writes what was compiled, unless the file has it already.
     pub(super) fn save(&self) {
         let Some(data) = self.pipelines.as_ref().and_then(wgpu::PipelineCache::get_data) else { return };
         if data == self.before {
             return;
         }
         if let Err(error) = write(&self.file, &data) {
-            tracing::warn!(%error, file = %self.file.display(), "compiled kernels were not kept");
+            tracing::warn!(%error, file = %self.file.display(), "compiled kernels could not be saved");
         }
     }
 }
@@ -74,7 +74,7 @@ fn read(file: &Path) -> Option<Vec<u8>> {
 /// Replaces the file by one with mode 0600.
 fn write(file: &Path, data: &[u8]) -> std::io::Result<()> {
     let new = file.with_extension("new");
-    // What a crash left there may have another mode.
+    // What a crash has left there may have another mode.
     match fs::remove_file(&new) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
         _ => {}

@@ -1,11 +1,15 @@
-//! Build steps: the protocol is compiled (without protoc) and the shaders are validated, so that a
-//! bad one fails the build. With the feature `faiss`, the few lines of C++ that ask FAISS and its BLAS
+//! Build steps: the protocol is compiled (without protoc) and the shaders are assembled and validated, so
+//! that a bad one fails the build. With the feature `faiss`, the few lines of C++ that ask FAISS and its BLAS
 //! what they are; the crate `faiss` compiles and links FAISS itself.
 
-#[path = "build/shaders.rs"]
 mod shaders;
 
-use std::{env, error::Error, fs, path::PathBuf};
+use std::{
+    env,
+    error::Error,
+    fs,
+    path::{Path, PathBuf},
+};
 
 use prost::Message as _;
 
@@ -17,20 +21,20 @@ const PROTOS: [&str; 4] = [
 ];
 
 fn main() -> Result<(), Box<dyn Error>> {
-    shaders::validate();
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    shaders::assemble(&out)?;
     #[cfg(feature = "faiss")]
     {
         println!("cargo:rerun-if-changed=src/audit/faiss_facts.cpp");
         cc::Build::new().cpp(true).file("src/audit/faiss_facts.cpp").compile("thenar_faiss_facts");
     }
-    compile_protos()
+    compile_protos(&out)
 }
 
-/// Makes the gRPC code and the descriptor set that reflection serves.
-fn compile_protos() -> Result<(), Box<dyn Error>> {
+/// Generates the gRPC code and the descriptor set that reflection serves.
+fn compile_protos(out: &Path) -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
     let descriptors = protox::compile(PROTOS, ["proto"])?;
-    let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("thenar_descriptors.bin"), descriptors.encode_to_vec())?;
     tonic_prost_build::configure()
         .build_server(true)

@@ -11,25 +11,25 @@ use super::*;
 
 const DIM: usize = 32;
 
-/// Blocks of rows that are all zero, with their codes: the table never looks at them.
-struct Blocks {
+/// Blocks of rows that are all zero, with their codes: the table never reads them.
+struct Segments {
     rows: Vec<f16>,
     codes: OwnedCodes,
     live: Vec<u64>,
     /// first row -> (identity, count)
-    blocks: BTreeMap<u32, (u64, usize)>,
+    segments: BTreeMap<u32, (u64, usize)>,
 }
 
-impl Blocks {
+impl Segments {
     fn view(&self) -> GalleryView<'_> {
-        let blocks = self.blocks.iter().map(|(&first_row, &(identity, count))| SegmentView {
+        let segments = self.segments.iter().map(|(&first_row, &(identity, count))| SegmentView {
             identity,
             first_row,
             rows: &self.rows[..count * DIM],
             live: &self.live,
             codes: self.codes.as_codes().blocks(DIM, 0, count / 64),
         });
-        GalleryView { dim: DIM, segments: blocks.collect() }
+        GalleryView { dim: DIM, segments: segments.collect() }
     }
 }
 
@@ -37,26 +37,26 @@ impl Blocks {
 fn every_row_has_a_slot_of_its_own_whatever_came_and_went() {
     for seed in 0..20 {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let mut blocks = Blocks {
+        let mut segments = Segments {
             rows: vec![f16::ZERO; 9000 * DIM],
             codes: OwnedCodes::zeroed(DIM, 9024),
             live: vec![u64::MAX; 9000 / 64 + 1],
-            blocks: BTreeMap::new(),
+            segments: BTreeMap::new(),
         };
         let mut resident = Resident::empty(1, DIM);
-        // What lies in which slot, as uploads and zeroing say.
+        // What lies in which slot, according to uploads and zeroing.
         let mut device: BTreeMap<(usize, u32), (u64, u32)> = BTreeMap::new();
         for step in 0..60 {
             let first_row = 10_000 * rng.random_range(0..6_u32);
             match rng.random_range(0..5) {
-                0 => drop(blocks.blocks.remove(&first_row)),
-                1 => drop(blocks.blocks.insert(first_row, (1000 + step, rng.random_range(0..3000)))),
+                0 => drop(segments.segments.remove(&first_row)),
+                1 => drop(segments.segments.insert(first_row, (1000 + step, rng.random_range(0..3000)))),
                 _ => {
-                    let block = blocks.blocks.entry(first_row).or_insert((1000 + step, 0));
-                    block.1 = (block.1 + rng.random_range(0..700)).min(9000);
+                    let segment = segments.segments.entry(first_row).or_insert((1000 + step, 0));
+                    segment.1 = (segment.1 + rng.random_range(0..700)).min(9000);
                 }
             }
-            let view = blocks.view();
+            let view = segments.view();
             for extent in resident.drop_stale(&view) {
                 for slot in extent.slot..extent.slot + extent.room {
                     device.remove(&(extent.slab, slot));
@@ -72,21 +72,21 @@ fn every_row_has_a_slot_of_its_own_whatever_came_and_went() {
                 }
             };
             for placement in placements {
-                let block = &view.segments[placement.block];
+                let segment = &view.segments[placement.segment];
                 for (slot, offset) in (placement.slot..).zip(placement.rows.clone()) {
-                    let before = device.insert((placement.slab, slot), (block.identity, offset));
+                    let before = device.insert((placement.slab, slot), (segment.identity, offset));
                     assert_eq!(before, None, "seed {seed} step {step}: a slot was given twice");
                 }
             }
             let rows_of = resident.rows_of(&view);
             let mut rows = 0;
-            for (&first_row, &(identity, count)) in &blocks.blocks {
+            for (&first_row, &(identity, count)) in &segments.segments {
                 let coded = count as u32 / 64 * 64;
                 for offset in 0..coded {
                     let place = resident.slot_of(first_row + offset).expect("resident");
                     assert_eq!(device.get(&place), Some(&(identity, offset)), "seed {seed} step {step}");
                     let slot = resident.slabs[place.0].base + place.1;
-                    let found = rows_of.live_row(slot).map(|(block, offset)| block.first_row + offset as u32);
+                    let found = rows_of.live_row(slot).map(|(segment, offset)| segment.first_row + offset as u32);
                     assert_eq!(found, Some(first_row + offset));
                     rows += 1;
                 }
@@ -99,56 +99,32 @@ fn every_row_has_a_slot_of_its_own_whatever_came_and_went() {
                 runs.iter().any(|run| run.slab == slab && (run.slot_first..run.slot_end).contains(&slot))
             };
             assert!(device.keys().all(covered), "seed {seed} step {step}");
-            // The live words on the device are those of the rows, and of nothing else.
-            let mut live = std::mem::take(&mut *resident.live.lock());
-            let mut written = live.clone();
-            for piece in resident.refresh_live(&view, &mut live) {
-                written[piece.slab][piece.word as usize..][..piece.words.len()].copy_from_slice(&piece.words);
-            }
-            assert_eq!(written, live, "seed {seed} step {step}");
-            for (slab, words) in live.iter_mut().enumerate() {
-                for slot in 0..words.len() as u32 * 64 {
-                    let is_live = words[slot as usize / 64] >> (slot % 64) & 1 == 1;
-                    let has_row = device.contains_key(&(slab, slot));
-                    assert!(is_live || !has_row, "seed {seed} step {step}: a live row is not marked");
-                    if !has_row && is_live {
-                        // Bits of freed slots are cleared by whoever drops the blocks.
-                        words[slot as usize / 64] &= !(1 << (slot % 64));
-                    }
-                }
-            }
-            *resident.live.lock() = live;
         }
     }
 }
 
 #[test]
 fn a_table_covers_a_view_only_with_its_identities_and_all_its_codes() {
-    let mut blocks = Blocks {
+    let mut segments = Segments {
         rows: vec![f16::ZERO; 200 * DIM],
         codes: OwnedCodes::zeroed(DIM, 256),
         live: vec![0; 4],
-        blocks: [(5, (1, 70)), (900, (2, 190))].into(),
+        segments: [(5, (1, 70)), (900, (2, 190))].into(),
     };
     let mut resident = Resident::empty(1, DIM);
-    assert!(!resident.covers(&blocks.view()));
-    assert_eq!(resident.missing_bytes(&blocks.view()), 192 * row_bytes(DIM) as u64);
+    assert!(!resident.covers(&segments.view()));
+    assert_eq!(resident.missing_bytes(&segments.view()), 192 * row_bytes(DIM) as u64);
     resident.add_slab(SLOT_STEP);
-    resident.place(&blocks.view()).unwrap();
-    assert!(resident.covers(&blocks.view()));
-    assert_eq!(resident.missing_bytes(&blocks.view()), 0);
-    // Rows that have no codes yet are none of the table's business.
-    blocks.blocks.insert(5, (1, 127));
-    assert!(resident.covers(&blocks.view()));
-    blocks.blocks.insert(5, (1, 128));
-    assert!(!resident.covers(&blocks.view()));
-    blocks.blocks.insert(5, (7, 70));
-    assert!(!resident.covers(&blocks.view()));
-    blocks.blocks.remove(&5);
-    assert!(resident.covers(&blocks.view()));
-    // A view in which rows have died takes no bit from one of before, which may still be sifted.
-    let mut live = resident.live.lock();
-    live[0].fill(u64::MAX);
-    assert!(resident.refresh_live(&blocks.view(), &mut live).is_empty());
-    assert!(live[0].iter().all(|word| *word == u64::MAX));
+    resident.place(&segments.view()).unwrap();
+    assert!(resident.covers(&segments.view()));
+    assert_eq!(resident.missing_bytes(&segments.view()), 0);
+    // Rows that have no codes yet are not in the table.
+    segments.segments.insert(5, (1, 127));
+    assert!(resident.covers(&segments.view()));
+    segments.segments.insert(5, (1, 128));
+    assert!(!resident.covers(&segments.view()));
+    segments.segments.insert(5, (7, 70));
+    assert!(!resident.covers(&segments.view()));
+    segments.segments.remove(&5);
+    assert!(resident.covers(&segments.view()));
 }

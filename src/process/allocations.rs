@@ -1,4 +1,4 @@
-//! How much memory a piece of work takes at most, by an allocator that counts.
+//! How much memory does a piece of work take at most? An allocator that counts, for tests.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -52,7 +52,7 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 /// What `work` returns, and the most bytes that it had allocated at any time on this thread.
-pub(super) fn most_bytes<T>(work: impl FnOnce() -> T) -> (T, usize) {
+pub(crate) fn most_bytes<T>(work: impl FnOnce() -> T) -> (T, usize) {
     let before = NOW.get();
     MOST.set(before);
     let result = work();
