@@ -4,7 +4,7 @@
 //! share is beside them: arguments ([`args`]), what is printed ([`output`]), errors ([`error`]), the
 //! connection ([`client`]), arrays ([`embeddings`]) and lists ([`lists`]) on disk, and, for the demo
 //! and for the load harness of the benchmarks alike, synthetic people ([`population`]), their enrolment
-//! ([`bulk`]) and a server process ([`own_server`]).
+//! ([`bulk`]), a server process ([`own_server`]) and [`latencies`].
 //!
 //! Most commands are clients: they speak gRPC to a server and know nothing of galleries, engines or the
 //! registry. `serve`, `keys`, `verify`, `audit` and `import --data` (`import/local.rs`) work on this
@@ -26,6 +26,7 @@ mod identify;
 mod import;
 mod interrupt;
 mod keys;
+pub mod latencies;
 mod lists;
 #[cfg(test)]
 mod mock_server;

@@ -7,7 +7,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use hdrhistogram::Histogram;
 use rand::{RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 use tokio::sync::mpsc;
@@ -19,6 +18,7 @@ use crate::api::proto::{
 };
 use crate::cli::client::{self, Server};
 use crate::cli::error::CliError;
+use crate::cli::latencies::Latencies;
 use crate::cli::population::{Population, THRESHOLD};
 
 /// Share of probes that show somebody who is enrolled.
@@ -37,10 +37,10 @@ const CHURN_ATTEMPTS_MAX: u32 = 200;
 const CHURN_ROUNDS_A_SECOND: u32 = 4;
 
 /// What the searches of some clients came to.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub(super) struct Tally {
-    /// Answered searches, from sending to the answer, in microseconds.
-    pub(super) latency_us: Histogram<u64>,
+    /// Of answered searches, from sending to the answer.
+    pub(super) latencies: Latencies,
     /// Answered searches that showed somebody who is enrolled.
     pub(super) mated: u64,
     /// Answers that are right: the enrolled person, or nobody for a stranger.
@@ -54,14 +54,6 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    /// Nothing yet.
-    pub(super) fn new() -> Self {
-        // One microsecond to the longest wait, to three digits: a constant that is in range.
-        let latency_us = Histogram::new_with_bounds(1, 2 * ANSWER_WITHIN.as_micros() as u64, 3)
-            .unwrap_or_else(|error| unreachable!("the bounds are in range: {error}"));
-        Self { latency_us, mated: 0, correct: 0, wrong: 0, missed: 0, refused: 0 }
-    }
-
     /// Answered searches.
     pub(super) fn searches(&self) -> u64 {
         self.correct + self.wrong + self.missed
@@ -69,7 +61,7 @@ impl Tally {
 
     /// Adds another's figures.
     pub(super) fn add(&mut self, other: &Self) {
-        self.latency_us += &other.latency_us;
+        self.latencies.add_all(&other.latencies);
         self.mated += other.mated;
         self.correct += other.correct;
         self.wrong += other.wrong;
@@ -84,13 +76,7 @@ impl Tally {
             Verdict::Wrong => self.wrong += 1,
             Verdict::Missed => self.missed += 1,
         }
-        self.latency_us.saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1));
-    }
-}
-
-impl Default for Tally {
-    fn default() -> Self {
-        Self::new()
+        self.latencies.add(took);
     }
 }
 
@@ -191,7 +177,7 @@ pub(super) async fn gate(scene: Scene) -> Result<Tally, CliError> {
     let broken = |status: Status| CliError::refused(CALL, status);
     let ended = || broken(Status::unavailable("the server ended the stream"));
     let mut random = ChaCha8Rng::seed_from_u64(scene.seed);
-    let mut tally = Tally::new();
+    let mut tally = Tally::default();
     let (requests, queue) = mpsc::channel(1);
     let mut client = client::identification(scene.server.connect().await?);
     let mut answers = client.identify_stream(ReceiverStream::new(queue)).await.map_err(broken)?.into_inner();
@@ -235,7 +221,7 @@ pub(super) async fn gate(scene: Scene) -> Result<Tally, CliError> {
 /// [`CliError`] if the server cannot be reached or refuses for good.
 pub(super) async fn terminal(scene: Scene) -> Result<Tally, CliError> {
     let mut random = ChaCha8Rng::seed_from_u64(scene.seed);
-    let mut tally = Tally::new();
+    let mut tally = Tally::default();
     let mut client = client::identification(scene.server.connect().await?);
     let mut asked = 0_u64;
     while Instant::now() < scene.until {

@@ -225,7 +225,7 @@ async fn search(
 
 /// Waits for clients of one kind and adds them up.
 async fn total(mut clients: JoinSet<Result<Tally, CliError>>) -> Result<Tally, CliError> {
-    let mut total = Tally::new();
+    let mut total = Tally::default();
     while let Some(client) = clients.join_next().await {
         match client {
             Ok(tally) => total.add(&tally?),

@@ -1,11 +1,11 @@
 //! What the demo found, for programs and for people.
 
-use hdrhistogram::Histogram;
 use serde::Serialize;
 
 use super::load::{Freshness, Tally, Verdict, judge};
 use crate::api::proto::{self, IdentifyResponse};
 use crate::cli::Outcome;
+use crate::cli::latencies::Latencies;
 use crate::cli::output::{decision_word, grouped, hand_word, properties, table};
 use crate::cli::population::THRESHOLD;
 
@@ -130,17 +130,15 @@ impl Example {
 }
 
 impl Latency {
-    /// Percentiles of microseconds.
-    pub(super) fn of(latency_us: &Histogram<u64>) -> Self {
-        let at = |quantile| latency_us.value_at_quantile(quantile) as f64 / 1e3;
-        Self { p50: at(0.5), p99: at(0.99), p999: at(0.999) }
+    fn of(latencies: &Latencies) -> Self {
+        Self { p50: latencies.ms(0.5), p99: latencies.ms(0.99), p999: latencies.ms(0.999) }
     }
 }
 
 impl Side {
     /// `count` clients that found `tally`.
     pub(super) fn new(count: u32, tally: &Tally) -> Self {
-        Self { count, searches: tally.searches(), latency_ms: Latency::of(&tally.latency_us) }
+        Self { count, searches: tally.searches(), latency_ms: Latency::of(&tally.latencies) }
     }
 }
 
@@ -148,7 +146,7 @@ impl Report {
     /// A report on a gallery that was enrolled in `enrol_seconds` and has not been searched yet.
     pub(super) fn new(status: proto::Status, seed: u64, enrol_seconds: f64) -> Self {
         let engine = status.engine.unwrap_or_default();
-        let none = Tally::new();
+        let none = Tally::default();
         Self {
             gallery: status.templates,
             dim: status.dim,
@@ -158,7 +156,7 @@ impl Report {
             correct: 0,
             wrong: 0,
             missed: 0,
-            latency_ms: Latency::of(&none.latency_us),
+            latency_ms: Latency::of(&none.latencies),
             searches_per_second: 0.0,
             enrolled_per_second: status.templates as f64 / enrol_seconds,
             mated: 0,
@@ -189,7 +187,7 @@ impl Report {
         self.searches = both.searches();
         (self.correct, self.wrong, self.missed, self.refused) = (both.correct, both.wrong, both.missed, both.refused);
         self.mated = both.mated;
-        self.latency_ms = Latency::of(&both.latency_us);
+        self.latency_ms = Latency::of(&both.latencies);
         self.search_seconds = seconds;
         self.searches_per_second = both.searches() as f64 / seconds;
         self.gates = Side::new(gates.0, gates.1);
@@ -287,6 +285,8 @@ impl Report {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::api::proto::Decision;
 
@@ -295,8 +295,8 @@ mod tests {
     }
 
     fn tally(correct: u64, wrong: u64, missed: u64, us: u64) -> Tally {
-        let mut tally = Tally { mated: correct + wrong + missed, correct, wrong, missed, ..Tally::new() };
-        tally.latency_us.record_n(us, tally.searches()).unwrap();
+        let mut tally = Tally { mated: correct + wrong + missed, correct, wrong, missed, ..Tally::default() };
+        (0..tally.searches()).for_each(|_| tally.latencies.add(Duration::from_micros(us)));
         tally
     }
 
@@ -317,7 +317,7 @@ mod tests {
 
     #[test]
     fn one_wrong_missed_or_stale_answer_fails_the_demo_and_so_does_none_at_all() {
-        let none = Tally::new();
+        let none = Tally::default();
         let fresh = Freshness { forgotten: 1, enrolled: 1, stale: 0 };
         for (gates, freshness, outcome) in [
             (tally(5, 0, 0, 10), fresh, Outcome::Done),

@@ -87,7 +87,7 @@ async fn gates_and_terminals_of_an_honest_server_find_nothing_wrong() {
         assert!(tally.searches() > 10, "{tally:?}");
         assert_eq!((tally.wrong, tally.missed, tally.refused), (0, 0, 0));
         assert!(tally.mated > 0 && tally.mated < tally.searches(), "{} of {}", tally.mated, tally.searches());
-        assert_eq!(tally.latency_us.len(), tally.searches());
+        assert_eq!(tally.latencies.calls(), tally.searches());
     }
 }
 

@@ -9,8 +9,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use hdrhistogram::Histogram;
 use serde::Serialize;
+use thenar::cli::latencies::Latencies;
 use thenar::cli::output::{grouped, properties, table};
 use thenar_bench::facts::Facts;
 use thenar_bench::plot::{self, Axis, Panel, Series};
@@ -19,8 +19,6 @@ use crate::scenario::Kind;
 
 /// Messages of failures that are shown, of each measurement.
 const FAILURES_SHOWN: usize = 10;
-/// Longest time a histogram can hold, in microseconds; longer ones are counted as that.
-const LONGEST_US: u64 = 600_000_000;
 
 /// How one call was judged.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,15 +42,6 @@ pub(crate) struct Judged {
     pub(crate) verdict: Verdict,
 }
 
-fn histogram() -> Histogram<u64> {
-    Histogram::new_with_bounds(1, LONGEST_US, 3)
-        .unwrap_or_else(|error| unreachable!("the bounds are in range: {error}"))
-}
-
-fn record(histogram: &mut Histogram<u64>, took: Duration) {
-    histogram.saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX).max(1));
-}
-
 /// A distribution of times, in milliseconds.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Times {
@@ -66,18 +55,14 @@ pub(crate) struct Times {
 }
 
 impl Times {
-    fn of(histogram: &Histogram<u64>) -> Self {
-        let ms = |quantile| histogram.value_at_quantile(quantile) as f64 / 1e3;
+    fn of(latencies: &Latencies) -> Self {
         Self {
-            p50: ms(0.5),
-            p90: ms(0.9),
-            p99: ms(0.99),
-            p999: ms(0.999),
-            max: histogram.max() as f64 / 1e3,
-            buckets_us: histogram
-                .iter_recorded()
-                .map(|bucket| (bucket.value_iterated_to(), bucket.count_since_last_iteration()))
-                .collect(),
+            p50: latencies.ms(0.5),
+            p90: latencies.ms(0.9),
+            p99: latencies.ms(0.99),
+            p999: latencies.ms(0.999),
+            max: latencies.ms(1.0),
+            buckets_us: latencies.buckets_us(),
         }
     }
 }
@@ -160,9 +145,9 @@ impl Measurement {
         deadline: Duration,
         allowed: &[String],
     ) -> Self {
-        let mut kinds: BTreeMap<Kind, (Counts, Histogram<u64>, Histogram<u64>)> = BTreeMap::new();
-        let mut over_time: BTreeMap<(&'static str, u64), (Histogram<u64>, u64)> = BTreeMap::new();
-        let mut late = histogram();
+        let mut kinds: BTreeMap<Kind, (Counts, Latencies, Latencies)> = BTreeMap::new();
+        let mut over_time: BTreeMap<(&'static str, u64), (Latencies, u64)> = BTreeMap::new();
+        let mut late = Latencies::default();
         let (mut failures, mut first_failures) = (0, Vec::new());
         for call in calls {
             let allowed = |word: &str| allowed.iter().any(|allowed| allowed == word);
@@ -185,25 +170,24 @@ impl Measurement {
             }
             // A write that was refused is sent again.
             if group(call.kind) != Some("writes") {
-                record(&mut late, call.sent.saturating_duration_since(call.due));
+                late.add(call.sent.saturating_duration_since(call.due));
             }
             let took = call.done.saturating_duration_since(call.due);
-            let (counts, latency, refusal) =
-                kinds.entry(call.kind).or_insert_with(|| (Counts::default(), histogram(), histogram()));
-            let mut line = group(call.kind).map(|of| over_time.entry((of, second)).or_insert_with(|| (histogram(), 0)));
+            let (counts, latency, refusal) = kinds.entry(call.kind).or_default();
+            let mut line = group(call.kind).map(|of| over_time.entry((of, second)).or_default());
             match call.verdict {
                 Verdict::Right => {
                     counts.right += 1;
                     counts.in_time += u64::from(took <= deadline);
-                    record(latency, took);
+                    latency.add(took);
                     if let Some((latency, _)) = &mut line {
-                        record(latency, took);
+                        latency.add(took);
                     }
                 }
                 Verdict::Wrong(_) => counts.wrong += 1,
                 Verdict::Refused => {
                     counts.refused += 1;
-                    record(refusal, call.done.saturating_duration_since(call.sent));
+                    refusal.add(call.done.saturating_duration_since(call.sent));
                     if let Some((_, refused)) = &mut line {
                         *refused += 1;
                     }
@@ -224,17 +208,14 @@ impl Measurement {
             latency_ms: Times::of(&latency),
             refusal_ms: Times::of(&refusal),
         });
-        let over_time = over_time.into_iter().map(|((of, second), (latency, refused))| {
-            let ms = |quantile| latency.value_at_quantile(quantile) as f64 / 1e3;
-            Second {
-                second,
-                of,
-                right: latency.len(),
-                refused,
-                p50_ms: ms(0.5),
-                p99_ms: ms(0.99),
-                max_ms: latency.max() as f64 / 1e3,
-            }
+        let over_time = over_time.into_iter().map(|((of, second), (latency, refused))| Second {
+            second,
+            of,
+            right: latency.calls(),
+            refused,
+            p50_ms: latency.ms(0.5),
+            p99_ms: latency.ms(0.99),
+            max_ms: latency.ms(1.0),
         });
         Self {
             rate,
