@@ -197,8 +197,8 @@ mod tests {
     }
 
     /// Whether what is read of each segment lies in a slab.
-    fn copied(sketches: &CodebookCopy, view: &GalleryView<'_>) -> Vec<bool> {
-        let seen = sketches.over(view);
+    fn copied(codebook_copy: &CodebookCopy, view: &GalleryView<'_>) -> Vec<bool> {
+        let seen = codebook_copy.over(view);
         for (seen, block) in seen.segments.iter().zip(&view.segments) {
             assert_eq!(seen.codes.codebook, block.codes.codebook);
             assert_eq!((seen.identity, seen.first_row), (block.identity, block.first_row));
@@ -211,21 +211,21 @@ mod tests {
 
     #[test]
     fn whole_segments_are_copied_once_and_their_place_is_used_again() {
-        let mut sketches = CodebookCopy::default();
+        let mut codebook_copy = CodebookCopy::default();
         let mut segments = vec![(7, 0, codes(1, 4)), (8, 256, codes(2, 4)), (9, 512, codes(3, 2))];
-        assert!(!sketches.is_up_to(&view(&segments)));
-        sketches.follow(&view(&segments));
-        assert!(sketches.is_up_to(&view(&segments)));
-        assert_eq!(copied(&sketches, &view(&segments)), [true, true, false], "the last one still grows");
+        assert!(!codebook_copy.is_up_to(&view(&segments)));
+        codebook_copy.follow(&view(&segments));
+        assert!(codebook_copy.is_up_to(&view(&segments)));
+        assert_eq!(copied(&codebook_copy, &view(&segments)), [true, true, false], "the last one still grows");
         // It grows and another comes; one before it is written anew.
         segments[2].2 = codes(3, 4);
         segments[1] = (10, 256, codes(4, 4));
         segments.push((11, 768, codes(5, 1)));
-        assert!(!sketches.is_up_to(&view(&segments)));
-        sketches.follow(&view(&segments));
-        assert_eq!(copied(&sketches, &view(&segments)), [true, true, true, false]);
+        assert!(!codebook_copy.is_up_to(&view(&segments)));
+        codebook_copy.follow(&view(&segments));
+        assert_eq!(copied(&codebook_copy, &view(&segments)), [true, true, true, false]);
         assert_eq!(
-            (sketches.slabs.len(), &*sketches.free),
+            (codebook_copy.slabs.len(), &*codebook_copy.free),
             (1, &[(0, 3 * 4 * codebook_bytes(DIM)..SLAB_BYTES)][..]),
             "the place was used again"
         );
@@ -233,27 +233,27 @@ mod tests {
         segments[2].2 = codes(3, 4);
         let older = [(9, 512, codes(3, 2)), (11, 768, codes(5, 1))];
         let older_view = view(&older);
-        assert_eq!(sketches.over(&older_view).segments[0].codes.codebook.len(), 2 * codebook_bytes(DIM));
+        assert_eq!(codebook_copy.over(&older_view).segments[0].codes.codebook.len(), 2 * codebook_bytes(DIM));
     }
 
     #[test]
     fn of_an_erased_row_nothing_is_left_and_of_others_everything() {
-        let mut sketches = CodebookCopy::default();
+        let mut codebook_copy = CodebookCopy::default();
         let segments = vec![(7, 128, codes(1, 4)), (8, 1024, codes(2, 4)), (9, 2048, codes(3, 1))];
-        sketches.follow(&view(&segments));
+        codebook_copy.follow(&view(&segments));
         // Before the first segment, in it, behind it, in the second, in the one that is not copied.
-        sketches.erase(&[3, 128 + 70, 128 + 256, 1024 + 255, 2048]);
+        codebook_copy.erase(&[3, 128 + 70, 128 + 256, 1024 + 255, 2048]);
         let mut expected = segments.clone();
         expected[0].2.clear(70);
         expected[1].2.clear(255);
-        copied(&sketches, &view(&expected));
-        sketches.follow(&view(&segments));
-        copied(&sketches, &view(&expected));
+        copied(&codebook_copy, &view(&expected));
+        codebook_copy.follow(&view(&segments));
+        copied(&codebook_copy, &view(&expected));
     }
 
     #[test]
     fn segments_of_all_sizes_come_and_go_in_the_same_memory() {
-        let mut sketches = CodebookCopy::default();
+        let mut codebook_copy = CodebookCopy::default();
         let mut segments: Vec<(u64, u32, OwnedCodes)> = Vec::new();
         for round in 0..200_u64 {
             // Four are there at a time, of 1 to 8 blocks, and leave out of order.
@@ -264,28 +264,28 @@ mod tests {
                 0,
                 (1000 + round, (round % 5 * 1024) as u32, codes(round as usize, 1 + (round * 5 % 8) as usize)),
             );
-            sketches.follow(&view(&segments));
-            copied(&sketches, &view(&segments));
+            codebook_copy.follow(&view(&segments));
+            copied(&codebook_copy, &view(&segments));
         }
-        let held: usize = sketches.places.values().map(|place| place.bytes).sum();
-        let free: usize = sketches.free.iter().map(|(_, hole)| hole.len()).sum();
-        assert_eq!((sketches.slabs.len(), held + free), (1, SLAB_BYTES));
+        let held: usize = codebook_copy.places.values().map(|place| place.bytes).sum();
+        let free: usize = codebook_copy.free.iter().map(|(_, hole)| hole.len()).sum();
+        assert_eq!((codebook_copy.slabs.len(), held + free), (1, SLAB_BYTES));
         // The holes are as few as they can be: what follows them is held.
-        for (slab, hole) in &sketches.free {
-            let next = sketches.places.values().any(|place| (place.slab, place.at) == (*slab, hole.end));
+        for (slab, hole) in &codebook_copy.free {
+            let next = codebook_copy.places.values().any(|place| (place.slab, place.at) == (*slab, hole.end));
             assert!(next || hole.end == SLAB_BYTES);
-            assert!(sketches.slabs[*slab][hole.clone()].iter().all(|byte| *byte == 0));
+            assert!(codebook_copy.slabs[*slab][hole.clone()].iter().all(|byte| *byte == 0));
         }
     }
 
     #[test]
     fn what_is_given_up_is_zeros() {
-        let mut sketches = CodebookCopy::default();
+        let mut codebook_copy = CodebookCopy::default();
         let segments = vec![(7, 0, codes(1, 4)), (9, 512, codes(3, 1))];
-        sketches.follow(&view(&segments));
-        assert!(sketches.slabs[0].iter().any(|byte| *byte != 0));
-        sketches.follow(&view(&segments[1..]));
-        assert!(sketches.slabs[0].iter().all(|byte| *byte == 0));
-        assert!(sketches.places.is_empty());
+        codebook_copy.follow(&view(&segments));
+        assert!(codebook_copy.slabs[0].iter().any(|byte| *byte != 0));
+        codebook_copy.follow(&view(&segments[1..]));
+        assert!(codebook_copy.slabs[0].iter().all(|byte| *byte == 0));
+        assert!(codebook_copy.places.is_empty());
     }
 }

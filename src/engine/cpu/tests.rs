@@ -8,7 +8,7 @@ use rand_distr::StandardNormal;
 use roaring::RoaringBitmap;
 use thenar_index::codes::{BLOCK_ROWS, Codes, OwnedCodes};
 
-use super::sieve::Level;
+use super::prefilter::Level;
 use super::*;
 use crate::engine::certificate::{Certificate, PASSES};
 use crate::engine::dot::dot_slack;
@@ -50,7 +50,7 @@ struct Gallery {
 enum Kind {
     /// Independent directions.
     Random,
-    /// Twenty centres, rows within 0.002 of one: closer than bf16 tells apart.
+    /// Twenty centres, rows within 0.002 of one: refine_probes than bf16 tells apart.
     Clustered,
     /// One direction for all.
     Equal,
@@ -434,7 +434,7 @@ fn an_engine_says_what_it_is_and_forgets_what_it_read() {
 
         let rows_left = |engine: &CpuEngine| {
             let mut kept = engine.scratch.lock();
-            kept.iter_mut().flat_map(|scratch| scratch.benches.iter_mut()).any(|bench| bench.get_mut().holds_rows())
+            kept.iter_mut().flat_map(|scratch| scratch.threads.iter_mut()).any(|thread| thread.get_mut().holds_rows())
         };
         assert!(rows_left(&engine), "{path}: a sift leaves the last panels behind");
         engine.follow(&gallery.view()).unwrap();
@@ -447,9 +447,9 @@ fn an_engine_says_what_it_is_and_forgets_what_it_read() {
         assert!(!rows_left(&engine), "{path}: an erasure does not");
         let mut left = whole[first].codes.clone();
         left.clear(1);
-        let sketches = engine.sketches.read();
+        let codebook_copy = engine.codebook_copy.read();
         assert!(
-            sketches.over(&gallery.view()).segments[first].codes.codebook == left.codebook,
+            codebook_copy.over(&gallery.view()).segments[first].codes.codebook == left.codebook,
             "{path}: and takes the sketch"
         );
     }

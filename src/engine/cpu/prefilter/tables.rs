@@ -1,23 +1,23 @@
-//! What is made of a probe before it is held against codes: look-up tables for the first look, and
-//! integers for the second, each with the proof that it bounds <q, c> from above.
+//! A probe's look-up tables for the first pass, with the proof that they bound <q, c> from above.
 //!
-//! Pure but for the dither, whose numbers the caller brings.
+//! Pure but for the dither, whose random numbers the caller brings.
 
 use rand::{Rng, RngExt};
 use thenar_index::codebook;
 use thenar_index::codes::BLOCK_ROWS;
 
 use super::Level;
-use super::kernels::{CodeKernels, IndexLine};
+use super::kernels::CodeKernels;
+use super::layout::IndexLine;
 
-/// What as many entries as are added in bytes may come to, as a multiple of the mean range of as many
-/// groups: finer steps would cut more off. Where sums saturate it is less, since of many numbers
-/// hardly any come to as much. Simulated for one to sixteen.
+/// What the sum of entries that are added in bytes may reach, as a multiple of the mean range of as many
+/// groups: finer steps would cut more off. Less if sums saturate, since sums of many numbers rarely reach as
+/// much. Simulated for one to sixteen.
 fn range_kept(level: Level, together: usize) -> f32 {
     if level.saturates() { 0.65 + 0.6 / together as f32 } else { 0.95 + 0.15 / together as f32 }
 }
 
-/// By how many steps an entry may be too large because of f32 arithmetic: see [`Tables::new`].
+/// By how many steps f32 arithmetic may make an entry too large: see [`Tables::new`].
 const ENTRY_SLACK: f64 = 1.0 / 256.0;
 
 /// A probe's look-up tables at one level.
@@ -34,13 +34,13 @@ pub(super) struct Tables {
 impl Tables {
     /// The entry of index i in group g is by how many steps the group's part v of <q, c> falls short of
     /// the group's largest, rounded down: v <= high_g - step * entry; the largest parts of all groups
-    /// make the offset, but for dither and slack. An entry too large for its byte, or a sum of entries
-    /// for its own, is taken for the largest that fits, which bounds v from above all the more. Where
+    /// add up to the offset, apart from dither and slack. An entry that is too large for its byte, or a sum
+    /// of entries for its own, is replaced by the largest that fits, which makes the bound of v larger. If
     /// sums do not saturate, each group has a share of the byte, by its range.
     ///
-    /// An entry of x steps is kept as floor(x + u). Without a dither u is 0, and the entry is x at most.
-    /// `dither` is the largest step of entries that are dithered, if they are: then u is uniform on
-    /// [0, 1), one number for all entries of a group, and u - 1/2 is taken off again. All rows share
+    /// An entry of x steps is kept as floor(x + u). Without a dither u is 0, and the entry is at most x.
+    /// `dither`, if any, is the largest step of dithered entries: then u is uniform on
+    /// [0, 1), one number for all entries of a group, and u - 1/2 is subtracted again. All rows share
     /// the numbers of a probe, so their sum goes into the offset, once:
     ///
     /// ```text
@@ -48,21 +48,21 @@ impl Tables {
     /// ```
     ///
     /// With that floor(x + u) - u + 1/2 = x + e, and e is uniform on (-1/2, 1/2] whatever x is: what
-    /// [`crate::engine::certificate`] asks of errors. An entry or a sum that is too small, because it is capped or
+    /// [`crate::engine::certificate`] requires of errors. An entry or a sum that is too small, because it is capped or
     /// saturates, makes the bound of <q, c> larger.
     ///
-    /// [`ENTRY_SLACK`]: an entry must not be larger than floor(x + ENTRY_SLACK + u), with x from `high` as
-    /// it stands, an f32, to the part over the reals, and u over the reals too. Since that is at least
+    /// [`ENTRY_SLACK`]: an entry must not be larger than floor(x + ENTRY_SLACK + u), with x from `high`
+    /// (an f32) to the part over the reals, and u over the reals too. Since that is at least
     /// zero, a cast that saturates at zero is on the safe side.
-    /// - Parts of signs and two bits are added up in f32 by at most 16 additions of factors whose magnitudes
-    ///   sum to half the group's range, so they are wrong by less than 2^-18 of the range. Those of words
-    ///   are eight products of a group q_g with a word of length 100: wrong by less than
-    ///   2^-20 * 100 ‖q_g‖, and the largest range is at least a quarter of the largest 100 ‖q_g‖, since words
+    /// - Parts of 1-bit and 2-bit codes are added up in f32 by at most 16 additions of factors whose magnitudes
+    ///   sum to half the group's range, so they are wrong by less than 2^-18 of the range. Those of codewords
+    ///   are eight products of a group q_g with a codeword of length 100: wrong by less than
+    ///   2^-20 * 100 ‖q_g‖, and the largest range is at least a quarter of the largest 100 ‖q_g‖, since codewords
     ///   point everywhere (`words_point_everywhere`). A step is at least 1/512 of the largest range, so
     ///   either is below 2^-9 of a step.
     /// - A subtraction, an inverse, a multiplication and the addition of u round at most 513 steps to 24
     ///   bits each: below 2^-12 of a step.
-    /// - u has 24 bits: it is at most 2^-24 below a number that has all.
+    /// - u has 24 bits: it is at most 2^-24 below the real number.
     ///
     /// The offset is summed in f64 and rounded up.
     pub(super) fn new(
@@ -85,11 +85,11 @@ impl Tables {
         let usual = ranges.sum::<f32>() / extremes.len() as f32 * together as f32;
         let entry_max = kernels.entry_max(level, probe.len());
         let sum_max = (together * usize::from(entry_max)).min(usize::from(u8::MAX));
-        // A probe of zeros has no range, and any step will do.
+        // A probe of zeros has no range; any step will do.
         let least = (largest / RANGE_PARTS).max(f32::MIN_POSITIVE / f32::EPSILON);
         let wanted = (range_kept(level, together) * usual / sum_max as f32).max(least);
         let dithered = dither.filter(|step| *step >= least);
-        let step = dithered.map_or(wanted, |most| wanted.min(most));
+        let step = dithered.map_or(wanted, |step_max| wanted.min(step_max));
         let inverse = 1.0 / step;
 
         let mut entries = vec![IndexLine::ZERO; (groups << bits).div_ceil(BLOCK_ROWS)];
@@ -120,8 +120,8 @@ pub(super) fn extremes(numbers: &[f32]) -> (f32, f32) {
     numbers.iter().fold((f32::MAX, f32::MIN), |(low, high), number| (low.min(*number), high.max(*number)))
 }
 
-/// The parts of <q, c> for every index of a group: numbers of words, or set bits that are negative
-/// components, and above them (`Level::TwoBit`) larger ones. Returns the least and the largest part.
+/// The parts of <q, c> for every index of a group. Indices are numbers of codewords, or bits set for negative
+/// components and, above them (`Level::TwoBit`), for large ones. Returns the least and the largest part.
 pub(super) fn fill_parts(parts: &mut [f32], group: &[f32], dims: usize, level: Level) -> (f32, f32) {
     if level == Level::Codebook {
         parts.copy_from_slice(&codebook::products(group));

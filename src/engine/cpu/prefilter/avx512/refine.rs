@@ -1,16 +1,17 @@
-//! The second look in AVX-512 with VNNI: fine codes, 64 bytes an instruction.
+//! 4-bit codes in AVX-512 with VNNI, 64 bytes per instruction. Twin: [`super::super::portable::refine`].
 //!
 //! Every function here needs the instructions of [`crate::simd::Simd::Avx512Vbmi`]; layouts are
-//! those of [`super::kernels`].
+//! those of [`super::super::layout`].
 
 use std::arch::x86_64::*;
 
-use super::kernels::{CloseCall, Hit, close_by};
+use super::super::layout::Hit;
+use super::super::refine::{RefineCall, refine_by};
 
-/// See [`super::kernels::Close`].
+/// See [`super::super::kernels::Refine`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")]
-pub(super) fn close(call: &CloseCall<'_>, hits: &mut [Hit]) -> usize {
-    close_by(call, hits, |code, probe| products(code, probe))
+pub(in super::super) fn refine(call: &RefineCall<'_>, hits: &mut [Hit]) -> usize {
+    refine_by(call, hits, |code, probe| products(code, probe))
 }
 
 /// The sum of products of a row's nibbles and a probe's integers.

@@ -1,7 +1,7 @@
-//! Code kernels in AVX2: look-ups of four bits, 32 rows an instruction.
+//! Code kernels in AVX2: look-ups of four bits, 32 rows per instruction. Twin: [`super::portable`].
 //!
 //! Every function here needs the instructions of [`crate::simd::Simd::Avx2`]; layouts are those of
-//! [`super::kernels`].
+//! [`super::layout`].
 
 use std::arch::x86_64::*;
 
@@ -9,8 +9,10 @@ use thenar_index::codebook;
 use thenar_index::codes::{BLOCK_ROWS, Factors};
 
 use super::Level;
-use super::bars::{self, Parts, Scale, tell_rows};
-use super::kernels::{CloseCall, Hit, IndexLine, ScanCall, ScanHits, SpreadCall, close_by, spread_bits};
+use super::layout::{Hit, IndexLine, ScanCall, ScanHits, SpreadCall};
+use super::portable;
+use super::refine::{RefineCall, refine_by};
+use super::row_bounds::{self, Parts, Scale};
 
 pub(super) const BITS: usize = 4;
 /// For each level, groups whose entries are added in bytes before they are widened.
@@ -19,25 +21,25 @@ pub(super) const TOGETHER: [usize; Level::ALL.len()] = [8, 8, 4];
 /// See [`super::kernels::Spread`].
 #[target_feature(enable = "avx2")]
 pub(super) fn spread(call: &SpreadCall<'_>, to: &mut [IndexLine]) {
-    spread_bits(call, to);
+    portable::spread(call, to);
 }
 
-/// See [`super::kernels::Tell`].
+/// See [`super::kernels::RowBounds`].
 #[target_feature(enable = "avx2")]
-pub(super) fn tell(
+pub(super) fn row_bounds(
     scale: &Scale,
     level: Level,
     factors: &[Factors; BLOCK_ROWS],
     along: &mut Parts,
     length: &mut Parts,
 ) -> u64 {
-    tell_rows(scale, level, factors, along, length)
+    row_bounds::of_rows(scale, level, factors, along, length)
 }
 
-/// See [`super::kernels::TellSketches`].
+/// See [`super::kernels::CodebookRowBounds`].
 #[target_feature(enable = "avx2")]
-pub(super) fn tell_sketches(scale: &Scale, cosines: &[u8; BLOCK_ROWS], along: &mut Parts) -> u64 {
-    bars::tell_sketches(scale, cosines, along)
+pub(super) fn codebook_row_bounds(scale: &Scale, cosines: &[u8; BLOCK_ROWS], along: &mut Parts) -> u64 {
+    row_bounds::of_cosines(scale, cosines, along)
 }
 
 /// See [`super::kernels::Scan`].
@@ -45,7 +47,7 @@ pub(super) fn tell_sketches(scale: &Scale, cosines: &[u8; BLOCK_ROWS], along: &m
 pub(super) fn scan(call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
     match call.level {
         // One block at a time: a table of theirs takes four registers.
-        Level::Codebook => by_blocks::<1, { TOGETHER[Level::Codebook as usize] }, WORD_QUARTERS>(call, hits),
+        Level::Codebook => by_blocks::<1, { TOGETHER[Level::Codebook as usize] }, CODEWORD_QUARTERS>(call, hits),
         Level::OneBit => by_blocks::<2, { TOGETHER[Level::OneBit as usize] }, 1>(call, hits),
         Level::TwoBit => by_blocks::<2, { TOGETHER[Level::TwoBit as usize] }, 1>(call, hits),
     }
@@ -69,19 +71,19 @@ fn by_blocks<const B: usize, const N: usize, const Q: usize>(call: &ScanCall<'_>
     any
 }
 
-/// Look-ups of sixteen entries that one of a word takes.
-const WORD_QUARTERS: usize = codebook::CODEWORD_COUNT >> BITS;
+/// Look-ups in sixteen entries that make a look-up of one codeword.
+const CODEWORD_QUARTERS: usize = codebook::CODEWORD_COUNT >> BITS;
 
 /// The entries of 32 rows at their indices, in a table of `Q` times sixteen.
 #[inline]
 #[target_feature(enable = "avx2")]
 fn look_up<const Q: usize>(table: &[__m256i; Q], index: __m256i) -> __m256i {
-    // Bits 4 to 6 of an index are not looked at.
+    // The shuffle ignores bits 4 to 6 of an index.
     let quarter = |q: usize| _mm256_shuffle_epi8(table[q], index);
     if Q == 1 {
         return quarter(0);
     }
-    // A blend asks the highest bit of a byte.
+    // A blend tests the highest bit of a byte.
     let (bit_4, bit_5) = (_mm256_slli_epi16::<3>(index), _mm256_slli_epi16::<2>(index));
     let low = _mm256_blendv_epi8(quarter(0), quarter(1), bit_4);
     _mm256_blendv_epi8(low, _mm256_blendv_epi8(quarter(2), quarter(3), bit_4), bit_5)
@@ -133,8 +135,8 @@ fn blocks<const B: usize, const N: usize, const Q: usize>(
         }
     }
     let splat = |value: u16| _mm256_set1_epi16(value.cast_signed());
-    let most = call.probes[p].most;
-    let (base, along, longer, shorter) = (splat(most.base), splat(most.along), splat(most.longer), splat(most.shorter));
+    let max = call.probes[p].max_deficit;
+    let (base, along, longer, shorter) = (splat(max.base), splat(max.along), splat(max.longer), splat(max.shorter));
     let mut any = false;
     for b in 0..B {
         let mut mask = 0_u64;
@@ -150,16 +152,16 @@ fn blocks<const B: usize, const N: usize, const Q: usize>(
                 // SAFETY: sixteen of the 64 numbers.
                 let (row_along, row_length) = unsafe {
                     (
-                        _mm256_loadu_si256(call.bars.along[first + b].0.as_ptr().wrapping_add(at).cast()),
-                        _mm256_loadu_si256(call.bars.length[first + b].0.as_ptr().wrapping_add(at).cast()),
+                        _mm256_loadu_si256(call.row_bounds.along[first + b].0.as_ptr().wrapping_add(at).cast()),
+                        _mm256_loadu_si256(call.row_bounds.length[first + b].0.as_ptr().wrapping_add(at).cast()),
                     )
                 };
-                // `Most::of`.
-                let most = _mm256_subs_epu16(base, _mm256_mulhi_epu16(row_along, along));
-                let most = _mm256_subs_epu16(most, _mm256_mulhi_epu16(row_length, longer));
-                let most = _mm256_adds_epu16(most, _mm256_mulhi_epu16(row_length, shorter));
-                // Unsigned a <= b where min(a, b) is a.
-                passed[i] = _mm256_cmpeq_epi16(_mm256_min_epu16(rows[i], most), rows[i]);
+                // `MaxDeficit::of`.
+                let max = _mm256_subs_epu16(base, _mm256_mulhi_epu16(row_along, along));
+                let max = _mm256_subs_epu16(max, _mm256_mulhi_epu16(row_length, longer));
+                let max = _mm256_adds_epu16(max, _mm256_mulhi_epu16(row_length, shorter));
+                // Unsigned a <= b if min(a, b) is a.
+                passed[i] = _mm256_cmpeq_epi16(_mm256_min_epu16(rows[i], max), rows[i]);
             }
             let bits = _mm256_packs_epi16(passed[0], passed[1]);
             let bits = _mm256_movemask_epi8(_mm256_permute4x64_epi64::<0b11_01_10_00>(bits)).cast_unsigned();
@@ -171,16 +173,16 @@ fn blocks<const B: usize, const N: usize, const Q: usize>(
     any
 }
 
-/// See [`super::kernels::Close`].
+/// See [`super::kernels::Refine`].
 #[target_feature(enable = "avx2")]
-pub(super) fn close(call: &CloseCall<'_>, hits: &mut [Hit]) -> usize {
-    close_by(call, hits, |code, probe| fine(code, probe))
+pub(super) fn refine(call: &RefineCall<'_>, hits: &mut [Hit]) -> usize {
+    refine_by(call, hits, |code, probe| product(code, probe))
 }
 
 /// The sum of products of a row's nibbles and a probe's integers.
 #[inline]
 #[target_feature(enable = "avx2")]
-fn fine(code: &[u8], probe: &[i8]) -> i32 {
+fn product(code: &[u8], probe: &[i8]) -> i32 {
     let half = code.len();
     assert!(probe.len() == 2 * half && half.is_multiple_of(16));
     let (low_bits, ones) = (_mm_set1_epi8(15), _mm_set1_epi16(1));

@@ -26,7 +26,8 @@ pub(super) fn coarse_slack(dim: usize, probe_error: f64) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::kernels::{Kernels, Line, Precision, TileHits};
+    use super::super::kernels::{Kernels, Precision};
+    use super::super::layout::{Line, TileHits};
     use super::*;
     use crate::engine::dot::dot_slack;
     use crate::engine::dot::tests::bad_pairs;

@@ -1,112 +1,32 @@
-//! The table of sifting kernels of one instruction set, and the layouts they share.
-//!
-//! Two ways to compare rows with probes:
+//! The table of exhaustive kernels of one instruction set.
 //!
 //! - **Dots** read rows as they are stored and keep partial sums along the dimension. Nothing is
 //!   copied, so a few probes are compared at the speed of memory.
 //! - **Tiles** read *panels*: [`Kernels::panel_rows`] rows widened and interleaved, so that one
-//!   register holds one component of many rows. A tile compares a panel with up to
-//!   [`Kernels::tile_probes`] probes, all sums in registers; panels are made once and used by
+//!   register holds one component of many rows. A tile kernel compares a panel with up to
+//!   [`Kernels::tile_probes`] probes, all sums in registers; panels are made once and used for
 //!   every probe of a batch.
-//!
-//! Layouts, in components: a panel is `[dim][panel_rows]`, a packed block of p probes
-//! `[dim][p]`. In bf16 two consecutive components share a 32-bit word: `[dim / 2][p]` words.
 //!
 //! Knows slices only: no live bits, no floors beyond the numbers to compare with.
 
 use half::f16;
 
+use super::layout::{DotsNumbers, Line, TileHits};
 use super::portable;
 #[cfg(target_arch = "x86_64")]
 use super::{avx2, avx512, avx512_bf16};
 use crate::engine::dot::Dot;
 use crate::simd::Simd;
 
-/// Probes of the widest tile of any path.
-pub(super) const TILE_PROBES_MAX: usize = 12;
-/// Rows of the widest panel of any path; a mask of rows is a `u32`.
-pub(super) const PANEL_ROWS_MAX: usize = 32;
-/// Rows that one call of a dots kernel compares.
-pub(super) const DOTS_ROWS: usize = 4;
-/// How far ahead of itself a dots kernel asks for rows. Kernels jump between rows, which the
-/// processor's own prefetcher does not follow: asking for the lines in the order they lie in
-/// memory, into the second-level cache, more than doubled what is read in a second.
-pub(super) const DOTS_ROWS_AHEAD: usize = 8;
-/// Probes that one call of a dots kernel takes, at most.
-pub(super) const DOTS_PROBES_MAX: usize = 6;
-
-/// Runs `$body` for `$p` = 0, 1, ... below `$P` (at most [`TILE_PROBES_MAX`]), written out: sums in
-/// registers stay there only where no loop over them is left, and compilers stop unrolling at a
-/// size of their own.
-#[cfg(target_arch = "x86_64")]
-macro_rules! each_probe {
-    ($p:ident in $P:ident $body:block) => {
-        each_probe!(@ $p $P $body 0 1 2 3 4 5 6 7 8 9 10 11)
-    };
-    (@ $p:ident $P:ident $body:block $($i:literal)*) => {
-        $(if $i < $P {
-            let $p: usize = $i;
-            $body
-        })*
-    };
-}
-#[cfg(target_arch = "x86_64")]
-pub(super) use each_probe;
-
-/// The array of `$value` for `$i` = 0 to 15, written out for the same reason.
-#[cfg(target_arch = "x86_64")]
-macro_rules! sixteen {
-    ($i:ident => $value:expr) => {
-        sixteen!(@ $i $value; 0 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15)
-    };
-    (@ $i:ident $value:expr; $($n:literal)*) => {
-        [$({
-            let $i: usize = $n;
-            $value
-        }),*]
-    };
-}
-#[cfg(target_arch = "x86_64")]
-pub(super) use sixteen;
-
-#[cfg(target_arch = "x86_64")]
-#[inline]
-/// Where sixteen rows from `first` on start; the last row stands in for those beyond it.
-pub(super) fn row_starts(rows: &[f16], dim: usize, first: usize) -> [*const f16; 16] {
-    let last = rows.len() / dim - 1;
-    std::array::from_fn(|r| rows[(first + r).min(last) * dim..].as_ptr())
-}
-
-/// Memory of panels and packed probes, in whole cache lines.
-#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C, align(64))]
-pub(super) struct Line(pub(super) [f32; 16]);
-
-/// What a tile found: for each probe of the block a mask of the rows that reached its threshold,
-/// and their numbers, which are only written where some mask is not empty.
-#[repr(C, align(64))]
-pub(super) struct TileHits {
-    pub(super) masks: [u32; TILE_PROBES_MAX],
-    pub(super) numbers: [[f32; PANEL_ROWS_MAX]; TILE_PROBES_MAX],
-}
-
-impl TileHits {
-    pub(super) const EMPTY: Self =
-        Self { masks: [0; TILE_PROBES_MAX], numbers: [[0.0; PANEL_ROWS_MAX]; TILE_PROBES_MAX] };
-}
-
-/// The numbers of a dots call: for each probe, those of the rows.
-pub(super) type DotsNumbers = [[f32; DOTS_ROWS]; DOTS_PROBES_MAX];
-
 /// (panel, packed block of probes, dim, thresholds, hits) to whether any row reached any.
 pub(super) type Tile = unsafe fn(&[Line], &[Line], usize, &[f32], &mut TileHits) -> bool;
 /// ([`DOTS_ROWS`] rows, probes row-major, dim, thresholds, numbers) to a mask: bit
-/// `probe * DOTS_ROWS + row` is set where the number reached the threshold.
+/// `probe * DOTS_ROWS + row` is set if the number reached the threshold.
 pub(super) type Dots = unsafe fn(&[f16], &[f32], usize, &[f32], &mut DotsNumbers) -> u32;
 /// (one to `panel_rows` rows, dim, panel); the last row stands in for missing ones.
 pub(super) type PackRows = unsafe fn(&[f16], usize, &mut [Line]);
 
-/// In what the tiles of a path multiply.
+/// The number format in which the tiles of a path multiply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Precision {
     /// f32: a tile's number is within [`dot_slack`](crate::engine::dot::dot_slack) of the exact score.
@@ -115,9 +35,9 @@ pub(super) enum Precision {
     Bf16,
 }
 
-/// The kernels of one path. Calling them is sound where the processor has the path, which
-/// [`Kernels::of`] is only asked for then.
-pub(super) struct Kernels {
+/// The kernels of one path. Calling them is sound because [`Kernels::of`] is only
+/// asked for a path that the processor has.
+pub(in crate::engine::cpu) struct Kernels {
     pub(super) panel_rows: usize,
     pub(super) precision: Precision,
     /// Probes up to which dots beat tiles (measured; 0: never).
@@ -132,7 +52,7 @@ pub(super) struct Kernels {
 
 impl Kernels {
     /// The kernels of `path`. The caller makes sure that the processor has it.
-    pub(super) fn of(path: Simd) -> &'static Self {
+    pub(in crate::engine::cpu) fn of(path: Simd) -> &'static Self {
         match path {
             #[cfg(target_arch = "x86_64")]
             Simd::Avx512Vbmi | Simd::Avx512Bf16 => &Self {

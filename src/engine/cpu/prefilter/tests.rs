@@ -5,10 +5,12 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rand_distr::StandardNormal;
 use rayon::prelude::*;
+use thenar_index::codebook;
 use thenar_index::codes::{OwnedCodes, codebook_bytes, codebook_cosine};
 
-use super::bars::Parts;
-use super::kernels::PLANES_TOGETHER;
+use super::layout::{LIST_SLACK, PLANES_TOGETHER};
+use super::row_bounds::Parts;
+use super::row_bounds::TileRowBounds;
 use super::tables::{extremes, fill_parts};
 use super::*;
 use crate::simd::Simd;
@@ -60,16 +62,22 @@ fn cosine_and_norm(codes: &Codes<'_>, level: Level, dim: usize, row: usize) -> (
     }
 }
 
-/// What tells the rows of a block apart, and the odd ones, by the kernels of a path.
-fn told(kernels: &CodeKernels, scale: &Scale, level: Level, codes: &Codes<'_>, block: usize) -> (Parts, Parts, u64) {
+/// What tells the rows of a block apart, and the always_pass ones, by the kernels of a path.
+fn row_bounds_of(
+    kernels: &CodeKernels,
+    scale: &Scale,
+    level: Level,
+    codes: &Codes<'_>,
+    block: usize,
+) -> (Parts, Parts, u64) {
     let (mut along, mut length) = (Parts::ZERO, Parts::ZERO);
-    let odd = if level == Level::Codebook {
-        kernels.tell_sketches(scale, codes.codebook_cosines(scale.dim, block), &mut along)
+    let always_pass = if level == Level::Codebook {
+        kernels.codebook_row_bounds(scale, codes.codebook_cosines(scale.dim, block), &mut along)
     } else {
         let factors = codes.factors[block * BLOCK_ROWS..][..BLOCK_ROWS].try_into().unwrap();
-        kernels.tell(scale, level, factors, &mut along, &mut length)
+        kernels.row_bounds(scale, level, factors, &mut along, &mut length)
     };
-    (along, length, odd)
+    (along, length, always_pass)
 }
 
 /// The integers of a row's code at a level, from the bits of its planes.
@@ -253,10 +261,10 @@ fn what_a_dither_leaves_has_one_law_whatever_the_probe() {
 fn misses(path: Simd, level: Level, dim: usize, probability: f64, pairs: u64) -> u64 {
     const TAU: f64 = 0.5;
     let kernels = CodeKernels::of(path);
-    let cutter = Bounds::dithered(Certificate::Randomised { miss_probability: probability }, dim);
+    let bounds = Bounds::dithered(Certificate::Randomised { miss_probability: probability }, dim);
     let scale = Scale::new(level, dim);
     let errors = kernels.groups(level, dim);
-    let step_max = cutter.dither_step(errors, scale.usual, scale.most).expect("a step") * scale.length_base;
+    let step_max = bounds.dither_step(errors, scale.usual, scale.max).expect("a step") * scale.length_base;
     let of_block = |nth: u64| {
         let mut rng = ChaCha8Rng::seed_from_u64(nth);
         let rows: Vec<Vec<f32>> = (0..BLOCK_ROWS).map(|_| unit(&mut rng, dim)).collect();
@@ -264,7 +272,7 @@ fn misses(path: Simd, level: Level, dim: usize, probability: f64, pairs: u64) ->
         let codes = OwnedCodes::of(&stored, dim);
         let codes = codes.as_codes();
         let indices = indices(kernels, level, dim, &codes);
-        let (along, length, odd) = told(kernels, &scale, level, &codes, 0);
+        let (along, length, always_pass) = row_bounds_of(kernels, &scale, level, &codes, 0);
         let missed = |(r, row): (usize, &Vec<f32>)| {
             let w = unit(&mut rng, dim);
             let along_row: f32 = w.iter().zip(row).map(|(w, y)| w * y).sum();
@@ -276,11 +284,11 @@ fn misses(path: Simd, level: Level, dim: usize, probability: f64, pairs: u64) ->
             // The score that the server would find for this probe is the floor to hold.
             let stored = &stored[r * dim..(r + 1) * dim];
             let score: f64 = stored.iter().zip(&probe).map(|(y, q)| y.to_f64() * f64::from(*q)).sum();
-            let most = Most::new(&scale, &cutter, cutter.dithered_bound(score), (tables.offset, tables.step));
+            let most = MaxDeficit::new(&scale, &bounds, bounds.dithered_bound(score), (tables.offset, tables.step));
             let (bits, together) = (kernels.index_bits(level), kernels.together(level));
             let found = deficit(bits, together, &indices, 1, &tables.entries, r);
             let at = place(path, r);
-            odd >> r & 1 == 0 && found > u32::from(most.of(along.0[at], length.0[at]))
+            always_pass >> r & 1 == 0 && found > u32::from(most.of(along.0[at], length.0[at]))
         };
         rows.iter().enumerate().map(missed).filter(|missed| *missed).count() as u64
     };
@@ -333,39 +341,44 @@ fn what_a_first_look_passes_over_at_a_floor_it_passes_over_at_higher_ones_if_the
         let kernels = CodeKernels::of(path);
         let indices = indices(kernels, level, DIM, &codes);
         let scale = Scale::new(level, DIM);
-        let (along, length, odd) = told(kernels, &scale, level, &codes, 0);
-        let sieve = |seed: u64| {
+        let (along, length, always_pass) = row_bounds_of(kernels, &scale, level, &codes, 0);
+        let prefilter = |seed: u64| {
             let mut rng = ChaCha8Rng::seed_from_u64(seed);
             let seeds: Vec<Seed> = (0..PROBES).map(|_| rng.random()).collect();
-            Sieve::new(kernels, DIM, &probes, seeds.into_iter(), certificate)
+            Prefilter::new(kernels, DIM, &probes, seeds.into_iter(), certificate)
         };
-        let deficits = |sieve: &Sieve<'_>| -> Vec<u32> {
+        let deficits = |prefilter: &Prefilter<'_>| -> Vec<u32> {
             let (bits, together) = (kernels.index_bits(level), kernels.together(level));
             let of = |probe: usize| {
-                let entries = &sieve.tables(level, probe).entries;
+                let entries = &prefilter.tables(level, probe).entries;
                 (0..BLOCK_ROWS).map(|r| deficit(bits, together, &indices, 1, entries, r)).collect::<Vec<_>>()
             };
             (0..PROBES).flat_map(of).collect()
         };
-        // Which pairs pass, and how far a floor must rise for bars to rise by more than they are rounded:
+        // Which pairs pass, and how far a floor must rise for row_bounds to rise by more than they are rounded:
         // one step and a quarter at the base, and two for the row's number.
-        let pass = |(sieve, deficits): &(Sieve<'_>, Vec<u32>), floor: f32| -> (Vec<bool>, f32) {
+        let pass = |(prefilter, deficits): &(Prefilter<'_>, Vec<u32>), floor: f32| -> (Vec<bool>, f32) {
             let (mut pass, mut rise) = (Vec::new(), 0.0_f32);
             for (probe, deficits) in deficits.chunks_exact(BLOCK_ROWS).enumerate() {
-                let Tables { offset, step, .. } = sieve.tables(level, probe);
-                let most = Most::new(&scale, &sieve.cutter, sieve.cuts(floor).dithered, (*offset, *step));
+                let Tables { offset, step, .. } = prefilter.tables(level, probe);
+                let most = MaxDeficit::new(
+                    &scale,
+                    &prefilter.bounds,
+                    prefilter.floor_bounds(floor).dithered,
+                    (*offset, *step),
+                );
                 rise = rise.max(3.3 * step / (scale.length_base * scale.usual));
                 pass.extend(deficits.iter().enumerate().map(|(r, deficit)| {
                     let at = place(path, r);
-                    odd >> r & 1 == 1 || *deficit <= most.of(along.0[at], length.0[at]).into()
+                    always_pass >> r & 1 == 1 || *deficit <= most.of(along.0[at], length.0[at]).into()
                 }));
             }
             (pass, rise)
         };
         let of = |seed: u64| {
-            let sieve = sieve(seed);
-            let deficits = deficits(&sieve);
-            (sieve, deficits)
+            let prefilter = prefilter(seed);
+            let deficits = deficits(&prefilter);
+            (prefilter, deficits)
         };
         let (first, same, others) = (of(1), of(1), [2, 3, 4, 5, 6, 7].map(of));
         let only_high =
@@ -413,16 +426,16 @@ fn a_scan_reports_exactly_the_rows_whose_deficits_count() {
                         tables
                     })
                     .collect();
-                let mut bars = TileBars::EMPTY;
+                let mut row_bounds = TileRowBounds::EMPTY;
                 let scale = Scale::new(level, dim);
-                let mut odd = [0; TILE_BLOCKS];
-                for (b, odd) in odd.iter_mut().enumerate().take(blocks) {
-                    bars.along[b] = Parts(std::array::from_fn(|_| rng.random()));
+                let mut always_pass = [0; TILE_BLOCKS];
+                for (b, always_pass) in always_pass.iter_mut().enumerate().take(blocks) {
+                    row_bounds.along[b] = Parts(std::array::from_fn(|_| rng.random()));
                     if level == Level::TwoBit {
-                        bars.length[b] = Parts(std::array::from_fn(|_| rng.random()));
+                        row_bounds.length[b] = Parts(std::array::from_fn(|_| rng.random()));
                     }
                     if level == Level::Codebook {
-                        (bars.along[b], _, *odd) = told(kernels, &scale, level, &codes, b);
+                        (row_bounds.along[b], _, *always_pass) = row_bounds_of(kernels, &scale, level, &codes, b);
                     }
                 }
                 let bits = kernels.index_bits(level);
@@ -433,17 +446,25 @@ fn a_scan_reports_exactly_the_rows_whose_deficits_count() {
                     .map(|p| {
                         let usual = wanted(kernels.together(level), p, 5) as u16;
                         let (longer, shorter) = if p == 0 { (0, usual / 4) } else { (usual / 4, 0) };
-                        let most = Most { base: usual.saturating_add(usual / 4), along: usual / 2, longer, shorter };
-                        ScanProbe { table: &tables[p].entries, most }
+                        let max_deficit =
+                            MaxDeficit { base: usual.saturating_add(usual / 4), along: usual / 2, longer, shorter };
+                        ScanProbe { table: &tables[p].entries, max_deficit }
                     })
                     .collect();
-                let call =
-                    ScanCall { level, indices: &indices, blocks, probes: &scanned, groups, bars: &bars, scale: &scale };
+                let call = ScanCall {
+                    level,
+                    indices: &indices,
+                    blocks,
+                    probes: &scanned,
+                    groups,
+                    row_bounds: &row_bounds,
+                    scale: &scale,
+                };
                 let expected = |together: usize| {
                     let mut expected: ScanHits = Default::default();
                     for (p, row) in (0..probes).flat_map(|p| (0..codes.rows()).map(move |row| (p, row))) {
                         let (b, r) = (row / BLOCK_ROWS, place(path, row % BLOCK_ROWS));
-                        let most = scanned[p].most.of(bars.along[b].0[r], bars.length[b].0[r]);
+                        let most = scanned[p].max_deficit.of(row_bounds.along[b].0[r], row_bounds.length[b].0[r]);
                         let counts = wanted(together, p, row) <= u32::from(most);
                         expected[p][b] |= u64::from(counts) << (row % BLOCK_ROWS);
                     }
@@ -458,7 +479,7 @@ fn a_scan_reports_exactly_the_rows_whose_deficits_count() {
                 if kernels.scans_planes(probes) {
                     let mut by_planes = expected(PLANES_TOGETHER);
                     for by_planes in &mut by_planes[..probes] {
-                        by_planes.iter_mut().zip(odd).for_each(|(mask, odd)| *mask |= odd);
+                        by_planes.iter_mut().zip(always_pass).for_each(|(mask, always_pass)| *mask |= always_pass);
                     }
                     let mut found: ScanHits = Default::default();
                     assert_eq!(
@@ -474,19 +495,20 @@ fn a_scan_reports_exactly_the_rows_whose_deficits_count() {
 }
 
 #[test]
-fn what_a_scan_found_is_listed_without_the_dead_and_with_the_odd_on_every_path() {
+fn what_a_scan_found_is_listed_without_the_dead_and_with_those_that_always_pass_on_every_path() {
     let mut rng = ChaCha8Rng::seed_from_u64(9);
     for _ in 0..100 {
         let mut few = || rng.random::<u64>() & rng.random::<u64>() & rng.random::<u64>();
         let found: ScanHits = std::array::from_fn(|_| std::array::from_fn(|_| few()));
-        let (odd, live) = (std::array::from_fn(|_| few() & few()), std::array::from_fn(|_| !few()));
+        let (always_pass, live) = (std::array::from_fn(|_| few() & few()), std::array::from_fn(|_| !few()));
         let (probes, blocks) = (rng.random_range(1..=SCAN_PROBES), rng.random_range(1..=TILE_BLOCKS));
         let (first_probe, first_row) = (4090, BLOCK_ROWS * 7);
-        let call = ListCall { found: &found, probes, odd: &odd, live: &live, blocks, first_probe, first_row };
+        let call =
+            ListCall { found: &found, probes, always_pass: &always_pass, live: &live, blocks, first_probe, first_row };
         let mut expected = Vec::new();
         for (p, row) in (0..probes).flat_map(|p| (0..blocks * BLOCK_ROWS).map(move |row| (p, row))) {
             let (b, bit) = (row / BLOCK_ROWS, row % BLOCK_ROWS);
-            if (found[p][b] | odd[b]) & live[b] & 1 << bit != 0 {
+            if (found[p][b] | always_pass[b]) & live[b] & 1 << bit != 0 {
                 expected.push((first_probe + p, first_row + row));
             }
         }
@@ -507,21 +529,22 @@ fn rows_tell_the_same_on_every_path_but_for_the_last_unit() {
         let codes = codes.as_codes();
         for level in Level::ALL {
             let scale = Scale::new(level, dim);
-            let (along, length, odd) = told(CodeKernels::of(Simd::Portable), &scale, level, &codes, 0);
+            let (along, length, always_pass) = row_bounds_of(CodeKernels::of(Simd::Portable), &scale, level, &codes, 0);
             for r in 0..BLOCK_ROWS {
                 let (cosine, norm) = cosine_and_norm(&codes, level, dim, r);
-                let is_odd = cosine < f64::from(scale.reference) || norm < f64::from(scale.length_base) - 1e-4;
-                assert_eq!(odd >> r & 1 == 1, is_odd, "dim {dim} {level:?} row {r}");
-                let above = cosine.min(scale.most.into()) - f64::from(scale.reference);
+                let always_passes = cosine < f64::from(scale.reference) || norm < f64::from(scale.length_base) - 1e-4;
+                assert_eq!(always_pass >> r & 1 == 1, always_passes, "dim {dim} {level:?} row {r}");
+                let above = cosine.min(scale.max.into()) - f64::from(scale.reference);
                 let exact = (norm * above / f64::from(scale.along_unit)).max(0.0);
                 let found = f64::from(along.0[r]);
                 assert!(found <= exact * (1.0 + 1e-6), "dim {dim} {level:?} row {r}: {found} of {exact}");
                 assert!(found >= exact.min(65_535.0) - 2.0, "dim {dim} {level:?} row {r}: {found} of {exact}");
             }
-            assert_ne!(odd, 0, "an axis is far from its code");
+            assert_ne!(always_pass, 0, "an axis is far from its code");
             for path in paths() {
-                let (other_along, other_length, other_odd) = told(CodeKernels::of(path), &scale, level, &codes, 0);
-                assert_eq!(other_odd, odd, "{path}");
+                let (other_along, other_length, other_always_pass) =
+                    row_bounds_of(CodeKernels::of(path), &scale, level, &codes, 0);
+                assert_eq!(other_always_pass, always_pass, "{path}");
                 for r in 0..BLOCK_ROWS {
                     let at = place(path, r);
                     assert!(along.0[r].abs_diff(other_along.0[at]) <= 1, "{path} dim {dim} {level:?} row {r}");
@@ -542,17 +565,17 @@ fn the_largest_deficit_is_never_below_the_bar_and_close_above_it() {
         for (path, level) in paths().flat_map(|path| Level::ALL.map(|level| (path, level))) {
             let kernels = CodeKernels::of(path);
             for certificate in [Certificate::Deterministic, Certificate::Randomised { miss_probability: 1e-12 }] {
-                let cutter = Bounds::dithered(certificate, dim);
+                let bounds = Bounds::dithered(certificate, dim);
                 let scale = Scale::new(level, dim);
                 for (block, floor) in [0.25, 0.6].into_iter().enumerate() {
-                    let cut = cutter.bound(floor).unwrap();
+                    let bound = bounds.bound(floor).unwrap();
                     let tables = Tables::new(kernels, level, &unit(&mut rng, dim), None, &mut rng);
-                    let most = Most::new(&scale, &cutter, Some(cut), (tables.offset, tables.step));
-                    let (along, length, odd) = told(kernels, &scale, level, &codes, block);
-                    for r in (0..BLOCK_ROWS).filter(|r| odd >> r & 1 == 0) {
+                    let most = MaxDeficit::new(&scale, &bounds, Some(bound), (tables.offset, tables.step));
+                    let (along, length, always_pass) = row_bounds_of(kernels, &scale, level, &codes, block);
+                    for r in (0..BLOCK_ROWS).filter(|r| always_pass >> r & 1 == 0) {
                         let (cosine, n) = cosine_and_norm(&codes, level, dim, block * BLOCK_ROWS + r);
-                        let x = (cosine - f64::from(cutter.loss())).max(0.0);
-                        let (a, b, slack) = cut.parts();
+                        let x = (cosine - f64::from(bounds.loss())).max(0.0);
+                        let (a, b, slack) = bound.parts();
                         let bar = f64::from(a) * x - f64::from(b) * (1.0 - x * x).max(0.0).sqrt() - f64::from(slack);
                         let exact = (f64::from(tables.offset) - n * bar) / f64::from(tables.step);
                         let at = place(path, r);
@@ -603,24 +626,30 @@ fn fine_codes_bound_the_cosine_from_above_and_closely_on_every_path() {
             let codes = codes.as_codes();
             let probes: Vec<f32> = (0..5).flat_map(|_| unit(&mut rng, dim)).collect();
             for certificate in [Certificate::Deterministic, Certificate::Randomised { miss_probability: 1e-12 }] {
-                let sieve = Sieve::new(kernels, dim, &probes, std::iter::repeat_n(Seed::default(), 5), certificate);
-                let cuts: Vec<Cuts> = [0.05, 0.1, 0.2, 0.3].into_iter().map(|floor| sieve.cuts(floor)).collect();
-                let cuts = [&cuts[..], &[Cuts { floor: 0.0, cut: None, dithered: None }]].concat();
+                let prefilter =
+                    Prefilter::new(kernels, dim, &probes, std::iter::repeat_n(Seed::default(), 5), certificate);
+                let floor_bounds: Vec<FloorBounds> =
+                    [0.05, 0.1, 0.2, 0.3].into_iter().map(|floor| prefilter.floor_bounds(floor)).collect();
+                let floor_bounds =
+                    [&floor_bounds[..], &[FloorBounds { floor: 0.0, bound: None, dithered: None }]].concat();
                 let all = (0..codes.rows()).flat_map(|row| (0..5).map(move |probe| Hit::new(probe, row)));
                 let mut hits: Vec<Hit> = all.collect();
-                let closer = cuts.iter().enumerate().map(|(p, cuts)| CloseProbe::new(sieve.fine_probe(p), cuts.cut));
-                let closer: Vec<CloseProbe<'_>> = closer.collect();
-                let passed = sieve.closer(&mut hits, &codes, &closer, &sieve.cutter);
+                let refine_probes = floor_bounds
+                    .iter()
+                    .enumerate()
+                    .map(|(p, floor_bounds)| RefineProbe::new(prefilter.quantised(p), floor_bounds.bound));
+                let refine_probes: Vec<RefineProbe<'_>> = refine_probes.collect();
+                let passed = prefilter.refine_hits(&mut hits, &codes, &refine_probes, &prefilter.bounds);
                 let passed: std::collections::HashSet<(usize, usize)> =
                     hits[..passed].iter().map(|hit| (hit.probe(), hit.row())).collect();
                 for (probe, row) in (0..5).flat_map(|probe| (0..codes.rows()).map(move |row| (probe, row))) {
                     let what = format!("{path} dim {dim} probe {probe} row {row}");
                     let zero = rows[row * dim..(row + 1) * dim].iter().all(|v| v.to_f32() == 0.0);
-                    let Some(cut) = cuts[probe].cut else {
+                    let Some(bound) = floor_bounds[probe].bound else {
                         assert!(passed.contains(&(probe, row)), "{what}");
                         continue;
                     };
-                    // It reaches no floor that has a cut.
+                    // It reaches no floor that has a bound.
                     if zero {
                         continue;
                     }
@@ -630,9 +659,10 @@ fn fine_codes_bound_the_cosine_from_above_and_closely_on_every_path() {
                         f64::from(2 * i32::from(if i < dim / 2 { byte & 15 } else { byte >> 4 }) - 15)
                     };
                     let norm = (0..dim).map(|i| integer(i).powi(2)).sum::<f64>().sqrt();
-                    let exact = (0..dim).map(|i| integer(i) * f64::from(sieve.probe(probe)[i])).sum::<f64>() / norm;
-                    let bar = f64::from(cut.least_product(sieve.cutter.angle(codes.factors[row].four_bit_cosine())));
-                    let error = sieve.fine_probe(probe).error();
+                    let exact = (0..dim).map(|i| integer(i) * f64::from(prefilter.probe(probe)[i])).sum::<f64>() / norm;
+                    let bar =
+                        f64::from(bound.least_product(prefilter.bounds.angle(codes.factors[row].four_bit_cosine())));
+                    let error = prefilter.quantised(probe).error();
                     if exact >= bar + 1e-6 {
                         assert!(passed.contains(&(probe, row)), "{what}: {exact} reaches {bar}");
                     } else if exact + 2.0 * error + 1e-6 < bar {

@@ -1,15 +1,14 @@
-//! Sifting kernels in AVX2 with FMA and F16C: f32 products, 12 sums in registers.
+//! Exhaustive kernels in AVX2 with FMA and F16C: f32 products, 12 sums in registers. Twin: [`super::portable`].
 //!
 //! Every function here needs the instructions of [`crate::simd::Simd::Avx2`]; layouts are those
-//! of [`super::kernels`].
+//! of [`super::layout`].
 
 use std::arch::x86_64::*;
 
 use half::f16;
 
-use super::kernels::{
-    DOTS_ROWS, DOTS_ROWS_AHEAD, Dots, DotsNumbers, Line, Tile, TileHits, each_probe, row_starts, sixteen,
-};
+use super::kernels::{Dots, Tile};
+use super::layout::{DOTS_ROWS, DOTS_ROWS_AHEAD, DotsNumbers, Line, TileHits, each_probe, row_starts, sixteen};
 use crate::engine::dot::avx2::widened;
 
 /// Rows of a panel: two registers.

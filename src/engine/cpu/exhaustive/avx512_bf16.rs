@@ -1,15 +1,17 @@
-//! Sifting tiles in AVX-512 BF16: two products a lane and instruction, twice the rate of f32.
+//! Exhaustive tiles in AVX-512 BF16: two products per lane and instruction, twice the rate of f32. Twin, but
+//! for its rounding: [`super::portable`].
 //!
 //! Numbers are coarse ([`super::slack::coarse_slack`]); rows that pass are compared again in f32.
 //! Every function here needs the instructions of [`crate::simd::Simd::Avx512Bf16`]; layouts are
-//! those of [`super::kernels`].
+//! those of [`super::layout`].
 
 use std::arch::x86_64::*;
 
 use half::f16;
 
 use super::avx512::{report, transposed};
-use super::kernels::{Line, Tile, TileHits, each_probe, row_starts, sixteen};
+use super::kernels::Tile;
+use super::layout::{Line, TileHits, each_probe, row_starts, sixteen};
 use crate::engine::dot::avx512::widened;
 
 /// Rows of a panel: two registers.

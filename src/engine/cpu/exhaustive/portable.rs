@@ -1,9 +1,10 @@
-//! Sifting kernels in plain Rust, in shapes that compilers vectorise. Layouts are those of
-//! [`super::kernels`].
+//! Exhaustive kernels in plain Rust, in shapes that compilers vectorise: the twin that `avx2`, `avx512` and
+//! `avx512_bf16` are held against. Layouts are those of [`super::layout`].
 
 use half::f16;
 
-use super::kernels::{Line, Tile, TileHits};
+use super::kernels::Tile;
+use super::layout::{Line, TileHits};
 use crate::engine::dot::portable::widened;
 
 /// Rows of a panel.
@@ -31,8 +32,8 @@ fn tile<const P: usize>(panel: &[Line], probes: &[Line], dim: usize, thresholds:
 
 /// The sums of a tile.
 ///
-/// Four components at a time, and the rows innermost in a loop too long to be unrolled: that
-/// compilers turn into vectors, whatever the width of a register.
+/// Four components at a time, and the rows innermost in a loop too long to be unrolled: compilers
+/// vectorise this, whatever the width of a register.
 #[inline(never)]
 fn sums<const P: usize>(rows: &[[f32; PANEL_ROWS]], columns: &[[f32; P]]) -> [[f32; PANEL_ROWS]; P] {
     let mut sums = [[0.0_f32; PANEL_ROWS]; P];
@@ -54,7 +55,7 @@ pub(super) fn pack_rows(rows: &[f16], dim: usize, panel: &mut [Line]) {
     let last = rows.len() / dim - 1;
     for r in 0..PANEL_ROWS {
         let row = &rows[r.min(last) * dim..(r.min(last) + 1) * dim];
-        // Widened first, several at a time, then dealt out.
+        // Widened first, several at a time, then transposed.
         for (values, columns) in row.as_chunks::<STEP>().0.iter().zip(panel.chunks_exact_mut(STEP)) {
             let wide = values.map(widened);
             for (column, value) in columns.iter_mut().zip(wide) {
