@@ -1,15 +1,15 @@
 //! The engine's own copy of codebook codes, in large pages.
 //!
-//! A look at codebook codes for one probe is bound by memory, and a file is mapped in pages of 4 KiB: the
-//! processor fetches ahead within a page only, and looks up each. Anonymous memory comes in pages of
-//! 2 MiB where the system has them, which takes a sixth off the time. So whole segments' codebook codes,
-//! 49 bytes a row of 512, are copied once; the last segment, which still grows, is read where it is.
+//! A first pass over codebook codes for one probe is bound by memory, and a file is mapped in pages of 4 KiB:
+//! the processor prefetches only within a page, and translates the address of each. Anonymous memory comes in
+//! pages of 2 MiB if the system has them, which saves a sixth of the time. So the codebook codes of whole
+//! segments, 49 bytes per row of 512, are copied once; the last segment, which still grows, is read from the map.
 //!
-//! Knows blocks and their identities. Does not know probes or certificates.
+//! Knows segments and their identities. Does not know probes or certificates.
 //!
-//! Invariants: a copy is of the codebook codes that its segment's blocks had, but for rows that were erased
+//! Invariants: a copy has the codebook codes that its segment had, except for rows that were erased
 //! since, which are zeros; memory is zeroed before it is given to another segment or back to the
-//! system. Where there is no memory for a copy there is none, and the map is read.
+//! system. If there is no memory for a copy, there is no copy, and the map is read.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -37,9 +37,9 @@ struct Place {
 /// See the module.
 #[derive(Default)]
 pub(super) struct CodebookCopy {
-    /// Zero where no copy is.
+    /// Zeros outside of copies.
     slabs: Vec<MmapMut>,
-    /// What of the slabs has no copy: slab and bytes, ascending, none touching the next.
+    /// The parts of slabs without a copy: slab and bytes, ascending, not touching each other.
     free: Vec<(usize, Range<usize>)>,
     /// By the identity of a segment.
     places: HashMap<u64, Place>,
@@ -51,7 +51,7 @@ impl CodebookCopy {
         self.places.values().map(|place| place.bytes).sum()
     }
 
-    /// The blocks that there should be copies of: those behind which others come are whole.
+    /// The segments that should have copies: all but the last are whole.
     fn whole<'v, 'a>(view: &'v GalleryView<'a>) -> impl Iterator<Item = &'v SegmentView<'a>> {
         let count = view.segments.len().saturating_sub(1);
         view.segments[..count].iter().filter(|block| !block.codes.codebook.is_empty())
@@ -107,7 +107,7 @@ impl CodebookCopy {
         }
     }
 
-    /// A place of so many bytes, all zero: in the smallest hole that has them, so that segments of all
+    /// A place of so many bytes, all zero: in the smallest hole that is large enough, so that segments of all
     /// sizes may come and go.
     fn room(&mut self, bytes: usize) -> Option<Place> {
         let fits = self.free.iter().enumerate().filter(|(_, (_, hole))| hole.len() >= bytes);
@@ -115,7 +115,7 @@ impl CodebookCopy {
             Some((at, _)) => at,
             None => {
                 let slab = MmapMut::map_anon(SLAB_BYTES.max(bytes)).ok()?;
-                // Where there are no large pages, small ones are slower and no less right.
+                // Without large pages this is slower but still correct.
                 #[cfg(target_os = "linux")]
                 let _ = slab.advise(memmap2::Advice::HugePage);
                 self.free.push((self.slabs.len(), 0..slab.len()));
@@ -147,11 +147,11 @@ impl CodebookCopy {
         }
     }
 
-    /// `view`, with codebook codes read from copies where there are some.
+    /// `view`, with codebook codes read from the copies that there are.
     pub(super) fn over<'s>(&'s self, view: &GalleryView<'s>) -> GalleryView<'s> {
         let over = |block: &SegmentView<'s>| {
             let mut codes = block.codes;
-            // Of a view older than the copy, fewer blocks.
+            // A view older than the copy has fewer blocks.
             if let Some(place) = self.places.get(&block.identity)
                 && place.bytes >= codes.codebook.len()
             {
@@ -197,8 +197,8 @@ mod tests {
     }
 
     /// Whether what is read of each segment lies in a slab.
-    fn copied(codebook_copy: &CodebookCopy, view: &GalleryView<'_>) -> Vec<bool> {
-        let seen = codebook_copy.over(view);
+    fn copied(copy: &CodebookCopy, view: &GalleryView<'_>) -> Vec<bool> {
+        let seen = copy.over(view);
         for (seen, block) in seen.segments.iter().zip(&view.segments) {
             assert_eq!(seen.codes.codebook, block.codes.codebook);
             assert_eq!((seen.identity, seen.first_row), (block.identity, block.first_row));

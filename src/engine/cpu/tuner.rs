@@ -48,7 +48,7 @@ struct Measured {
 pub(super) struct Tuner<'a> {
     levels: [Measured; Level::ALL.len()],
     bounds: Bounds,
-    /// Whether a first pass over codebook or 1-bit codes can pass a row over.
+    /// Whether a first pass over codebook codes can pass a row over.
     randomised: bool,
     /// Femtoseconds per pair of an exhaustive comparison. The engine keeps it from request to request: it
     /// depends on little but the number of probes.
@@ -69,7 +69,7 @@ impl<'a> Tuner<'a> {
             time: AtomicU64::new(UNKNOWN),
             passed: AtomicU64::new(0),
             again: AtomicUsize::new(1),
-            // Two bits are worth trying earlier: the other levels let more of the rows near the bound pass.
+            // Two bits are worth trying earlier: codebook codes let more of the rows near the bound pass.
             promising: if level == Level::TwoBit { usual } else { 2.0 * usual },
         };
         Self {

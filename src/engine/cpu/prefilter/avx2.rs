@@ -16,7 +16,7 @@ use super::row_bounds::{self, Parts, Scale};
 
 pub(super) const BITS: usize = 4;
 /// For each level, groups whose entries are added in bytes before they are widened.
-pub(super) const TOGETHER: [usize; Level::ALL.len()] = [8, 8, 4];
+pub(super) const TOGETHER: [usize; Level::ALL.len()] = [8, 4];
 
 /// See [`super::kernels::Spread`].
 #[target_feature(enable = "avx2")]
@@ -26,14 +26,8 @@ pub(super) fn spread(call: &SpreadCall<'_>, to: &mut [IndexLine]) {
 
 /// See [`super::kernels::RowBounds`].
 #[target_feature(enable = "avx2")]
-pub(super) fn row_bounds(
-    scale: &Scale,
-    level: Level,
-    factors: &[Factors; BLOCK_ROWS],
-    along: &mut Parts,
-    length: &mut Parts,
-) -> u64 {
-    row_bounds::of_rows(scale, level, factors, along, length)
+pub(super) fn row_bounds(scale: &Scale, factors: &[Factors; BLOCK_ROWS], along: &mut Parts, length: &mut Parts) -> u64 {
+    row_bounds::of_rows(scale, factors, along, length)
 }
 
 /// See [`super::kernels::CodebookRowBounds`].
@@ -48,7 +42,6 @@ pub(super) fn scan(call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
     match call.level {
         // One block at a time: a table of theirs takes four registers.
         Level::Codebook => by_blocks::<1, { TOGETHER[Level::Codebook as usize] }, CODEWORD_QUARTERS>(call, hits),
-        Level::OneBit => by_blocks::<2, { TOGETHER[Level::OneBit as usize] }, 1>(call, hits),
         Level::TwoBit => by_blocks::<2, { TOGETHER[Level::TwoBit as usize] }, 1>(call, hits),
     }
 }

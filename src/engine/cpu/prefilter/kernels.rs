@@ -26,9 +26,9 @@ use crate::simd::Simd;
 
 /// Writes the indices of a tile.
 pub(super) type Spread = unsafe fn(&SpreadCall<'_>, &mut [IndexLine]);
-/// (scale, level, factors of a block's rows, numbers along, numbers of length) to the rows that
+/// (scale, factors of a block's rows, numbers along, numbers of length) to the rows that
 /// always pass, by row. The numbers are in the order of the path.
-pub(super) type RowBounds = unsafe fn(&Scale, Level, &[Factors; BLOCK_ROWS], &mut Parts, &mut Parts) -> u64;
+pub(super) type RowBounds = unsafe fn(&Scale, &[Factors; BLOCK_ROWS], &mut Parts, &mut Parts) -> u64;
 /// [`RowBounds`] for codebook codes: (scale, cosines of a block's rows, numbers along) to the rows that
 /// always pass.
 pub(super) type CodebookRowBounds = unsafe fn(&Scale, &[u8; BLOCK_ROWS], &mut Parts) -> u64;
@@ -46,7 +46,7 @@ pub(super) type Refine = unsafe fn(&RefineCall<'_>, &mut [Hit]) -> usize;
 /// The kernels of one path. Calling them is sound because [`CodeKernels::of`] is only
 /// asked for a path that the processor has.
 pub(in crate::engine::cpu) struct CodeKernels {
-    /// Bits of an index into signs, or signs and magnitudes.
+    /// Bits of an index into signs and magnitudes.
     bits: usize,
     /// For each level: groups are padded to a multiple of this, and entries of so many are added in
     /// bytes, which saturate where [`Level::saturates`].
@@ -111,7 +111,6 @@ impl CodeKernels {
     pub(super) fn group_dims(&self, level: Level) -> usize {
         match level {
             Level::Codebook => codebook::GROUP_DIMS,
-            Level::OneBit => self.bits,
             Level::TwoBit => self.bits / 2,
         }
     }
@@ -138,7 +137,7 @@ impl CodeKernels {
         let (blocks, groups) = (codes.rows() / BLOCK_ROWS, self.groups(level, dim));
         let (plane, lines, block_bytes) = match level {
             Level::Codebook => (codes.codebook, codebook::lines(dim), codebook_bytes(dim)),
-            Level::OneBit | Level::TwoBit => (codes.one_bit, dim / 8, one_bit_bytes(dim)),
+            Level::TwoBit => (codes.one_bit, dim / 8, one_bit_bytes(dim)),
         };
         assert!(plane.len() == blocks * block_bytes && codes.two_bit.len() == blocks * one_bit_bytes(dim));
         let width = self.index_bits(level) / if level == Level::TwoBit { 2 } else { 1 };
@@ -182,13 +181,12 @@ impl CodeKernels {
     pub(super) fn row_bounds(
         &self,
         scale: &Scale,
-        level: Level,
         factors: &[Factors; BLOCK_ROWS],
         along: &mut Parts,
         length: &mut Parts,
     ) -> u64 {
         // SAFETY: the processor has this path, see `of`.
-        unsafe { (self.row_bounds)(scale, level, factors, along, length) }
+        unsafe { (self.row_bounds)(scale, factors, along, length) }
     }
 
     /// [`CodeKernels::row_bounds`] for codebook codes, from their cosines.

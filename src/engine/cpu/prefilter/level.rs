@@ -7,14 +7,12 @@ use thenar_index::codebook;
 pub(in crate::engine::cpu) enum Level {
     /// Codewords: six bits for eight components. Passes nothing over under the deterministic certificate.
     Codebook,
-    /// Signs: one bit per component. Passes nothing over under the deterministic certificate.
-    OneBit,
-    /// Signs and two magnitudes.
+    /// Signs and two magnitudes: two bits per component.
     TwoBit,
 }
 
 impl Level {
-    pub(in crate::engine::cpu) const ALL: [Self; 3] = [Self::Codebook, Self::OneBit, Self::TwoBit];
+    pub(in crate::engine::cpu) const ALL: [Self; 2] = [Self::Codebook, Self::TwoBit];
 
     /// Whether codes of one dimension differ in length.
     pub(in crate::engine::cpu) fn has_lengths(self) -> bool {
@@ -33,8 +31,7 @@ impl Level {
         match self {
             // What codewords keep of normal variables.
             Self::Codebook => 0.747,
-            // The mean magnitude of a normal variable, and what four levels keep of one.
-            Self::OneBit => 0.798,
+            // What four levels keep of normal variables.
             Self::TwoBit => 0.939,
         }
     }
@@ -43,7 +40,7 @@ impl Level {
     pub(in crate::engine::cpu) fn least_norm(self, dim: usize) -> f32 {
         match self {
             Self::Codebook => (codebook::square(dim) as f32).sqrt(),
-            Self::OneBit | Self::TwoBit => (dim as f32).sqrt(),
+            Self::TwoBit => (dim as f32).sqrt(),
         }
     }
 }

@@ -109,7 +109,7 @@ pub(super) struct Prefilter<'a> {
 }
 
 impl<'a> Prefilter<'a> {
-    /// Under a randomised certificate each of the four codes has one of [`PASSES`] parts of the miss
+    /// Under a randomised certificate each of the three codes has one of [`PASSES`] parts of the miss
     /// probability, what dithering may add to it included.
     pub(super) fn new(
         kernels: &'static CodeKernels,
@@ -378,9 +378,9 @@ impl<'a> Prefilter<'a> {
                 Level::Codebook => {
                     self.kernels.codebook_row_bounds(scale, codes.codebook_cosines(self.dim, b), &mut bounds.along[b])
                 }
-                Level::OneBit | Level::TwoBit => {
+                Level::TwoBit => {
                     let factors = codes.factors[b * BLOCK_ROWS..][..BLOCK_ROWS].try_into().expect("a block");
-                    self.kernels.row_bounds(scale, level, factors, &mut bounds.along[b], &mut bounds.length[b])
+                    self.kernels.row_bounds(scale, factors, &mut bounds.along[b], &mut bounds.length[b])
                 }
             };
             bounds.always_pass[b] = always_pass & *live;

@@ -83,7 +83,7 @@ pub(super) struct Scale {
 impl Scale {
     pub(super) fn new(level: Level, dim: usize) -> Self {
         let (usual, norm) = (level.usual_cosine(), level.least_norm(dim));
-        // Cosines deviate by about 0.2 / sqrt(dim) with 1-bit and 2-bit codes, and by 0.5 / sqrt(dim) with codebook codes.
+        // Cosines deviate by about 0.2 / sqrt(dim) with 2-bit codes, and by 0.5 / sqrt(dim) with codebook codes.
         let root = (dim as f32).sqrt();
         let reference = (usual - 2.5 / root).max(0.0);
         let max = usual + if level == Level::Codebook { 1.5 } else { 0.6 } / root;
@@ -95,7 +95,6 @@ impl Scale {
             // Parts of a cosine times the one length: no rounding at all. Those of codebook codes are 256
             // times larger, and are multiplied, since the probe's number must be under 1.
             Level::Codebook => norm * part / 256.0,
-            Level::OneBit => norm * part,
             // n is at most three times the least, and (1 - r) is under a quarter for 200 components and
             // more. Larger numbers are cut off, which rounds down.
             Level::TwoBit => 0.75 * norm / f32::from(u16::MAX),
@@ -120,29 +119,18 @@ impl Scale {
     }
 }
 
-/// The numbers of a block's rows for 1-bit or 2-bit codes, in their order. Returns the rows that always pass.
+/// The numbers of a block's rows for 2-bit codes, in their order. Returns the rows that always pass.
 /// The twin of other paths, in a shape that compilers vectorise.
 #[inline(always)]
-pub(super) fn of_rows(
-    scale: &Scale,
-    level: Level,
-    factors: &[Factors; BLOCK_ROWS],
-    along: &mut Parts,
-    length: &mut Parts,
-) -> u64 {
+pub(super) fn of_rows(scale: &Scale, factors: &[Factors; BLOCK_ROWS], along: &mut Parts, length: &mut Parts) -> u64 {
     let mut always_pass = 0;
     for (r, factors) in factors.iter().enumerate() {
-        let (cosine, square) = match level {
-            Level::TwoBit => (factors.two_bit_cosine(), factors.two_bit_square(scale.dim)),
-            _ => (factors.one_bit_cosine(), scale.dim as u32),
-        };
+        let (cosine, square) = (factors.two_bit_cosine(), factors.two_bit_square(scale.dim));
         let n = (square as f32).sqrt();
         always_pass |= u64::from(cosine < scale.reference || square < scale.square_base) << r;
         // The casts saturate, and round down.
         along.0[r] = ((cosine.min(scale.max) - scale.reference) * n / scale.along_unit) as u16;
-        if level.has_lengths() {
-            length.0[r] = ((n - scale.length_base) / scale.length_unit) as u16;
-        }
+        length.0[r] = ((n - scale.length_base) / scale.length_unit) as u16;
     }
     always_pass
 }

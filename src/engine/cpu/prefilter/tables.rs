@@ -54,11 +54,11 @@ impl Tables {
     /// [`ENTRY_SLACK`]: an entry must not be larger than floor(x + ENTRY_SLACK + u), with x from `high`
     /// (an f32) to the part over the reals, and u over the reals too. Since that is at least
     /// zero, a cast that saturates at zero is on the safe side.
-    /// - Parts of 1-bit and 2-bit codes are added up in f32 by at most 16 additions of factors whose magnitudes
+    /// - Parts of 2-bit codes are added up in f32 by at most 16 additions of factors whose magnitudes
     ///   sum to half the group's range, so they are wrong by less than 2^-18 of the range. Those of codewords
     ///   are eight products of a group q_g with a codeword of length 100: wrong by less than
     ///   2^-20 * 100 ‖q_g‖, and the largest range is at least a quarter of the largest 100 ‖q_g‖, since codewords
-    ///   point everywhere (`words_point_everywhere`). A step is at least 1/512 of the largest range, so
+    ///   point everywhere (`codewords_point_everywhere`). A step is at least 1/512 of the largest range, so
     ///   either is below 2^-9 of a step.
     /// - A subtraction, an inverse, a multiplication and the addition of u round at most 513 steps to 24
     ///   bits each: below 2^-12 of a step.
@@ -121,7 +121,7 @@ pub(super) fn extremes(numbers: &[f32]) -> (f32, f32) {
 }
 
 /// The parts of <q, c> for every index of a group. Indices are numbers of codewords, or bits set for negative
-/// components and, above them (`Level::TwoBit`), for large ones. Returns the least and the largest part.
+/// components and, above them, for large ones. Returns the least and the largest part.
 pub(super) fn fill_parts(parts: &mut [f32], group: &[f32], dims: usize, level: Level) -> (f32, f32) {
     if level == Level::Codebook {
         parts.copy_from_slice(&codebook::products(group));
@@ -135,17 +135,14 @@ pub(super) fn fill_parts(parts: &mut [f32], group: &[f32], dims: usize, level: L
             *next = *done - twice;
         }
     }
-    if level == Level::TwoBit {
-        for bit in 0..dims {
-            let twice = 2.0 * group.get(bit).copied().unwrap_or(0.0);
-            let (done, next) = parts.split_at_mut(1 << (dims + bit));
-            for (at, (next, done)) in next.iter_mut().zip(done).enumerate() {
-                // Three times the component instead of once.
-                *next = if at >> bit & 1 == 1 { *done - twice } else { *done + twice };
-            }
+    for bit in 0..dims {
+        let twice = 2.0 * group.get(bit).copied().unwrap_or(0.0);
+        let (done, next) = parts.split_at_mut(1 << (dims + bit));
+        for (at, (next, done)) in next.iter_mut().zip(done).enumerate() {
+            // Three times the component instead of once.
+            *next = if at >> bit & 1 == 1 { *done - twice } else { *done + twice };
         }
     }
-    let largest = if level == Level::OneBit { 1.0 } else { 3.0 };
-    let reach = largest * group.iter().map(|q| q.abs()).sum::<f32>();
+    let reach = 3.0 * group.iter().map(|q| q.abs()).sum::<f32>();
     (-reach, reach)
 }

@@ -9,8 +9,7 @@ use thenar_index::codebook;
 use thenar_index::codes::{OwnedCodes, codebook_bytes, codebook_cosine};
 
 use super::layout::{LIST_SLACK, PLANES_TOGETHER};
-use super::row_bounds::Parts;
-use super::row_bounds::TileRowBounds;
+use super::row_bounds::{Parts, TileRowBounds};
 use super::tables::{extremes, fill_parts};
 use super::*;
 use crate::simd::Simd;
@@ -35,7 +34,7 @@ fn coded(rng: &mut ChaCha8Rng, dim: usize, blocks: usize) -> (Vec<f16>, OwnedCod
             3 => vec![0.0; dim],
             5 => (0..dim).map(|i| if i == row % dim { 1.0 } else { 0.0 }).collect(),
             7 => vec![-1.0 / (dim as f32).sqrt(); dim],
-            // A codebook code, and a two code with few large components: a short one.
+            // A codebook code, and a 2-bit code with few large components: a short one.
             9 => {
                 let words = (0..dim / codebook::GROUP_DIMS)
                     .flat_map(|g| codebook::CODEWORDS[(row + g) % codebook::CODEWORD_COUNT]);
@@ -57,7 +56,6 @@ fn cosine_and_norm(codes: &Codes<'_>, level: Level, dim: usize, row: usize) -> (
         Level::Codebook => {
             (codebook_cosine(codes.codebook_cosines(dim, row / BLOCK_ROWS)[row % BLOCK_ROWS]).into(), norm)
         }
-        Level::OneBit => (factors.one_bit_cosine().into(), norm),
         Level::TwoBit => (factors.two_bit_cosine().into(), f64::from(factors.two_bit_square(dim)).sqrt()),
     }
 }
@@ -75,7 +73,7 @@ fn row_bounds_of(
         kernels.codebook_row_bounds(scale, codes.codebook_cosines(scale.dim, block), &mut along)
     } else {
         let factors = codes.factors[block * BLOCK_ROWS..][..BLOCK_ROWS].try_into().unwrap();
-        kernels.row_bounds(scale, level, factors, &mut along, &mut length)
+        kernels.row_bounds(scale, factors, &mut along, &mut length)
     };
     (along, length, always_pass)
 }
@@ -135,7 +133,6 @@ fn ranges(kernels: &CodeKernels, level: Level, probe: &[f32]) -> Vec<f64> {
                 let (low, high) = extremes(&codebook::products(group));
                 f64::from(high) - f64::from(low)
             }
-            Level::OneBit => sum,
             Level::TwoBit => 3.0 * sum,
         }
     };
@@ -143,7 +140,7 @@ fn ranges(kernels: &CodeKernels, level: Level, probe: &[f32]) -> Vec<f64> {
 }
 
 #[test]
-fn first_looks_bound_the_product_from_above_and_closely_on_every_path() {
+fn first_passes_bound_the_product_from_above_and_closely_on_every_path() {
     for path in paths() {
         let kernels = CodeKernels::of(path);
         for dim in DIMS {
@@ -224,25 +221,25 @@ fn dithered_entries_are_right_on_average_and_within_a_step() {
 
 #[test]
 fn what_a_dither_leaves_has_one_law_whatever_the_probe() {
-    // Table look-ups of bytes: 64 groups of eight components, of which the first is not zero.
+    // Table look-ups of bytes: 128 groups of four components, of which the first is not zero.
     const DIM: usize = 512;
     const DRAWS: usize = 4000;
     let kernels = CodeKernels::of(Simd::Portable);
-    let dims = kernels.group_dims(Level::OneBit);
+    let dims = kernels.group_dims(Level::TwoBit);
     let groups = DIM / dims;
     let deviation = (groups as f64 / 12.0).sqrt();
     let mut rng = ChaCha8Rng::seed_from_u64(5);
     for fraction in [0.0, 0.02, 0.25, 0.5, 0.75, 0.98] {
         // A range of so many steps: more than a byte holds with finer ones.
         let (steps, step) = (240.0 + fraction, 1.0 / 1024.0);
-        let probe: Vec<f32> = (0..DIM).map(|i| if i % dims == 0 { (steps * step / 2.0) as f32 } else { 0.0 }).collect();
-        let product = -probe.iter().map(|q| f64::from(*q)).sum::<f64>();
+        let probe: Vec<f32> = (0..DIM).map(|i| if i % dims == 0 { (steps * step / 6.0) as f32 } else { 0.0 }).collect();
+        let product = -3.0 * probe.iter().map(|q| f64::from(*q)).sum::<f64>();
         let mut mean = 0.0;
         let mut square = 0.0;
         for _ in 0..DRAWS {
-            let tables = Tables::new(kernels, Level::OneBit, &probe, Some(step as f32), &mut rng);
+            let tables = Tables::new(kernels, Level::TwoBit, &probe, Some(step as f32), &mut rng);
             assert_eq!(f64::from(tables.step), step);
-            // The index of a code of minus ones.
+            // The index of a code of minus threes.
             let entries = bytemuck::cast_slice::<IndexLine, u8>(&tables.entries).chunks_exact(256);
             let deficit: f64 = entries.map(|table| f64::from(table[255])).sum();
             let error = (product - f64::from(tables.offset)) / step + deficit;
@@ -257,7 +254,7 @@ fn what_a_dither_leaves_has_one_law_whatever_the_probe() {
     }
 }
 
-/// Misses of first looks at dithered tables among `pairs` mated pairs of exactly the floor's score.
+/// Misses of first passes with dithered tables among `pairs` mated pairs of exactly the floor's score.
 fn misses(path: Simd, level: Level, dim: usize, probability: f64, pairs: u64) -> u64 {
     const TAU: f64 = 0.5;
     let kernels = CodeKernels::of(path);
@@ -296,14 +293,14 @@ fn misses(path: Simd, level: Level, dim: usize, probability: f64, pairs: u64) ->
 }
 
 #[test]
-fn dithered_first_looks_miss_no_more_than_claimed_and_not_never() {
-    // Three deviations of a Poisson count. Entries rounded up would be caught, and a bar that never
+fn dithered_first_passes_miss_no_more_than_claimed_and_not_never() {
+    // Three deviations of a Poisson count. Entries rounded up would be caught, and a bound that never
     // misses. That the proof has no room to spare is shown by `dithered_bars_spend_what_they_claim`.
     const PAIRS: u64 = 1 << 18;
     // Paths of one width of index have the same tables.
     let mut widths = Vec::new();
     for path in paths() {
-        let bits = CodeKernels::of(path).index_bits(Level::OneBit);
+        let bits = CodeKernels::of(path).index_bits(Level::TwoBit);
         if widths.contains(&bits) {
             continue;
         }
@@ -320,7 +317,7 @@ fn dithered_first_looks_miss_no_more_than_claimed_and_not_never() {
 }
 
 #[test]
-fn what_a_first_look_passes_over_at_a_floor_it_passes_over_at_higher_ones_if_the_seed_is_the_same() {
+fn what_a_first_pass_passes_over_at_a_floor_it_passes_over_at_higher_ones_if_the_seed_is_the_same() {
     const DIM: usize = 256;
     const PROBES: usize = 64;
     let mut rng = ChaCha8Rng::seed_from_u64(8);
@@ -384,7 +381,7 @@ fn what_a_first_look_passes_over_at_a_floor_it_passes_over_at_higher_ones_if_the
         let only_high =
             |low: &[bool], high: &[bool]| low.iter().zip(high).filter(|(low, high)| !**low && **high).count();
         let (mut with_same, mut with_others, mut fell) = (0, 0, 0);
-        // Bars among the products of strangers, of which there are many, and of the four.
+        // Bounds among the products of unrelated rows, of which there are many, and of the four.
         for floor in [0.1, 0.13, 0.16, 0.2, 0.24, 0.3, 0.5] {
             let (low, rise) = pass(&first, floor);
             let high = pass(&same, floor + rise).0;
@@ -395,7 +392,7 @@ fn what_a_first_look_passes_over_at_a_floor_it_passes_over_at_higher_ones_if_the
         let what =
             format!("{path} {level:?}: {with_same} and {with_others} pass only the higher floor, {fell} the lower");
         assert_eq!(with_same, 0, "{what}");
-        // A round that drew anew would have another look, with other misses.
+        // A round that drew anew would have other misses.
         assert!(with_others > 0 && fell > 20, "{what}");
     }
 }
@@ -495,7 +492,7 @@ fn a_scan_reports_exactly_the_rows_whose_deficits_count() {
 }
 
 #[test]
-fn what_a_scan_found_is_listed_without_the_dead_and_with_those_that_always_pass_on_every_path() {
+fn what_a_scan_found_is_listed_without_dead_rows_and_with_those_that_always_pass() {
     let mut rng = ChaCha8Rng::seed_from_u64(9);
     for _ in 0..100 {
         let mut few = || rng.random::<u64>() & rng.random::<u64>() & rng.random::<u64>();
@@ -522,7 +519,7 @@ fn what_a_scan_found_is_listed_without_the_dead_and_with_those_that_always_pass_
 }
 
 #[test]
-fn rows_tell_the_same_on_every_path_but_for_the_last_unit() {
+fn row_bounds_are_the_same_on_every_path_but_for_the_last_unit() {
     for dim in DIMS {
         let mut rng = ChaCha8Rng::seed_from_u64(dim as u64);
         let (_, codes) = coded(&mut rng, dim, 1);
@@ -556,7 +553,7 @@ fn rows_tell_the_same_on_every_path_but_for_the_last_unit() {
 }
 
 #[test]
-fn the_largest_deficit_is_never_below_the_bar_and_close_above_it() {
+fn the_largest_deficit_is_never_below_the_bound_and_close_above_it() {
     for dim in DIMS {
         let mut rng = ChaCha8Rng::seed_from_u64(dim as u64);
         let (_, codes) = coded(&mut rng, dim, 2);
@@ -598,7 +595,7 @@ fn the_largest_deficit_is_never_below_the_bar_and_close_above_it() {
 }
 
 #[test]
-fn words_point_everywhere() {
+fn codewords_point_everywhere() {
     let mut rng = ChaCha8Rng::seed_from_u64(11);
     let mut least = f32::MAX;
     for n in 0..20_000 {
@@ -613,11 +610,11 @@ fn words_point_everywhere() {
         let (low, high) = extremes(&codebook::products(&group));
         least = least.min(high - low);
     }
-    assert!(least > 50.0, "a range of {least}, of words of length 100");
+    assert!(least > 50.0, "a range of {least}, of codewords of length 100");
 }
 
 #[test]
-fn fine_codes_bound_the_cosine_from_above_and_closely_on_every_path() {
+fn four_bit_codes_bound_the_cosine_from_above_and_closely_on_every_path() {
     for path in paths() {
         let kernels = CodeKernels::of(path);
         for dim in DIMS {

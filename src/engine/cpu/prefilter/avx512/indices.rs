@@ -15,7 +15,7 @@ pub(super) const LINES: usize = 3;
 pub(in super::super) fn spread(call: &SpreadCall<'_>, to: &mut [IndexLine]) {
     assert!(to.len() >= call.groups * call.blocks);
     match call.level {
-        Level::Codebook | Level::OneBit => spread_by::<6, false>(call, to),
+        Level::Codebook => spread_by::<6, false>(call, to),
         Level::TwoBit => spread_by::<3, true>(call, to),
     }
 }

@@ -21,15 +21,15 @@ use super::row_bounds::MaxDeficit;
 pub(super) const BITS: usize = 6;
 /// For each level, groups whose entries are added in bytes before they are widened. Fewer groups mean finer
 /// entries, but three more operations for every so many look-ups, each of which costs two.
-pub(super) const TOGETHER: [usize; Level::ALL.len()] = [8, 8, 4];
+pub(super) const TOGETHER: [usize; Level::ALL.len()] = [8, 4];
 /// See [`super::kernels::ScanPlanes`].
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,bmi2")]
 pub(super) fn scan_planes(planes: &SpreadCall<'_>, call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
     let mut any = false;
     for block in 0..planes.blocks {
         any |= match (planes.level, call.probes.len()) {
-            (Level::Codebook | Level::OneBit, 1) => block_planes::<6, false, 1>(planes, call, block, hits),
-            (Level::Codebook | Level::OneBit, _) => block_planes::<6, false, 2>(planes, call, block, hits),
+            (Level::Codebook, 1) => block_planes::<6, false, 1>(planes, call, block, hits),
+            (Level::Codebook, _) => block_planes::<6, false, 2>(planes, call, block, hits),
             (Level::TwoBit, 1) => block_planes::<3, true, 1>(planes, call, block, hits),
             (Level::TwoBit, _) => block_planes::<3, true, 2>(planes, call, block, hits),
         };
@@ -105,7 +105,6 @@ fn block_planes<const WIDTH: usize, const MAGNITUDES: bool, const P: usize>(
 pub(super) fn scan(call: &ScanCall<'_>, hits: &mut ScanHits) -> bool {
     match call.level {
         Level::Codebook => by_groups::<{ TOGETHER[Level::Codebook as usize] }, false>(call, hits),
-        Level::OneBit => by_groups::<{ TOGETHER[Level::OneBit as usize] }, false>(call, hits),
         Level::TwoBit => by_groups::<{ TOGETHER[Level::TwoBit as usize] }, true>(call, hits),
     }
 }

@@ -6,7 +6,6 @@ use std::arch::x86_64::*;
 
 use thenar_index::codes::{BLOCK_ROWS, Factors};
 
-use super::super::Level;
 use super::super::row_bounds::{Parts, Scale, TileRowBounds};
 use super::indices::line;
 
@@ -15,7 +14,6 @@ use super::indices::line;
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
 pub(in super::super) fn row_bounds(
     scale: &Scale,
-    level: Level,
     factors: &[Factors; BLOCK_ROWS],
     along: &mut Parts,
     length: &mut Parts,
@@ -29,18 +27,10 @@ pub(in super::super) fn row_bounds(
     let mut lengths = [_mm256_setzero_si256(); 4];
     for (at, words) in words.as_chunks::<48>().0.iter().enumerate() {
         let cosines = every_third(words, 0);
-        let parts = if level.has_lengths() {
-            _mm512_srli_epi32::<16>(cosines)
-        } else {
-            _mm512_and_si512(cosines, _mm512_set1_epi32(0xffff))
-        };
+        let parts = _mm512_srli_epi32::<16>(cosines);
         always_pass |= u64::from(_mm512_cmplt_epu32_mask(parts, reference)) << (16 * at);
         let above = _mm512_sub_epi32(_mm512_min_epi32(parts, max), reference);
         let above = _mm512_max_epi32(above, _mm512_setzero_si512());
-        if !level.has_lengths() {
-            alongs[at] = _mm512_cvtepi32_epi16(above);
-            continue;
-        }
         let threes = _mm512_srli_epi32::<16>(every_third(words, 1));
         let squares = _mm512_add_epi32(_mm512_slli_epi32::<3>(threes), _mm512_set1_epi32(scale.dim as i32));
         let short = _mm512_cmplt_epu32_mask(squares, _mm512_set1_epi32(scale.square_base.cast_signed()));
