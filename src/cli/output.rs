@@ -14,6 +14,11 @@ use parking_lot::Mutex;
 use serde::Serialize;
 use tonic::Code;
 
+use tracing_subscriber::filter::{LevelFilter, Targets};
+use tracing_subscriber::fmt;
+use tracing_subscriber::layer::{Layer as _, SubscriberExt as _};
+use tracing_subscriber::util::SubscriberInitExt as _;
+
 use crate::api::proto;
 use crate::server::config::LogConfig;
 
@@ -160,18 +165,15 @@ impl Display for Failure {
 
 /// Starts logging to stderr.
 pub(crate) fn start_log(config: &LogConfig) {
-    let filter = config.level.parse::<tracing_subscriber::EnvFilter>().unwrap_or_default();
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr);
+    let lines = fmt::layer().with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr);
+    let lines = if config.json { lines.json().boxed() } else { lines.boxed() };
     // A second server in one process logs to the first one's subscriber.
-    let _ = if config.json { builder.json().try_init() } else { builder.try_init() };
+    let _ = tracing_subscriber::registry().with(lines.with_filter(config.level.clone())).try_init();
 }
 
 /// Starts logging warnings alone: a line about everything else would tear the progress bar.
 pub(crate) fn start_log_of_warnings(config: &LogConfig) {
-    start_log(&LogConfig { level: "warn".to_owned(), json: config.json });
+    start_log(&LogConfig { level: Targets::new().with_default(LevelFilter::WARN), json: config.json });
 }
 
 /// The progress of one piece of work. Clones are handles to the same bar.

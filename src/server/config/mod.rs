@@ -13,6 +13,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 pub use self::raw::Raw;
+use tracing_subscriber::filter::Targets;
+
 use crate::api::CallLimits;
 use crate::engine::certificate::Certificate;
 use crate::model::VenueId;
@@ -66,12 +68,12 @@ pub struct ServerConfig {
 }
 
 /// How to log.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct LogConfig {
     /// One JSON object per line, for programs.
     pub json: bool,
-    /// A `tracing` filter, such as `info` or `thenar=debug`.
-    pub level: String,
+    /// Which lines, by module and level: `info`, `thenar=debug`, `warn,thenar::gallery=trace`.
+    pub level: Targets,
 }
 
 /// Why the configuration is refused.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+use tracing_subscriber::filter::Targets;
 
 use super::{Config, ConfigError, LogConfig, ServerConfig};
 use crate::api::CallLimits;
@@ -350,9 +351,10 @@ impl RawLog {
             }
         };
         let level = self.level.unwrap_or_else(|| "info".into());
-        if let Err(e) = level.parse::<tracing_subscriber::EnvFilter>() {
+        let level = level.parse().unwrap_or_else(|e| {
             problems.push(format!("log.level: {level:?} is not a filter: {e}"));
-        }
+            Targets::default()
+        });
         LogConfig { json, level }
     }
 }
