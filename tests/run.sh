@@ -39,23 +39,19 @@ counted() { # NAME SUMMARY_PATTERN COMMAND...: a runner that counts its own test
     passed=$((passed + ok)) failed=$((failed + bad)) skipped=$((skipped + skip))
     printf -- '-- %s: %d passed, %d failed, %d skipped in %d s\n' "$name" "$ok" "$bad" "$skip" $((SECONDS - started))
 }
-audit_without_faiss() { # bad usage, and the command that helps
-    local said code
-    said=$(target/debug/thenar audit --data target/nowhere 2>&1)
-    code=$?
-    ((code == 2)) && grep -q -- '--features faiss' <<<"$said"
-}
 docs() { RUSTDOCFLAGS="-D warnings" cargo doc --workspace --features thenar/faiss --no-deps --document-private-items --quiet; }
 
 stage "format" cargo fmt --all --check
-# With FAISS, which the benchmarks compile anyway: the audit is tested too. The server binary is the one
-# that people build, without.
+# With FAISS, which the benchmarks compile anyway, and as it ships, without: the integration tests run against
+# the binary that people build, and the Python client after them uses it. Each build overwrites target/debug/thenar,
+# so the order matters.
 stage "lints" cargo clippy --workspace --features thenar/faiss --all-targets --quiet -- -D warnings
+stage "lints, as it ships" cargo clippy -p thenar --all-targets --quiet -- -D warnings
 stage "documentation" docs
-counted "tests" 'tests run:' cargo nextest run --workspace --features thenar/faiss --no-fail-fast
+counted "tests" 'tests run:' cargo nextest run --workspace --features thenar/faiss --no-fail-fast \
+    -E 'not (package(thenar) and binary(it)) + test(/^audit::with_faiss/)'
 stage "documentation examples" cargo test --workspace --features thenar/faiss --doc --quiet
-stage "server binary" cargo build --quiet
-stage "an audit without FAISS says how to get it" audit_without_faiss
+counted "integration tests, as it ships" 'tests run:' cargo nextest run -p thenar --test it --no-fail-fast
 counted "Python client" '^=+ .* in [0-9.]+s' .venv/bin/python -m pytest tests/python
 stage "benchmarks, smoke size" benches/smoke.sh
 
