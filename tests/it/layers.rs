@@ -113,3 +113,22 @@ fn imports_point_down_the_table_of_rooms() {
     wrong.extend(NOT_IN_INDEX.iter().filter(|l| depends(l)).map(|l| format!("index/Cargo.toml: depends on {l}")));
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
+
+#[test]
+fn the_tree_names_every_file_of_its_folders() {
+    let (text, root) = (read("ARCHITECTURE.md"), Path::new(env!("CARGO_MANIFEST_DIR")));
+    let section = text.split("\n## ").find(|section| section.starts_with("Where in the rooms?")).unwrap();
+    let mut wrong = Vec::new();
+    let lines: Vec<_> = section.split("```").nth(1).unwrap().lines().filter_map(|line| line.split_once("/  ")).collect();
+    assert!(lines.len() > 10, "{} folders", lines.len());
+    for (folder, names) in lines {
+        for entry in fs::read_dir(root.join(folder)).unwrap().map(|entry| entry.unwrap().path()) {
+            let stem = entry.file_stem().unwrap().to_str().unwrap();
+            let is_named = names.split(|c| !is_of_word(c)).any(|name| name == stem);
+            if !is_named && !matches!(stem, "mod" | "tests" | "testing") {
+                wrong.push(format!("{folder}: {stem} is not named"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+}
