@@ -11,9 +11,9 @@ use std::sync::Arc;
 use thenar_index::{Compacting, Error, Geometry, Index, Lsn, OwnedRow, Row, Snapshot, SubjectNumber, TemplateId};
 
 use crate::crash::{TORN, assert_no_bytes_of};
-use crate::disk::{Mishap, disk_of};
-use crate::model::{live_rows, staged_rows};
-use crate::rows::{Dice, KEY, borrowed, row};
+use crate::support::contents::{live_rows, staged_rows};
+use crate::support::disk::{Mishap, disk_of};
+use crate::support::rows::{Dice, KEY, borrowed, row};
 
 /// An index with rows 1 to `count`, each of its own subject, published.
 fn filled(dir: &Path, shape: Geometry, count: u64) -> Index {

@@ -10,9 +10,9 @@ use std::sync::Arc;
 use thenar_index::codes::{BLOCK_ROWS, OwnedCodes, codebook_bytes};
 use thenar_index::{Compacting, Error, Geometry, Index, Lsn, OwnedRow, SubjectNumber, TemplateId, verify};
 
-use crate::disk::{Disk, Mishap, disk_of};
-use crate::model::{live_rows, live_rows_of_a_stopped};
-use crate::rows::{Dice, KEY, borrowed, row, vector};
+use crate::support::contents::{live_rows, live_rows_of_a_stopped};
+use crate::support::disk::{Disk, Mishap, disk_of};
+use crate::support::rows::{Dice, KEY, borrowed, row, vector};
 
 /// Rows of 320 bytes straddle sectors, so that torn writes tear them. So do codes. A segment has two
 /// blocks.

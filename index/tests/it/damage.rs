@@ -10,8 +10,8 @@ use thenar_index::{
     verify,
 };
 
-use crate::model::live_rows;
-use crate::rows::{Dice, KEY, SMALL, borrowed, row};
+use crate::support::contents::live_rows;
+use crate::support::rows::{Dice, KEY, SMALL, borrowed, row};
 
 const HEADER: usize = 4096;
 const META: usize = 128;

@@ -12,11 +12,12 @@ use thenar_index::{
 };
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::disk::disk_of;
-use crate::model::live_rows;
-use crate::rows;
+use crate::support::contents::live_rows;
+use crate::support::disk::disk_of;
+use crate::support::rows;
 
-const KEY: Origin = Origin { gallery: GalleryId(*b"golden-gallery-1"), key: KeyId(*b"golden-key-id-01") };
+pub(crate) const GOLDEN_KEY: Origin =
+    Origin { gallery: GalleryId(*b"golden-gallery-1"), key: KeyId(*b"golden-key-id-01") };
 const SHAPE: Geometry = Geometry { dim: 32, segment_rows: 64 };
 
 fn golden_rows() -> Vec<OwnedRow> {
@@ -34,7 +35,7 @@ fn golden_rows() -> Vec<OwnedRow> {
 /// Creates the golden index in `dir`: 70 rows, of which two are erased and one is forgotten. The test disk
 /// assigns identities in sequence, so the bytes are always the same.
 fn make_golden(dir: &Path) {
-    let mut index = Index::create_on(Arc::new(disk_of(dir)), dir, SHAPE, KEY).unwrap();
+    let mut index = Index::create_on(Arc::new(disk_of(dir)), dir, SHAPE, GOLDEN_KEY).unwrap();
     let rows = golden_rows();
     let rows: Vec<NewRow<'_>> = rows.iter().map(OwnedRow::as_new).collect();
     index.append(&rows).unwrap();
@@ -45,7 +46,7 @@ fn make_golden(dir: &Path) {
     index.checkpoint().unwrap();
 }
 
-fn golden_dir() -> PathBuf {
+pub(crate) fn golden_dir() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
 }
 
@@ -94,7 +95,7 @@ fn assert_golden(index: &Index) {
 fn the_golden_index_opens() {
     let dir = tempfile::tempdir().unwrap();
     copy_golden(dir.path());
-    let unrepaired = Index::open(dir.path(), KEY).unwrap();
+    let unrepaired = Index::open(dir.path(), GOLDEN_KEY).unwrap();
     assert_eq!((unrepaired.damage(), unrepaired.codes_damage()), (&[][..], &[][..]));
     assert_eq!((unrepaired.lsn(), unrepaired.geometry()), (Lsn(77), SHAPE));
     assert_golden(&unrepaired.finish().unwrap());
@@ -111,7 +112,7 @@ fn a_segment_of_another_format_is_damaged() {
         let sum = xxh3_64(&bytes[..4088]);
         bytes[4088..4096].copy_from_slice(&sum.to_le_bytes());
         fs::write(&path, bytes).unwrap();
-        let unrepaired = Index::open(dir.path(), KEY).unwrap();
+        let unrepaired = Index::open(dir.path(), GOLDEN_KEY).unwrap();
         let [damage] = unrepaired.damage() else { panic!("{unrepaired:?}") };
         let found = (damage.kind, damage.offset, damage.expected, damage.found);
         assert_eq!(found, (DamageKind::HeaderField, 8, u64::from(VERSION), u64::from(version)));
@@ -126,7 +127,7 @@ fn bare_bytes(shape: Geometry) -> usize {
 #[test]
 fn a_row_of_512_components_takes_the_bytes_that_format_md_says() {
     let (dir, shape) = (tempfile::tempdir().unwrap(), Geometry::new(512));
-    let mut index = Index::create(dir.path(), shape, KEY).unwrap();
+    let mut index = Index::create(dir.path(), shape, GOLDEN_KEY).unwrap();
     index.append(&rows::borrowed(&[rows::row(1, 1, shape.dim)])).unwrap();
     let bytes = fs::metadata(dir.path().join(FILES[1])).unwrap().len() as usize;
     let rows = shape.segment_rows as usize;
@@ -153,7 +154,7 @@ fn the_manifest_is_as_format_md_says() {
     let words: Vec<u32> = (8..24).step_by(4).map(|at| u32_at(&bytes, at)).collect();
     assert_eq!(words, [VERSION, 32, 64, 2], "version, components, rows a segment, next file");
     assert_eq!(u64_at(&bytes, 24), 77, "LSN");
-    assert_eq!((&bytes[32..48], &bytes[48..64]), (&KEY.key.0[..], &KEY.gallery.0[..]));
+    assert_eq!((&bytes[32..48], &bytes[48..64]), (&GOLDEN_KEY.key.0[..], &GOLDEN_KEY.gallery.0[..]));
     assert_eq!((u32_at(&bytes, 64), u32_at(&bytes, 68), u64_at(&bytes, 72)), (2, 1, 0), "segments, forgotten, zero");
     let first: Vec<u64> = (80..104).step_by(8).map(|at| u64_at(&bytes, at)).collect();
     assert_eq!(first[1..], [10, 640], "first and last template");

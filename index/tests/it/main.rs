@@ -4,12 +4,11 @@
 mod compact;
 mod crash;
 mod damage;
-mod disk;
 mod format;
 mod fuzz;
 mod layers;
 mod model;
 mod readers;
 mod reopening;
-mod rows;
+mod support;
 mod unreadable;

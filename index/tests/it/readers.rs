@@ -11,7 +11,7 @@ use thenar_index::{Error, Geometry, Index, Lsn, NewRow, Row, SubjectNumber, Temp
 
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::rows::{KEY, SMALL, borrowed, row};
+use crate::support::rows::{KEY, SMALL, borrowed, row};
 
 /// Rows of two pages, so that overwriting one takes some time.
 const WIDE: Geometry = Geometry { dim: 4096, segment_rows: 64 };

@@ -12,9 +12,9 @@ use std::time::Duration;
 use thenar_index::storage::Files;
 use thenar_index::{Error, Index, Lsn, OwnedRow, SubjectNumber, Unrepaired, verify};
 
-use crate::disk::{Mishap, disk_of};
-use crate::model::live_rows;
-use crate::rows::{KEY, SMALL, borrowed, row};
+use crate::support::contents::live_rows;
+use crate::support::disk::{Mishap, disk_of};
+use crate::support::rows::{KEY, SMALL, borrowed, row};
 
 fn rows(templates: std::ops::RangeInclusive<u64>) -> Vec<OwnedRow> {
     templates.map(|n| row(n, n, SMALL.dim)).collect()

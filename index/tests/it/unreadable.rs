@@ -10,8 +10,8 @@ use parking_lot::Mutex;
 use thenar_index::storage::{Files, Storage, StoredFile};
 use thenar_index::{DamageKind, Error, Index, Lsn, Map, OwnedRow, TemplateId, verify_on};
 
-use crate::model::live_rows;
-use crate::rows::{KEY, SMALL, borrowed, row};
+use crate::support::contents::live_rows;
+use crate::support::rows::{KEY, SMALL, borrowed, row};
 
 /// The kernel's error for a bad sector.
 const EIO: i32 = 5;

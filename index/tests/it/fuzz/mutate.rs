@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use crate::rows::Dice;
+use crate::support::rows::Dice;
 
 /// Integers at which parsers break.
 const EXTREMES: [u64; 10] =

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use thenar_index::Map;
 use thenar_index::storage::{Files, Storage, StoredFile};
 
-use crate::rows::Dice;
+use crate::support::rows::Dice;
 
 const SECTOR: usize = 512;
 
