@@ -9,8 +9,6 @@
 //!
 //! Invariants: a row is in at most one list; no list has a cycle.
 
-use std::mem::size_of;
-
 /// No row: the end of a list.
 const NONE: u32 = u32::MAX;
 /// Heads in one page.

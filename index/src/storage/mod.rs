@@ -13,7 +13,7 @@ pub(crate) mod directory;
 mod files;
 mod lock;
 mod map;
-pub(crate) mod pages;
+mod pages;
 pub(crate) mod readable;
 mod segment;
 
