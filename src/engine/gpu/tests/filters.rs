@@ -32,7 +32,7 @@ fn narrow_and_wide_filters_keep_the_best_of_what_they_allow_beside_probes_withou
             candidates_max: 5000,
             certificate,
             filters: &allowed,
-            ..CandidateRequest::default()
+            seeds: &[[1; 32]; 12],
         };
         let mut candidates = CandidateRows::default();
         engine.find_candidates(&gallery.view(), &request, &mut candidates).unwrap();
@@ -77,7 +77,7 @@ fn a_narrow_filter_needs_no_device() {
             candidates_max: 100,
             certificate: CERTIFICATES[0],
             filters,
-            ..CandidateRequest::default()
+            seeds: &[[1; 32]],
         };
         engine.find_candidates(&gallery.view(), &request, &mut candidates).unwrap();
         candidates
