@@ -100,7 +100,7 @@ impl Fixture {
         let snapshot = self.index.snapshot();
         let mut candidates = CandidateRows::default();
         let mut answer = |searches: &[&Search]| {
-            Ok(plan::search_batch(engine, &snapshot, searches, &mut candidates).map(|(answers, _)| answers)?)
+            Ok(plan::search_batch(engine, &snapshot, searches, false, &mut candidates).map(|(answers, _)| answers)?)
         };
         let mut audit = Audit::new(asked, &mut answer);
         audit.pass(&snapshot, probes, &mut |_| ControlFlow::Continue(())).unwrap();

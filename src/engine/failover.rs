@@ -1,4 +1,4 @@
-//! A preferred engine with the CPU engine standing in while it cannot answer.
+//! A preferred engine, and the CPU engine that answers while the preferred one cannot.
 //!
 //! Losing a device is a state, not an error of a search: the batch at hand and those after it are
 //! answered by the CPU engine, exactly the same, until [`Failover::mend`] has brought the
@@ -18,7 +18,7 @@ pub struct Failover {
 }
 
 impl Failover {
-    /// `preferred` where it can, `standby` where not.
+    /// `preferred` answers if it can, `standby` if not.
     #[must_use]
     pub fn new(preferred: Arc<dyn Engine>, standby: Arc<dyn Engine>) -> Self {
         Self { preferred, standby, lost: AtomicBool::new(false) }
@@ -44,18 +44,6 @@ impl Failover {
                 false
             }
         }
-    }
-
-    /// Sifts with the preferred engine, or with the other one where that one cannot.
-    fn by_whom_answers(&self, mut sift: impl FnMut(&dyn Engine) -> Result<(), EngineError>) -> Result<(), EngineError> {
-        if self.is_preferred_answering() {
-            match sift(&*self.preferred) {
-                Ok(()) => return Ok(()),
-                Err(error) => self.lose("sifting", &error),
-            }
-        }
-        telemetry::engine_fallback();
-        sift(&*self.standby)
     }
 
     fn lose(&self, doing: &'static str, error: &EngineError) {
@@ -84,8 +72,8 @@ impl Engine for Failover {
     }
 
     fn erase(&self, rows: &[u32]) -> Result<(), EngineError> {
-        // A lost device has given its memory up whole, and takes only live rows when it is back;
-        // it is asked all the same, so that a device that came back meanwhile forgets too.
+        // A lost device has given up all its memory, and takes only live rows when it is back. It is
+        // asked anyway, so that a device that came back meanwhile erases them too.
         if let Err(error) = self.preferred.erase(rows) {
             self.lose("erasing rows", &error);
         }
@@ -98,16 +86,14 @@ impl Engine for Failover {
         request: &CandidateRequest<'_>,
         candidates: &mut CandidateRows,
     ) -> Result<(), EngineError> {
-        self.by_whom_answers(|engine| engine.find_candidates(view, request, candidates))
-    }
-
-    fn find_candidates_yielding(
-        &self,
-        view: &GalleryView<'_>,
-        request: &CandidateRequest<'_>,
-        candidates: &mut CandidateRows,
-    ) -> Result<(), EngineError> {
-        self.by_whom_answers(|engine| engine.find_candidates_yielding(view, request, candidates))
+        if self.is_preferred_answering() {
+            match self.preferred.find_candidates(view, request, candidates) {
+                Ok(()) => return Ok(()),
+                Err(error) => self.lose("finding candidates", &error),
+            }
+        }
+        telemetry::engine_fallback();
+        self.standby.find_candidates(view, request, candidates)
     }
 }
 
@@ -116,16 +102,16 @@ mod tests {
     use super::*;
     use std::sync::atomic::AtomicUsize;
 
-    /// Answers with its own name, unless it is broken.
+    /// Answers, unless it is broken.
     struct Named {
         kind: &'static str,
         broken: AtomicBool,
-        sifts: AtomicUsize,
+        requests: AtomicUsize,
     }
 
     impl Named {
         fn new(kind: &'static str) -> Arc<Self> {
-            Arc::new(Self { kind, broken: AtomicBool::new(false), sifts: AtomicUsize::new(0) })
+            Arc::new(Self { kind, broken: AtomicBool::new(false), requests: AtomicUsize::new(0) })
         }
 
         fn check(&self) -> Result<(), EngineError> {
@@ -155,7 +141,7 @@ mod tests {
             _: &CandidateRequest<'_>,
             _: &mut CandidateRows,
         ) -> Result<(), EngineError> {
-            self.sifts.fetch_add(1, Ordering::SeqCst);
+            self.requests.fetch_add(1, Ordering::SeqCst);
             self.check()
         }
     }
@@ -167,30 +153,30 @@ mod tests {
         let view = GalleryView { dim: 32, segments: Vec::new() };
         let request =
             CandidateRequest { probes: &[], floors: &[], keep: &[], candidates_max: 1, ..CandidateRequest::default() };
-        let sift = || engines.find_candidates(&view, &request, &mut CandidateRows::default());
-        let counts = || (gpu.sifts.load(Ordering::SeqCst), cpu.sifts.load(Ordering::SeqCst));
+        let find = || engines.find_candidates(&view, &request, &mut CandidateRows::default());
+        let counts = || (gpu.requests.load(Ordering::SeqCst), cpu.requests.load(Ordering::SeqCst));
 
-        sift().unwrap();
+        find().unwrap();
         assert_eq!(counts(), (1, 0));
         assert_eq!(engines.describe().kind, "gpu");
 
         gpu.broken.store(true, Ordering::SeqCst);
-        sift().unwrap();
-        assert_eq!(counts(), (2, 1), "the batch that met the loss is answered all the same");
-        sift().unwrap();
+        find().unwrap();
+        assert_eq!(counts(), (2, 1), "the batch during which the engine was lost is answered too");
+        find().unwrap();
         assert_eq!(counts(), (2, 2), "a lost engine is not asked again");
         assert_eq!(engines.describe().kind, "cpu");
         assert!(!engines.mend(&view));
 
         gpu.broken.store(false, Ordering::SeqCst);
         assert!(engines.mend(&view));
-        sift().unwrap();
+        find().unwrap();
         assert_eq!(counts(), (3, 2));
         assert!(engines.is_preferred_answering());
     }
 
     #[test]
-    fn an_engine_lost_while_following_or_erasing_stops_nobody() {
+    fn an_engine_lost_while_following_or_erasing_stops_nothing() {
         let (gpu, cpu) = (Named::new("gpu"), Named::new("cpu"));
         let engines = Failover::new(Arc::clone(&gpu) as _, cpu as _);
         let view = GalleryView { dim: 32, segments: Vec::new() };

@@ -1,7 +1,7 @@
-//! Engines sift: out of millions of rows they name the few that can matter.
+//! Engines find candidates: out of millions of rows they name the few that can matter.
 //!
 //! An engine never decides. It returns, for each probe, a superset of the rows whose exact score
-//! reaches a floor; `search::verify` scores those rows exactly, so engines agree to the bit and a
+//! reaches a floor; `search` scores those rows exactly, so engines agree to the bit and a
 //! fault in one can cost speed but never an answer.
 //!
 //! Knows rows, live bits and numbers. Does not know subjects, policies, files or transports.
@@ -25,34 +25,36 @@ use roaring::RoaringBitmap;
 use self::certificate::Certificate;
 pub use self::view::{GalleryView, SegmentView};
 
-/// Seeds everything that a sift draws at random for one probe. Every round of a search carries the
-/// same seed, so that what one round passes over by chance the others pass over by the same chance;
-/// `search::plan` has the argument. Different searches have independent seeds.
+/// Seeds everything that an engine draws at random for one probe. Every round of a search carries the
+/// same seed, so that all rounds pass the same rows over by the same chance; `search::plan` has the argument. Different searches have independent seeds.
 pub type Seed = [u8; 32];
 
-/// What to sift for.
+/// What candidates to find.
 #[derive(Default)]
 pub struct CandidateRequest<'a> {
     /// Rotated probes, row-major, each of unit length to rounding. Shape: `[count, dim]`.
     pub probes: &'a [f32],
-    /// A floor a probe: every live row whose exact score (`search::score::exact`) is at least
+    /// One floor per probe. Every live row whose exact score (`search::score::exact`) is at least
     /// this must be among the candidates. Shape: `[count]`.
     pub floors: &'a [f32],
     /// If not zero, only the `keep` best rows of the probe (with every row tied with the last of
-    /// them) are needed, so the engine may raise that probe's floor as it goes; it says how far in
-    /// [`CandidateRows::floors`]. Shape: `[count]`.
+    /// them) are needed, so the engine may raise that probe's floor during the search; [`CandidateRows::floors`]
+    /// says how far. Shape: `[count]`.
     pub keep: &'a [u32],
-    /// Most candidates a probe may have. Over it the probe is marked as overflowed, its list is
-    /// meaningless and the caller searches it another way. Never dropped silently.
+    /// The most candidates of a probe. A probe with more is marked as overflowed; its list is
+    /// meaningless, and the caller answers it in another way. Nothing is dropped silently.
     pub candidates_max: usize,
     /// The weakest certificate that will do: an engine may pass rows over by codes under it, or
     /// give a stronger one.
     pub certificate: Certificate,
-    /// For each probe, the rows it may find, or none for all; empty where no probe has any.
+    /// For each probe, the rows it may find, or none for all; empty if no probe has a filter.
     pub filters: &'a [Option<&'a RoaringBitmap>],
     /// One seed per probe; may be empty under the deterministic certificate, which needs none.
     /// Shape: `[count]`.
     pub seeds: &'a [Seed],
+    /// Whether requests of other threads go first if the engine supports it, including those that come while
+    /// this one is under way. For one thread at a time.
+    pub yields: bool,
 }
 
 impl<'a> CandidateRequest<'a> {
@@ -71,7 +73,7 @@ impl<'a> CandidateRequest<'a> {
     /// The seed of a probe. Zeros if there are none, which only the deterministic certificate allows.
     ///
     /// # Panics
-    /// If the certificate is randomised and there are no seeds: every sift would draw the same.
+    /// If the certificate is randomised and there are no seeds: every search would draw the same numbers.
     #[must_use]
     pub fn seed(&self, probe: usize) -> Seed {
         assert!(
@@ -82,25 +84,25 @@ impl<'a> CandidateRequest<'a> {
     }
 }
 
-/// What sifting left.
+/// What an engine found.
 #[derive(Debug, Default)]
 pub struct CandidateRows {
     /// For each probe, row numbers in any order, without repeats.
     pub rows: Vec<Vec<u32>>,
-    /// For each probe, the floor that the engine held it to in the end: every row that the view has as
-    /// live, the filter allows and whose exact score is at least this is among `rows`, whatever raised the
-    /// floor. Infinite where nothing is promised: of a probe that overflowed.
+    /// For each probe, the floor that it had in the end: every row that is live in the view, that the filter
+    /// allows and whose exact score is at least this is among `rows`, whatever raised the
+    /// floor. Infinite for a probe that overflowed, for which nothing is promised.
     pub floors: Vec<f32>,
     /// For each probe, whether it overflowed.
     pub overflowed: Vec<bool>,
-    /// Time the device itself took, where it can say (GPU timestamps).
+    /// Time the device itself took, if it has timestamps.
     pub device_time: Option<Duration>,
     /// Under which certificate rows were passed over.
     pub certificate: Certificate,
 }
 
 impl CandidateRows {
-    /// Empties the lists, makes room for `probes` of them, and promises nothing.
+    /// Empties the lists, makes room for `probes` of them, and sets all floors to infinity.
     pub fn reset(&mut self, probes: usize) {
         self.rows.truncate(probes);
         self.rows.iter_mut().for_each(Vec::clear);
@@ -121,7 +123,7 @@ pub struct EngineDescription {
     pub kind: &'static str,
     /// The processor's instruction set in use or the adapter's name, driver and backend.
     pub adapter: String,
-    /// Threads that sift (CPU) or 1.
+    /// Threads that compute (CPU) or 1.
     pub threads: usize,
     /// Bytes this engine holds for itself in main memory now (scratch, packed probes).
     pub host_bytes: u64,
@@ -129,7 +131,7 @@ pub struct EngineDescription {
     pub device_bytes: u64,
 }
 
-/// Why an engine could not sift. Every one is survivable: the caller takes another engine.
+/// Why an engine could not find candidates. The caller can always take another engine.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
     /// No adapter fits what was asked for.
@@ -141,7 +143,7 @@ pub enum EngineError {
     /// The device was lost or refused a command; it must be rebuilt.
     #[error("the GPU device was lost: {reason}")]
     DeviceLost {
-        /// The driver's words.
+        /// The driver's message.
         reason: String,
     },
     /// The gallery does not fit the device.
@@ -149,7 +151,7 @@ pub enum EngineError {
     OutOfDeviceMemory {
         /// Bytes of the allocation that failed.
         needed_bytes: u64,
-        /// The driver's words.
+        /// The driver's message.
         reason: String,
     },
     /// The engine is being rebuilt and cannot answer yet.
@@ -157,75 +159,35 @@ pub enum EngineError {
     Rebuilding,
 }
 
-/// Sifts a gallery. Implementations: [`cpu::CpuEngine`], [`gpu::GpuEngine`].
+/// Finds candidates in a gallery. Implementations: [`cpu::CpuEngine`], [`gpu::GpuEngine`].
 pub trait Engine: Send + Sync {
-    /// What this engine is and holds now.
+    /// What this engine is, and what it holds now.
     fn describe(&self) -> EngineDescription;
 
     /// Brings the engine's own copy of the rows, if it keeps one, up to `view`. The gallery calls
     /// this before it shows `view` to searches, and the rows in it stay as they are until then. While
-    /// it compacts, `view` has blocks beside those that searches see now or will see next.
+    /// it compacts, `view` has segments beside those that searches see now or will see next.
     ///
     /// # Errors
-    /// [`EngineError`] where the device cannot take them; the engine then refuses to sift.
+    /// [`EngineError`] if the device cannot take them; the engine then refuses requests.
     fn follow(&self, view: &GalleryView<'_>) -> Result<(), EngineError>;
 
     /// Overwrites the engine's own copy of these rows with zeros, on the device too, and returns
-    /// once that is done. No view in which they are live is sifted any more.
+    /// once that is done. Views in which they are live are not searched any more.
     ///
     /// # Errors
-    /// [`EngineError`] where the device cannot be reached; its memory is then given up whole.
+    /// [`EngineError`] if the device cannot be reached; all of its memory is then given up.
     fn erase(&self, rows: &[u32]) -> Result<(), EngineError>;
 
     /// Fills `candidates` with a superset of the rows that reach each probe's floor, and says which floors
     /// those were.
     ///
     /// # Errors
-    /// [`EngineError`] where the device fails; `candidates` is then meaningless.
+    /// [`EngineError`] if the device fails; `candidates` is then meaningless.
     fn find_candidates(
         &self,
         view: &GalleryView<'_>,
         request: &CandidateRequest<'_>,
         candidates: &mut CandidateRows,
     ) -> Result<(), EngineError>;
-
-    /// As [`Engine::find_candidates`], but sifts of other threads go first where the engine can let them, also
-    /// those that come while this one is under way. For one thread at a time.
-    ///
-    /// # Errors
-    /// As [`Engine::find_candidates`].
-    fn find_candidates_yielding(
-        &self,
-        view: &GalleryView<'_>,
-        request: &CandidateRequest<'_>,
-        candidates: &mut CandidateRows,
-    ) -> Result<(), EngineError> {
-        self.find_candidates(view, request, candidates)
-    }
-}
-
-/// An engine whose sifts let those of other threads go first.
-pub struct Yielding<'a>(pub &'a dyn Engine);
-
-impl Engine for Yielding<'_> {
-    fn describe(&self) -> EngineDescription {
-        self.0.describe()
-    }
-
-    fn follow(&self, view: &GalleryView<'_>) -> Result<(), EngineError> {
-        self.0.follow(view)
-    }
-
-    fn erase(&self, rows: &[u32]) -> Result<(), EngineError> {
-        self.0.erase(rows)
-    }
-
-    fn find_candidates(
-        &self,
-        view: &GalleryView<'_>,
-        request: &CandidateRequest<'_>,
-        candidates: &mut CandidateRows,
-    ) -> Result<(), EngineError> {
-        self.0.find_candidates_yielding(view, request, candidates)
-    }
 }

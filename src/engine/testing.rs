@@ -44,18 +44,6 @@ impl<H: Hooks> Hooked<H> {
     pub(crate) fn new(threads: usize, hooks: H) -> Self {
         Self { engine: CpuEngine::new(threads).expect("the test gets its threads"), hooks }
     }
-
-    fn find(
-        &self,
-        view: &GalleryView<'_>,
-        request: &CandidateRequest<'_>,
-        candidates: &mut CandidateRows,
-        find: impl Fn(&CpuEngine, &mut CandidateRows) -> Result<(), EngineError>,
-    ) -> Result<(), EngineError> {
-        self.hooks.before_find(view)?;
-        find(&self.engine, candidates)?;
-        self.hooks.after_find(view, request, candidates)
-    }
 }
 
 impl<H> Deref for Hooked<H> {
@@ -87,17 +75,8 @@ impl<H: Hooks> Engine for Hooked<H> {
         request: &CandidateRequest<'_>,
         candidates: &mut CandidateRows,
     ) -> Result<(), EngineError> {
-        self.find(view, request, candidates, |engine, candidates| engine.find_candidates(view, request, candidates))
-    }
-
-    fn find_candidates_yielding(
-        &self,
-        view: &GalleryView<'_>,
-        request: &CandidateRequest<'_>,
-        candidates: &mut CandidateRows,
-    ) -> Result<(), EngineError> {
-        self.find(view, request, candidates, |engine, candidates| {
-            engine.find_candidates_yielding(view, request, candidates)
-        })
+        self.hooks.before_find(view)?;
+        self.engine.find_candidates(view, request, candidates)?;
+        self.hooks.after_find(view, request, candidates)
     }
 }

@@ -46,7 +46,7 @@ pub use self::open::{OpenReport, claim};
 use self::publish::Writer;
 pub use self::status::GalleryStatus;
 use crate::engine::failover::Failover;
-use crate::engine::{CandidateRows, Engine, GalleryView, Yielding};
+use crate::engine::{CandidateRows, Engine, GalleryView};
 use crate::registry::Registry;
 use crate::search::batch::{Priority, Searcher};
 use crate::search::{Answer, BatchTiming, Search, SearchError, plan};
@@ -145,11 +145,8 @@ impl Searcher for Gallery {
         candidates: &mut CandidateRows,
     ) -> Result<(Vec<Answer>, BatchTiming), SearchError> {
         let snapshot = self.snapshot().ok_or(SearchError::IndexLost)?;
-        let engine: &dyn Engine = match priority {
-            Priority::High => &*self.engine,
-            Priority::Low => &Yielding(&*self.engine),
-        };
-        Ok(plan::search_batch(engine, &snapshot, searches, candidates)?)
+        let yields = priority == Priority::Low;
+        Ok(plan::search_batch(&*self.engine, &snapshot, searches, yields, candidates)?)
     }
 }
 

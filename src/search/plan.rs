@@ -84,7 +84,8 @@ struct Running<'a> {
     answer: Option<Vec<Found>>,
 }
 
-/// Answers a batch of searches over one snapshot.
+/// Answers a batch of searches over one snapshot. With `yields`, the engine lets requests of other threads go
+/// first if it can.
 ///
 /// # Errors
 /// [`EngineError`] if the engine fails; nothing has been answered then, and the caller takes
@@ -93,6 +94,7 @@ pub fn search_batch(
     engine: &dyn Engine,
     snapshot: &Snapshot,
     searches: &[&Search],
+    yields: bool,
     candidates: &mut CandidateRows,
 ) -> Result<(Vec<Answer>, BatchTiming), EngineError> {
     let view = GalleryView::of(snapshot);
@@ -148,6 +150,7 @@ pub fn search_batch(
             certificate,
             filters: &filters,
             seeds: &seeds,
+            yields,
         };
         let started = Instant::now();
         engine.find_candidates(&view, &request, candidates)?;

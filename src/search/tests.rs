@@ -175,7 +175,7 @@ impl Hooks for Watch<'_> {
 }
 
 fn answer(engine: &dyn Engine, snapshot: &Snapshot, searches: &[&Search]) -> Vec<Answer> {
-    plan::search_batch(engine, snapshot, searches, &mut CandidateRows::default()).unwrap().0
+    plan::search_batch(engine, snapshot, searches, false, &mut CandidateRows::default()).unwrap().0
 }
 
 /// People around `centre`: one with `many` templates nearest to it, then `others`, nearer and farther, and

@@ -228,7 +228,7 @@ fn check(what: &str, fixture: &Fixture, engines: &[Arc<dyn Engine>], searches: &
         engine.follow(&GalleryView::of(&snapshot)).unwrap();
         // One batch of all, and each alone: other kernels are taken for few probes.
         let batch: Vec<&Search> = searches.iter().collect();
-        let (answers, _) = plan::search_batch(&engine, &snapshot, &batch, &mut candidates).unwrap();
+        let (answers, _) = plan::search_batch(&engine, &snapshot, &batch, false, &mut candidates).unwrap();
         for (number, (answer, truth)) in answers.iter().zip(&truths).enumerate() {
             let search = &searches[number];
             let what = format!("{what}, {name}, search {number}: k {}, floor {}", search.k, search.floor);
@@ -237,7 +237,7 @@ fn check(what: &str, fixture: &Fixture, engines: &[Arc<dyn Engine>], searches: &
             assert!(answer.found.iter().zip(truth).all(|(a, b)| a.score.to_bits() == b.score.to_bits()), "{what}");
             if number % 4 == 0 {
                 let (alone, _) =
-                    plan::search_batch(&engine, &snapshot, &batch[number..=number], &mut candidates).unwrap();
+                    plan::search_batch(&engine, &snapshot, &batch[number..=number], false, &mut candidates).unwrap();
                 assert_eq!(as_ranked(&alone[0]), *truth, "{what}, alone");
             }
         }

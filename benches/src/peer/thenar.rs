@@ -126,7 +126,8 @@ impl Peer for Thenar {
                 .collect();
             let searches: Vec<&Search> = searches.iter().collect();
             let snapshot = self.shelf.index.snapshot();
-            let (answers, timing) = plan::search_batch(&*self.engine, &snapshot, &searches, &mut self.candidates)?;
+            let (answers, timing) =
+                plan::search_batch(&*self.engine, &snapshot, &searches, false, &mut self.candidates)?;
             for answer in &answers {
                 let (held, wanted) = (answer.certificate.miss_probability(), self.certificate.miss_probability());
                 ensure!(held <= wanted, "an answer may miss with {held:e}, {wanted:e} was asked for");

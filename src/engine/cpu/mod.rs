@@ -32,7 +32,7 @@ use self::codebook_copy::CodebookCopy;
 use self::exhaustive::kernels::Kernels;
 use self::exhaustive::layout::Line;
 use self::prefilter::kernels::CodeKernels;
-use self::scan::{Scan, ThreadScratch, Turn};
+use self::scan::{Scan, ThreadScratch};
 use super::{CandidateRequest, CandidateRows, Engine, EngineDescription, EngineError, GalleryView, narrow_filter};
 use crate::simd::{self, Simd, SimdError};
 
@@ -200,27 +200,6 @@ impl Engine for CpuEngine {
         request: &CandidateRequest<'_>,
         candidates: &mut CandidateRows,
     ) -> Result<(), EngineError> {
-        self.find(Turn::First, view, request, candidates)
-    }
-
-    fn find_candidates_yielding(
-        &self,
-        view: &GalleryView<'_>,
-        request: &CandidateRequest<'_>,
-        candidates: &mut CandidateRows,
-    ) -> Result<(), EngineError> {
-        self.find(Turn::Yielding, view, request, candidates)
-    }
-}
-
-impl CpuEngine {
-    fn find(
-        &self,
-        turn: Turn,
-        view: &GalleryView<'_>,
-        request: &CandidateRequest<'_>,
-        candidates: &mut CandidateRows,
-    ) -> Result<(), EngineError> {
         candidates.reset(request.floors.len());
         if request.floors.is_empty() {
             return Ok(());
@@ -236,12 +215,14 @@ impl CpuEngine {
                 Ok(())
             },
             |request, candidates| {
-                self.find_wide(turn, view, request, candidates);
+                self.find_wide(view, request, candidates);
                 Ok(())
             },
         )
     }
+}
 
+impl CpuEngine {
     /// Compares probes with the rows that their filters allow, each probe on one thread.
     fn find_narrow(&self, view: &GalleryView<'_>, request: &CandidateRequest<'_>, candidates: &mut CandidateRows) {
         let next = AtomicUsize::new(0);
@@ -257,15 +238,9 @@ impl CpuEngine {
     }
 
     /// Compares all rows with all probes.
-    fn find_wide(
-        &self,
-        turn: Turn,
-        view: &GalleryView<'_>,
-        request: &CandidateRequest<'_>,
-        candidates: &mut CandidateRows,
-    ) {
+    fn find_wide(&self, view: &GalleryView<'_>, request: &CandidateRequest<'_>, candidates: &mut CandidateRows) {
         let alone = view.rows() * view.dim * request.floors.len() <= ALONE_PRODUCTS;
-        self.scan(view, request, candidates, alone, |scan, scratch| scan.work(scratch, turn));
+        self.scan(view, request, candidates, alone, |scan, scratch| scan.work(scratch, request.yields));
     }
 
     /// Prepares a scan, lets every thread do `work` on it, or this one `alone`, and files what they found.

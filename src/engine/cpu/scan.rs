@@ -35,13 +35,6 @@ const CODED_ROWS: RangeInclusive<usize> = 5 * TILE_ROWS..=10 * TILE_ROWS;
 const PLANES_ROWS: usize = 32 * TILE_ROWS;
 const PLANES_PIECES: usize = 128;
 
-/// Whether a request keeps its threads until it is done, or lets others have them after every piece.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Turn {
-    First,
-    Yielding,
-}
-
 /// How long the calling thread has been running. Unlike the time that has passed, this says what the work
 /// costs when other threads want the processor too.
 fn thread_time() -> Duration {
@@ -159,8 +152,8 @@ impl<'a> Scan<'a> {
             if self.tuner.used_codes() { self.prefilter.certificate() } else { Certificate::Deterministic };
     }
 
-    /// Works on pieces until none are left.
-    pub(super) fn work(&self, scratch: &mut ThreadScratch, turn: Turn) {
+    /// Works on pieces until none are left. With `yields`, other requests have the thread after every piece.
+    pub(super) fn work(&self, scratch: &mut ThreadScratch, yields: bool) {
         scratch.prepared.clear();
         if self.view.segments.iter().any(|segment| segment.coded(self.view.dim) > 0) {
             scratch.prefilter.begin(&self.prefilter, self.coded_rows);
@@ -184,7 +177,7 @@ impl<'a> Scan<'a> {
                 let first = coded + piece * self.exhaustive.piece_rows();
                 self.compare_all(segment, first, segment.count(self.view.dim), scratch);
             }
-            if turn == Turn::Yielding {
+            if yields {
                 // This thread does what other requests have for it here and now. They have scratch of their own.
                 rayon::yield_now();
             }

@@ -683,7 +683,8 @@ fn a_yielding_request_lets_those_of_other_threads_go_first_and_finds_what_any_re
             let (mut candidates, mut took) = (CandidateRows::default(), Vec::new());
             while !done.load(Ordering::Relaxed) {
                 let begun = std::time::Instant::now();
-                engine.find_candidates_yielding(&view, &request(many), &mut candidates).unwrap();
+                let request = CandidateRequest { yields: true, ..request(many) };
+                engine.find_candidates(&view, &request, &mut candidates).unwrap();
                 took.push(begun.elapsed());
                 for (probe, scores) in scores.iter().enumerate() {
                     check(scores, -1.1, 7, dim, &candidates.rows[probe], "aside");
