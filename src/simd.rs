@@ -2,7 +2,7 @@
 //!
 //! Knows the processor and one environment variable. Does not know what the kernels compute.
 //! Invariant: a [`Simd`] that came out of [`Simd::checked`] or [`chosen`] can run on this
-//! processor; every dispatch to a `#[target_feature]` function leans on that.
+//! processor; every dispatch to a `#[target_feature]` function relies on that.
 
 use std::fmt;
 use std::str::FromStr;
@@ -30,7 +30,7 @@ pub enum Simd {
 /// Why a path cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SimdError {
-    /// The name is none of the paths.
+    /// The name is not a known code path.
     #[error(
         "{name:?} is not an instruction set Thenar knows; it knows avx512vbmi, avx512bf16, avx512, avx2 and portable"
     )]
@@ -108,7 +108,7 @@ impl Simd {
     /// The path itself, if this processor can run it.
     ///
     /// # Errors
-    /// [`SimdError::Unavailable`] where it cannot.
+    /// [`SimdError::Unavailable`] if it cannot.
     pub fn checked(self) -> Result<Self, SimdError> {
         if self.is_available() { Ok(self) } else { Err(SimdError::Unavailable { path: self, best: Self::best() }) }
     }
@@ -135,7 +135,7 @@ impl FromStr for Simd {
 /// Read once; a later change of the variable has no effect.
 ///
 /// # Errors
-/// [`SimdError`] where the variable names no path, or one that the processor lacks.
+/// [`SimdError`] if the variable names no path, or one that the processor lacks.
 pub fn chosen() -> Result<Simd, SimdError> {
     static CHOSEN: OnceLock<Result<Simd, SimdError>> = OnceLock::new();
     CHOSEN

@@ -1,4 +1,4 @@
-//! The CPU engine's sift on every instruction set, beside the processor's own limits measured in
+//! The CPU engine's search for candidates on every instruction set, beside the processor's own limits measured in
 //! the same run: memory reading and fused multiply-adds.
 //!
 //!     cargo run --release -p thenar-bench --bin kernels
@@ -24,7 +24,7 @@ use thenar_bench::measure::median;
 use thenar_bench::truth::Truth;
 use thenar_index::codes::{BLOCK_ROWS, Codes, OwnedCodes};
 
-/// Time the CPU engine's sift on every instruction set.
+/// Time the CPU engine's search for candidates on every instruction set.
 #[derive(Debug, Parser)]
 struct Arguments {
     /// Rows of the standard gallery.

@@ -135,20 +135,20 @@ fn sum_of_tosses(errors: usize) -> Vec<(f64, f64)> {
 }
 
 #[test]
-fn dithered_bars_spend_what_they_claim() {
+fn dithered_bounds_spend_what_they_claim() {
     for (dim, errors) in [(32, 4), (64, 22), (128, 16), (256, 86), (512, 64), (512, 171), (2048, 1024)] {
         let tail = tails(dim);
         let (uniform, tosses) = (sum_of_uniform(errors), sum_of_tosses(errors));
         for probability in [1e-3, 1e-6, 1e-9, 1e-12] {
-            let cutter = Bounds::dithered(Certificate::Randomised { miss_probability: probability }, dim);
-            let (usual, most) = (0.75_f32, 0.8_f32);
-            let step = f64::from(cutter.dither_step(errors, usual, most).expect("a step"));
+            let bounds = Bounds::dithered(Certificate::Randomised { miss_probability: probability }, dim);
+            let (usual, max) = (0.75_f32, 0.8_f32);
+            let step = f64::from(bounds.dither_step(errors, usual, max).expect("a step"));
             // Of the longest k that rows and floors may have it is the shortest that counts.
-            let k = 0.8 * (1.0 - 0.75 * f64::from(most)) / (1.0 - 0.75_f64 * 0.75).sqrt();
+            let k = 0.8 * (1.0 - 0.75 * f64::from(max)) / (1.0 - 0.75_f64 * 0.75).sqrt();
             let missed = |step: f64, law: &[(f64, f64)]| {
                 // What lies beyond has less than 1e-25 of the law, and could not miss more.
                 let likely = law.iter().filter(|(_, share)| *share > 1e-30);
-                likely.map(|(off, share)| share * tail(cutter.spread - step * off / k)).sum::<f64>()
+                likely.map(|(off, share)| share * tail(bounds.spread - step * off / k)).sum::<f64>()
             };
             let what = format!("dim {dim}, {errors} errors, {probability:e}");
             let spent = missed(step, &uniform) / probability;
@@ -163,50 +163,50 @@ fn dithered_bars_spend_what_they_claim() {
             }
         }
     }
-    let cutter = Bounds::dithered(Certificate::Deterministic, 512);
-    assert_eq!(cutter.dither_step(64, 0.75, 0.8), None, "what may not miss may not leave it to chance");
+    let bounds = Bounds::dithered(Certificate::Deterministic, 512);
+    assert_eq!(bounds.dither_step(64, 0.75, 0.8), None, "what may not miss may not leave it to chance");
 }
 
 #[test]
-fn dithered_bars_are_those_of_low_floors() {
+fn dithered_bounds_are_those_of_low_floors() {
     let certificate = Certificate::Randomised { miss_probability: 1e-12 };
-    let (cutter, rest) = (
+    let (bounds, rest) = (
         Bounds::dithered(certificate, 512),
         Bounds::new(Certificate::Randomised { miss_probability: 1e-12 / DITHER_FACTOR }, 512),
     );
-    assert_eq!(cutter.bound(0.5), rest.bound(0.5), "some of the probability is for the dither");
-    assert_eq!(cutter.dithered_bound(0.5), cutter.bound(0.5));
-    assert_eq!(cutter.dithered_bound(0.9), cutter.bound(DITHERED_FLOOR_MAX));
-    assert_eq!(cutter.dithered_bound(f64::NAN), None);
-    assert_eq!(cutter.dithered_bound(0.0), None);
+    assert_eq!(bounds.bound(0.5), rest.bound(0.5), "some of the probability is for the dither");
+    assert_eq!(bounds.dithered_bound(0.5), bounds.bound(0.5));
+    assert_eq!(bounds.dithered_bound(0.9), bounds.bound(DITHERED_FLOOR_MAX));
+    assert_eq!(bounds.dithered_bound(f64::NAN), None);
+    assert_eq!(bounds.dithered_bound(0.0), None);
 }
 
 #[test]
-fn bars_rise_with_the_floor_and_with_the_cosine() {
+fn bounds_rise_with_the_floor_and_with_the_cosine() {
     for certificate in [Certificate::Deterministic, Certificate::Randomised { miss_probability: 1e-12 }] {
-        let cutter = Bounds::new(certificate, 512);
-        let bar = |floor: f64, cosine: f32| cutter.bound(floor).unwrap().least_product(cutter.angle(cosine));
+        let bounds = Bounds::new(certificate, 512);
+        let least = |floor: f64, cosine: f32| bounds.bound(floor).unwrap().least_product(bounds.angle(cosine));
         for i in 3..99 {
             for j in 50..99 {
                 let (floor, cosine) = (f64::from(i) / 100.0, j as f32 / 100.0);
-                assert!(bar(floor, cosine) < bar(floor + 0.01, cosine), "{certificate:?} {floor} {cosine}");
-                assert!(bar(floor, cosine) < bar(floor, cosine + 0.01), "{certificate:?} {floor} {cosine}");
+                assert!(least(floor, cosine) < least(floor + 0.01, cosine), "{certificate:?} {floor} {cosine}");
+                assert!(least(floor, cosine) < least(floor, cosine + 0.01), "{certificate:?} {floor} {cosine}");
             }
         }
-        assert_eq!(cutter.bound(0.0), None, "orthogonal vectors certify nothing");
-        assert_eq!(cutter.bound(-0.5), None);
-        assert_eq!(cutter.bound(f64::NAN), None);
-        assert!(cutter.bound(1.5).is_some(), "a floor nobody reaches is a floor");
+        assert_eq!(bounds.bound(0.0), None, "orthogonal vectors certify nothing");
+        assert_eq!(bounds.bound(-0.5), None);
+        assert_eq!(bounds.bound(f64::NAN), None);
+        assert!(bounds.bound(1.5).is_some(), "a floor nobody reaches is a floor");
     }
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
-    /// The probe that lies as far from the code as a probe of that score can: the bar is below it,
-    /// by little. A bar that were any higher would fail here.
+    /// The probe that lies as far from the code as a probe of that score can: the bound is below it,
+    /// by little. A bound that was any higher would fail here.
     #[test]
-    fn no_deterministic_bar_is_above_the_worst_probe_and_none_is_far_below(
+    fn no_deterministic_bound_is_above_the_worst_probe_and_none_is_far_below(
         seed in any::<u64>(),
         size in 1_usize..=32,
         tau in 0.05_f64..0.99,
@@ -223,35 +223,35 @@ proptest! {
         let (row, codes) = stored(&y);
         let length = dot(&row, &row).sqrt();
         let direction = scaled(&row, 1.0 / length);
-        let cutter = Bounds::new(Certificate::Deterministic, dim);
+        let bounds = Bounds::new(Certificate::Deterministic, dim);
         for (nth, (u, cosine)) in codes.into_iter().enumerate() {
             let away = scaled(&across(&u, &direction), -1.0);
             let worst = at_cosine(tau, &direction, &away);
             let score = dot(&worst, &row);
             let reach = dot(&worst, &u);
-            let bar = f64::from(cutter.bound(score).unwrap().least_product(cutter.angle(cosine)));
-            prop_assert!(bar <= reach, "tau {tau}: bar {bar}, reach {reach}");
+            let least = f64::from(bounds.bound(score).unwrap().least_product(bounds.angle(cosine)));
+            prop_assert!(least <= reach, "tau {tau}: bound {least}, reach {reach}");
             // A codebook code's cosine, the first, is within two parts of 256, and near a score of 1 a
             // thousandth of the length is as much again.
             let near = if nth == 0 { 0.02 } else { 0.01 };
-            prop_assert!(reach - bar < near, "tau {tau}: bar {bar}, reach {reach}");
+            prop_assert!(reach - least < near, "tau {tau}: bound {least}, reach {reach}");
         }
     }
 
     #[test]
-    fn no_probe_of_any_score_is_below_its_deterministic_bar(seed in any::<u64>(), size in 1_usize..=16) {
+    fn no_probe_of_any_score_is_below_its_deterministic_bound(seed in any::<u64>(), size in 1_usize..=16) {
         let dim = 32 * size;
         let mut rng = SmallRng::seed_from_u64(seed);
         let (row, codes) = stored(&unit(&mut rng, dim));
-        let cutter = Bounds::new(Certificate::Deterministic, dim);
+        let bounds = Bounds::new(Certificate::Deterministic, dim);
         for _ in 0..32 {
             let noise = unit(&mut rng, dim);
             let strength = rng.random_range(0.0..2.0);
             let mixed: Vec<f64> = row.iter().zip(&noise).map(|(x, n)| x + strength * n).collect();
             let probe = scaled(&mixed, 1.0 / dot(&mixed, &mixed).sqrt());
             for (u, cosine) in &codes {
-                if let Some(cut) = cutter.bound(dot(&probe, &row)) {
-                    prop_assert!(f64::from(cut.least_product(cutter.angle(*cosine))) <= dot(&probe, u));
+                if let Some(bound) = bounds.bound(dot(&probe, &row)) {
+                    prop_assert!(f64::from(bound.least_product(bounds.angle(*cosine))) <= dot(&probe, u));
                 }
             }
         }
@@ -261,14 +261,14 @@ proptest! {
 /// Misses among `pairs` mated pairs of exactly the floor's score, for each code.
 fn misses(dim: usize, tau: f64, probability: f64, pairs: u64) -> [u64; CODES] {
     const PROBES_A_ROW: u64 = 4096;
-    let cutter = Bounds::new(Certificate::Randomised { miss_probability: probability }, dim);
+    let bounds = Bounds::new(Certificate::Randomised { miss_probability: probability }, dim);
     (0..pairs / PROBES_A_ROW)
         .into_par_iter()
         .map(|nth| {
             let mut rng = SmallRng::seed_from_u64(nth);
             let y = unit(&mut rng, dim);
             let (row, codes) = stored(&y);
-            let bars = codes.each_ref().map(|(_, cosine)| cutter.angle(*cosine));
+            let angles = codes.each_ref().map(|(_, cosine)| bounds.angle(*cosine));
             let mut missed = [0; CODES];
             let mut w = vec![0.0_f32; dim];
             let y32: Vec<f32> = y.iter().map(|v| *v as f32).collect();
@@ -283,9 +283,9 @@ fn misses(dim: usize, tau: f64, probability: f64, pairs: u64) -> [u64; CODES] {
                 let scale = sine / dot32(&w, &w).sqrt();
                 w.iter_mut().zip(&y32).for_each(|(w, y)| *w = *w * scale + cosine * y);
                 // The score that the server would find for this probe is the floor to hold.
-                let cut = cutter.bound(f64::from(dot32(&w, &row))).unwrap();
+                let bound = bounds.bound(f64::from(dot32(&w, &row))).unwrap();
                 for i in 0..CODES {
-                    missed[i] += u64::from(dot32(&w, &units[i]) < cut.least_product(bars[i]));
+                    missed[i] += u64::from(dot32(&w, &units[i]) < bound.least_product(angles[i]));
                 }
             }
             missed
@@ -296,7 +296,7 @@ fn misses(dim: usize, tau: f64, probability: f64, pairs: u64) -> [u64; CODES] {
 #[test]
 fn randomised_misses_are_no_more_than_claimed_and_not_far_fewer() {
     // Over 10^8 pairs of each code. Means and three deviations of a Poisson count: a claim that were too
-    // small by a tenth would be caught, and so would a bar that never misses.
+    // small by a tenth would be caught, and so would a bound that never misses.
     const PAIRS: u64 = 26 << 20;
     for (dim, tau, probability) in [(32, 0.5, 1e-3), (32, 0.8, 1e-4), (64, 0.35, 1e-3), (64, 0.6, 1e-4)] {
         let claimed = PAIRS as f64 * probability;

@@ -118,6 +118,7 @@ impl Asked<'_> {
             certificate: self.certificate,
             filters: &vec![self.filter; count],
             seeds: &vec![[1; 32]; count],
+            ..CandidateRequest::default()
         };
         engine.find_candidates(view, &request, candidates)
     }

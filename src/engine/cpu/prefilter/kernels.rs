@@ -49,7 +49,7 @@ pub(in crate::engine::cpu) struct CodeKernels {
     /// Bits of an index into signs and magnitudes.
     bits: usize,
     /// For each level: groups are padded to a multiple of this, and entries of so many are added in
-    /// bytes, which saturate where [`Level::saturates`].
+    /// bytes, saturating if [`Level::saturates`].
     together: [usize; Level::ALL.len()],
     spread: Spread,
     row_bounds: RowBounds,

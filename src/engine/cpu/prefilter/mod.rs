@@ -249,7 +249,7 @@ impl<'a> Prefilter<'a> {
                     if waiting >= HITS_MAX {
                         passed += waiting;
                         self.refine(&mut hits[..waiting], &codes, &refine_probes, |probe, row| {
-                            pass(probe, first + row)
+                            pass(probe, first + row);
                         });
                         waiting = 0;
                     }

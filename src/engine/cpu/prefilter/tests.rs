@@ -295,7 +295,7 @@ fn misses(path: Simd, level: Level, dim: usize, probability: f64, pairs: u64) ->
 #[test]
 fn dithered_first_passes_miss_no_more_than_claimed_and_not_never() {
     // Three deviations of a Poisson count. Entries rounded up would be caught, and a bound that never
-    // misses. That the proof has no room to spare is shown by `dithered_bars_spend_what_they_claim`.
+    // misses. That the proof has no room to spare is shown by `dithered_bounds_spend_what_they_claim`.
     const PAIRS: u64 = 1 << 18;
     // Paths of one width of index have the same tables.
     let mut widths = Vec::new();
@@ -573,8 +573,8 @@ fn the_largest_deficit_is_never_below_the_bound_and_close_above_it() {
                         let (cosine, n) = cosine_and_norm(&codes, level, dim, block * BLOCK_ROWS + r);
                         let x = (cosine - f64::from(bounds.loss())).max(0.0);
                         let (a, b, slack) = bound.parts();
-                        let bar = f64::from(a) * x - f64::from(b) * (1.0 - x * x).max(0.0).sqrt() - f64::from(slack);
-                        let exact = (f64::from(tables.offset) - n * bar) / f64::from(tables.step);
+                        let least = f64::from(a) * x - f64::from(b) * (1.0 - x * x).max(0.0).sqrt() - f64::from(slack);
+                        let exact = (f64::from(tables.offset) - n * least) / f64::from(tables.step);
                         let at = place(path, r);
                         let found = f64::from(most.of(along.0[at], length.0[at]));
                         let what = format!("{path} dim {dim} {level:?} floor {floor} row {r}: {found}, {exact}");
@@ -657,13 +657,13 @@ fn four_bit_codes_bound_the_cosine_from_above_and_closely_on_every_path() {
                     };
                     let norm = (0..dim).map(|i| integer(i).powi(2)).sum::<f64>().sqrt();
                     let exact = (0..dim).map(|i| integer(i) * f64::from(prefilter.probe(probe)[i])).sum::<f64>() / norm;
-                    let bar =
+                    let least =
                         f64::from(bound.least_product(prefilter.bounds.angle(codes.factors[row].four_bit_cosine())));
                     let error = prefilter.quantised(probe).error();
-                    if exact >= bar + 1e-6 {
-                        assert!(passed.contains(&(probe, row)), "{what}: {exact} reaches {bar}");
-                    } else if exact + 2.0 * error + 1e-6 < bar {
-                        assert!(!passed.contains(&(probe, row)), "{what}: {exact} is far from {bar}");
+                    if exact >= least + 1e-6 {
+                        assert!(passed.contains(&(probe, row)), "{what}: {exact} reaches {least}");
+                    } else if exact + 2.0 * error + 1e-6 < least {
+                        assert!(!passed.contains(&(probe, row)), "{what}: {exact} is far from {least}");
                     }
                 }
             }
