@@ -1,8 +1,8 @@
 //! What is set up for the whole process before it has a second thread.
 
-#[cfg(test)]
-pub(crate) mod allocations;
 pub mod supervisor;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod zeroing_alloc;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};

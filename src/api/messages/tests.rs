@@ -3,7 +3,8 @@
 use super::elements::Field;
 use super::*;
 use crate::api::budget::Budget;
-use crate::api::tests::{Mutator, fuzz};
+use crate::api::tests::Mutator;
+use crate::process::testing::fuzz;
 
 const BYTES_MAX: usize = 32 << 10;
 

@@ -4,13 +4,13 @@ use std::time::Instant;
 
 use prost::Message;
 
+use super::Mutator;
 use super::corpus::{self, Request};
-use super::{Mutator, fuzz};
 use crate::api::messages::elements;
 use crate::api::{convert, proto};
 use crate::model::{Embedding, Invalid};
 use crate::policy;
-use crate::process::allocations::most_bytes;
+use crate::process::testing::{fuzz, most_bytes};
 use crate::registry::Source;
 use crate::service::{Sample, ServiceError};
 

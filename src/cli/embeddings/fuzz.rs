@@ -1,21 +1,17 @@
 //! Mutated array files: whatever the bytes are, reading neither panics nor allocates much, and an
 //! error names the file and the problem.
 //!
-//! Starts from `tests/corpus/npy`. Runs for two seconds, or for `THENAR_FUZZ_SECONDS`, from the seed
-//! `THENAR_FUZZ_SEED` if there is one; a failure prints the seed and leaves the file in the message.
-
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::{Duration, Instant};
+//! Mutates the files of `tests/corpus/npy`, seed by seed (`process::testing`).
 
 use rand::{Rng as _, RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
 
 use super::*;
-use crate::process::allocations::most_bytes;
+use crate::process::testing::{fuzz, most_bytes};
 
 /// Bytes that opening a file may hold at a time.
 const OPEN_BYTES_MAX: usize = 256 << 10;
-/// Bytes that reading a row may hold at a time: the buffer, the row and paths.
+/// Bytes that reading a row may hold at a time: the buffer, the row and the path.
 const READ_BYTES_MAX: usize = BUFFER_BYTES + (64 << 10);
 /// Numbers that a mutation writes into a header.
 const NUMBERS: [&str; 10] =
@@ -78,24 +74,18 @@ fn check(path: &Path) {
 
 #[test]
 fn no_array_file_makes_reading_panic_or_allocate_much() {
-    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
-    let until = Instant::now() + Duration::from_secs(number("THENAR_FUZZ_SECONDS").unwrap_or(2));
-    let seed = number("THENAR_FUZZ_SEED").unwrap_or_else(rand::random);
-    println!("THENAR_FUZZ_SEED={seed}");
-    let mut random = ChaCha8Rng::seed_from_u64(seed);
     let corpus = corpus();
     assert!(corpus.len() >= 20, "the corpus is there");
     let file = tempfile::NamedTempFile::new().unwrap();
-    let mut files = 0_u64;
-    while Instant::now() < until {
-        let mut bytes = corpus[files as usize % corpus.len()].clone();
-        // Every file of the corpus comes unchanged first.
-        let mutations = if files < corpus.len() as u64 { 0 } else { random.random_range(1..6) };
-        (0..mutations).for_each(|_| mutate(&mut bytes, &corpus, &mut random));
-        std::fs::write(file.path(), &bytes).unwrap();
-        let checked = catch_unwind(AssertUnwindSafe(|| check(file.path())));
-        assert!(checked.is_ok(), "seed {seed}, file {files}: {:?}", bytes.escape_ascii().to_string());
-        files += 1;
+    for bytes in &corpus {
+        std::fs::write(file.path(), bytes).unwrap();
+        check(file.path());
     }
-    assert!(files > corpus.len() as u64, "there was time for {files} files");
+    fuzz(|seed| {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        let mut bytes = corpus[random.random_range(0..corpus.len())].clone();
+        (0..random.random_range(1..6)).for_each(|_| mutate(&mut bytes, &corpus, &mut random));
+        std::fs::write(file.path(), &bytes).unwrap();
+        check(file.path());
+    });
 }
