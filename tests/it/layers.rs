@@ -119,7 +119,8 @@ fn the_tree_names_every_file_of_its_folders() {
     let (text, root) = (read("ARCHITECTURE.md"), Path::new(env!("CARGO_MANIFEST_DIR")));
     let section = text.split("\n## ").find(|section| section.starts_with("Where in the rooms?")).unwrap();
     let mut wrong = Vec::new();
-    let lines: Vec<_> = section.split("```").nth(1).unwrap().lines().filter_map(|line| line.split_once("/  ")).collect();
+    let lines: Vec<_> =
+        section.split("```").nth(1).unwrap().lines().filter_map(|line| line.split_once("/  ")).collect();
     assert!(lines.len() > 10, "{} folders", lines.len());
     for (folder, names) in lines {
         for entry in fs::read_dir(root.join(folder)).unwrap().map(|entry| entry.unwrap().path()) {

@@ -26,6 +26,7 @@ fn narrow_and_wide_filters_keep_the_best_of_what_they_allow_beside_probes_withou
         CERTIFICATES.into_iter().flat_map(|c| [(-1.1, 10), (0.3, 0), (0.3, 10)].map(|asked| (c, asked)))
     {
         let request = CandidateRequest {
+            yields: false,
             probes: &probes,
             floors: &[floor; 12],
             keep: &[keep; 12],
@@ -71,6 +72,7 @@ fn a_narrow_filter_needs_no_device() {
     let ask = |filters: &[Option<&RoaringBitmap>]| {
         let mut candidates = CandidateRows::default();
         let request = CandidateRequest {
+            yields: false,
             probes: &probe,
             floors: &[-1.1],
             keep: &[10],
