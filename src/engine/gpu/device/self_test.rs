@@ -100,13 +100,14 @@ impl Trial {
     /// Bounds that ask, of every row, for an integer sum of at least that of one row, or one more: off by one
     /// shows. The sum is taken off the base, so that what is compared in f32 lies half a step from the bound
     /// however large it was.
+    /// `along` is nothing for a row, and too much for a zeroed slot, which must not be reported.
     pub(crate) fn whole_bounds(&self, probes: &[QuantisedProbe], level: Level) -> Vec<DeviceBound> {
         const SLOTS: [u32; 8] = [1, 0, 5, 2, 255, 40, 129, 300];
         let norm = if level == Level::OneBit { (self.dim as f32).sqrt() } else { (SQUARE as f32).sqrt() };
         let bound = |(nth, probe): (usize, &QuantisedProbe)| {
             let least = self.twin.sum(SLOTS[nth % SLOTS.len()], level, probe) + i32::from(nth % 3 == 2);
             let base = level.base(probe) - least;
-            DeviceBound { scale: 1.0, along: 0.0, across: 0.0, slack: 0.5 / norm, base, quota: u32::MAX }
+            DeviceBound { scale: 1.0, along: 1e-20, across: 0.0, slack: 0.5 / norm, base, quota: u32::MAX }
         };
         probes.iter().enumerate().map(bound).collect()
     }
