@@ -121,10 +121,10 @@ impl CliError {
         let innermost = innermost(self);
         let mut cause = self.source();
         while let Some(error) = cause
-            && !message.contains(&innermost)
+            && !message.contains(innermost.trim_end())
         {
             let words = error.to_string();
-            if !message.contains(&words) {
+            if !message.contains(words.trim_end()) {
                 message = format!("{message}: {words}");
             }
             cause = error.source();
@@ -186,6 +186,10 @@ mod tests {
         let missing = || std::io::Error::from(std::io::ErrorKind::NotFound);
         let told = CliError::from(ConfigError::Unreadable { path: "a.toml".into(), source: missing() }).message();
         assert_eq!(told, format!("could not read the configuration a.toml: {}", missing()));
+        let toml = toml::from_str::<toml::Table>("a = ").unwrap_err();
+        let malformed = ConfigError::Malformed { path: "a.toml".into(), source: Box::new(toml) };
+        let words = malformed.to_string();
+        assert_eq!(CliError::from(malformed).message(), words);
         let index = thenar_index::Error::Io { action: "open", path: "seg".into(), source: missing() };
         let told = CliError::from(crate::gallery::GalleryError::from(index)).message();
         assert_eq!(told, format!("the index: could not open seg: {}", missing()));
