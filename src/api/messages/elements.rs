@@ -91,7 +91,10 @@ fn add(mut bytes: &[u8], fields: &[Field], elements: &mut usize) -> Result<(), S
         if *elements > ELEMENTS_MAX {
             return Err(Stop::TooMany(field.name));
         }
-        if let Some(payload) = payload {
+        // The bytes of a string are no fields: what they look like must not end the count.
+        if let Some(payload) = payload
+            && !field.fields.is_empty()
+        {
             add(payload, field.fields, elements)?;
         }
     }

@@ -133,6 +133,8 @@ fn lists_that_no_valid_message_has_are_refused_before_they_are_decoded() {
     assert_eq!(elements::count(&empty, elements::BULK).unwrap(), elements::ELEMENTS_MAX);
     let refused = elements::count(&[&empty[..], &[0x0a, 0]].concat(), elements::BULK).unwrap_err();
     assert_eq!(refused.field, "items");
+    let named = [&[0x42, 6, 0x0a, 4][..], b"anna", &[0x22, 0].repeat(2000)].concat();
+    assert_eq!(elements::count(&named, elements::IDENTIFY).unwrap(), 2001, "a name is no message");
     let largest = proto::BulkEnrollRequest {
         items: vec![
             proto::BulkEnrollItem {
