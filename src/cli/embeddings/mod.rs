@@ -159,6 +159,7 @@ impl EmbeddingsFile {
             path: self.path.clone(),
             reader: BufReader::with_capacity(BUFFER_BYTES, file),
             element: self.element,
+            rows_left: self.rows.saturating_sub(row),
             bytes: vec![0; row_bytes],
         })
     }
@@ -176,6 +177,8 @@ pub(crate) struct EmbeddingRows {
     path: PathBuf,
     reader: BufReader<File>,
     element: Element,
+    /// A file may be longer than its header says.
+    rows_left: u64,
     bytes: Vec<u8>,
 }
 
@@ -183,9 +186,13 @@ impl EmbeddingRows {
     /// Reads the next row. Shape: `[dim]`, as stored, not normalised.
     ///
     /// # Errors
-    /// [`EmbeddingsError::Unreadable`], also if the file was cut short meanwhile.
+    /// [`EmbeddingsError::Unreadable`], also after the last row and if the file was cut short meanwhile.
     pub(crate) fn read(&mut self) -> Result<Vec<f32>, EmbeddingsError> {
-        let read = self.reader.read_exact(&mut self.bytes);
+        let read = match self.rows_left {
+            0 => Err(io::ErrorKind::UnexpectedEof.into()),
+            _ => self.reader.read_exact(&mut self.bytes),
+        };
+        self.rows_left = self.rows_left.saturating_sub(1);
         read.map_err(|source| EmbeddingsError::Unreadable { path: self.path.clone(), source })?;
         Ok(match self.element {
             Element::F16Little => self.values(|bytes| f16::from_le_bytes(bytes).to_f32()),
@@ -200,6 +207,7 @@ impl EmbeddingRows {
     /// # Errors
     /// [`EmbeddingsError::Unreadable`] if the place in the file cannot be changed.
     pub(crate) fn skip(&mut self, rows: u64) -> Result<(), EmbeddingsError> {
+        self.rows_left = self.rows_left.saturating_sub(rows);
         let bytes = i64::try_from(rows * self.bytes.len() as u64).unwrap_or(i64::MAX);
         let moved = self.reader.seek_relative(bytes);
         moved.map_err(|source| EmbeddingsError::Unreadable { path: self.path.clone(), source })
