@@ -64,7 +64,7 @@ async fn is_found_out_and_mended(what: &str, damage: impl FnOnce(&Site), words: 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 async fn a_corrupt_manifest_makes_the_index_anew() {
     let damage = |site: &Site| flip(&site.data().join("index/MANIFEST"), 30, 0x10);
-    is_found_out_and_mended("manifest", damage, &["MANIFEST", "corrupt", "made anew"]).await;
+    is_found_out_and_mended("manifest", damage, &["MANIFEST", "corrupt", "the index is rebuilt"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -73,7 +73,7 @@ async fn a_truncated_manifest_makes_the_index_anew() {
         let file = std::fs::File::options().write(true).open(site.data().join("index/MANIFEST")).unwrap();
         file.set_len(17).unwrap();
     };
-    is_found_out_and_mended("short manifest", damage, &["MANIFEST", "made anew"]).await;
+    is_found_out_and_mended("short manifest", damage, &["MANIFEST", "the index is rebuilt"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
