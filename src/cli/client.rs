@@ -47,7 +47,7 @@ impl Server {
     /// Checks the options and reads the TLS files; connects to nothing.
     ///
     /// # Errors
-    /// [`CliError`] if the address is invalid, an option is missing, or a file cannot be read.
+    /// `CliError` if the address is invalid, an option is missing, or a file cannot be read.
     pub(crate) fn new(args: &ServerArgs) -> Result<Self, CliError> {
         let from_environment = || std::env::var(SERVER_VARIABLE).ok().filter(|address| !address.is_empty());
         let address = args.server.clone().or_else(from_environment).unwrap_or_else(|| SERVER_DEFAULT.to_owned());
@@ -95,7 +95,7 @@ impl Server {
     /// Makes a connection of its own.
     ///
     /// # Errors
-    /// [`CliError::Unreachable`] with the address and the innermost cause.
+    /// `CliError::Unreachable` with the address and the innermost cause.
     pub async fn connect(&self) -> Result<Channel, CliError> {
         let connected = self.endpoint.connect().await;
         connected.map_err(|error| unreachable(&self.address, Disconnected::Connect(error)))
@@ -104,7 +104,7 @@ impl Server {
     /// What the server is and holds.
     ///
     /// # Errors
-    /// [`CliError`] if it cannot be reached or refuses.
+    /// `CliError` if it cannot be reached or refuses.
     pub async fn status(&self) -> Result<proto::Status, CliError> {
         let mut client = AdministrationClient::new(self.connect().await?)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)

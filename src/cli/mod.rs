@@ -1,10 +1,10 @@
 //! The command line: what each subcommand takes, and what it returns to the shell.
 //!
 //! Every subcommand is one module with an `Args` struct and a `run`; none imports another. What several
-//! share is beside them: arguments ([`args`]), what is printed ([`output`]), errors ([`error`]), the
-//! connection ([`client`]), arrays ([`embeddings`]) and lists ([`lists`]) on disk, and, for the demo
-//! and for the load harness of the benchmarks alike, synthetic people ([`population`]), their enrolment
-//! ([`bulk`]), a server process ([`own_server`]) and [`latencies`].
+//! share is beside them: arguments (`args`), what is printed (`output`), errors (`error`), the
+//! connection (`client`), arrays (`embeddings`) and lists (`lists`) on disk, and, for the demo
+//! and for the load harness of the benchmarks alike, synthetic people (`population`), their enrolment
+//! (`bulk`), a server process (`own_server`) and `latencies`.
 //!
 //! Most commands are clients: they speak gRPC to a server and know nothing of galleries, engines or the
 //! registry. `serve`, `keys`, `verify`, `audit` and `import --data` (`import/local.rs`) work on this

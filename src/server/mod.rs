@@ -1,7 +1,7 @@
 //! Builds the server from its configuration, runs it, and drains it.
 //!
-//! [`open`] makes the use cases over a data folder, without a socket: the local import uses them as
-//! they are. [`run`] adds the sockets.
+//! [`open()`] makes the use cases over a data folder, without a socket: the local import uses them as
+//! they are. [`run()`] adds the sockets.
 
 pub mod config;
 pub mod data_folder;
@@ -120,7 +120,7 @@ pub async fn run(config: Config, stop: Stop, ready: impl FnOnce(Listening) + Sen
     run_over(config, stop, ready, open).await
 }
 
-/// As [`run`], with another way to open the data folder.
+/// As [`run()`], with another way to open the data folder.
 async fn run_over(
     config: Config,
     stop: Stop,

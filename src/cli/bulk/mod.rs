@@ -1,6 +1,6 @@
 //! Bulk enrolment: where messages with many subjects go, and which of them are acknowledged.
 //!
-//! [`Sink`] separates what makes the messages from what enrols them: a server ([`GrpcSink`]), or a
+//! `Sink` separates what makes the messages from what enrols them: a server (`GrpcSink`), or a
 //! data folder of this machine (`import`). Knows messages and acknowledgements;
 //! does not know files or rows.
 

@@ -1,7 +1,7 @@
 //! `thenar import`: enrols a gallery from a NumPy array and a CSV file.
 //!
-//! Reading ([`batch`], on a thread of its own), submitting to a server ([`super::bulk`]) or straight
-//! to a data folder ([`local`]), counting ([`run`]) and remembering how far it is ([`state`]) are
+//! Reading (`batch`, on a thread of its own), submitting to a server ([`super::bulk`]) or straight
+//! to a data folder (`local`), counting (`run`) and remembering how far it is (`state`) are
 //! separate; this module joins them. Submitting the same rows again is harmless, because request ids
 //! follow from the content, so every interruption is answered by the same command again.
 

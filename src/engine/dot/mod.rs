@@ -1,6 +1,6 @@
 //! The f32 product of a stored row and a rotated probe, on the host, with a bound on its error.
 //!
-//! Knows slices only. One kernel per instruction set; [`portable`] is the twin of the others. Sums in f32
+//! Knows slices only. One kernel per instruction set; `portable` is the twin of the others. Sums in f32
 //! differ in their last bits from one kernel to the next; all stay within [`dot_slack`].
 
 #[cfg(target_arch = "x86_64")]

@@ -20,7 +20,7 @@ use crate::simd::Simd;
 
 /// (panel, packed block of probes, dim, thresholds, hits) to whether any row reached any.
 pub(super) type Tile = unsafe fn(&[Line], &[Line], usize, &[f32], &mut TileHits) -> bool;
-/// ([`DOTS_ROWS`] rows, probes row-major, dim, thresholds, numbers) to a mask: bit
+/// (`DOTS_ROWS` rows, probes row-major, dim, thresholds, numbers) to a mask: bit
 /// `probe * DOTS_ROWS + row` is set if the number reached the threshold.
 pub(super) type Dots = unsafe fn(&[f16], &[f32], usize, &[f32], &mut DotsNumbers) -> u32;
 /// (one to `panel_rows` rows, dim, panel); the last row stands in for missing ones.
@@ -174,7 +174,7 @@ impl Kernels {
         unsafe { tile(panel, probes, dim, thresholds, hits) }
     }
 
-    /// Compares [`DOTS_ROWS`] rows with `thresholds.len()` probes.
+    /// Compares `DOTS_ROWS` rows with `thresholds.len()` probes.
     #[inline]
     pub(super) fn dots(
         &self,
