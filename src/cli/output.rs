@@ -168,7 +168,7 @@ pub(crate) fn start_log(config: &LogConfig) {
     let lines = fmt::layer().with_ansi(std::io::stderr().is_terminal()).with_writer(std::io::stderr);
     let lines = if config.json { lines.json().boxed() } else { lines.boxed() };
     // A second server in one process logs to the first one's subscriber.
-    let _ = tracing_subscriber::registry().with(lines.with_filter(config.level.clone())).try_init();
+    let _ = tracing_subscriber::registry().with(config.level.clone()).with(lines).try_init();
 }
 
 /// Starts logging warnings alone: a line about everything else would tear the progress bar.
